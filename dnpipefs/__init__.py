@@ -1,0 +1,1 @@
+"""Distributed named pipes: every topic of the cluster is a file, on etcd."""

@@ -1,0 +1,133 @@
+"""The fence: how a push is applied exactly once although answers get lost.
+
+Each append of a session to a topic is one transaction
+
+    if    epoch/<t> has mod_revision == generation
+      and writer/<t>/<s> has version == sequence - 1
+    then  put writer/<t>/<s> = "<sequence>:<attempt>"; put the batch; put last/<t>
+
+The version of the writer key counts its puts, so version == last sequence number, and an absent
+key is sequence 0. The key lives on the session's lease: a put on a lease that is gone fails the
+whole transaction, which freezes the outcome of everything a lost session had under way.
+
+`attempt` tells batches apart that were tried under the same number. A batch whose callers were
+told "timed out" is *abandoned*: it may still take its number, at most once, or never.
+
+Invariants:
+
+1. Of all transactions sent with one sequence number at most one commits.
+2. `settle` says Committed only if this very batch is in the tail (or was, before a reset).
+3. `settle` says Retry only if no transaction sent so far for this batch can commit any more: its
+   number is taken, or its generation is over - or the retry is that same transaction.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Final
+
+from dnpipefs.core.names import Revision
+from dnpipefs.errors import CorruptData
+
+
+@dataclass(frozen=True, slots=True)
+class Fence:
+    """What a transaction was sent with."""
+
+    generation: Revision
+    sequence: int
+    attempt: int
+
+    def encode(self) -> bytes:
+        """Return the value of the writer key."""
+        return b"%d:%d" % (self.sequence, self.attempt)
+
+
+@dataclass(frozen=True, slots=True)
+class Observed:
+    """What one linearizable read found: the epoch's mod_revision and the writer key, None if absent."""
+
+    generation: Revision | None
+    writer: tuple[int, int] | None
+    """(sequence, attempt)."""
+
+
+@dataclass(frozen=True, slots=True)
+class Committed:
+    """The batch is in the log."""
+
+
+@dataclass(frozen=True, slots=True)
+class Retry:
+    """The batch is not in the log; send it with this generation and sequence number."""
+
+    generation: Revision
+    sequence: int
+
+
+@dataclass(frozen=True, slots=True)
+class Gone:
+    """The topic was deleted; the batch is in no generation that anyone can read."""
+
+
+@dataclass(frozen=True, slots=True)
+class SessionLost:
+    """The writer key vanished with its lease; `settle_lost` decides."""
+
+
+@dataclass(frozen=True, slots=True)
+class Unknown:
+    """It can not be found out any more whether the batch was applied, and it cannot be applied later."""
+
+
+COMMITTED: Final = Committed()
+GONE: Final = Gone()
+SESSION_LOST: Final = SessionLost()
+UNKNOWN: Final = Unknown()
+
+
+def decode_writer(key: bytes, raw: bytes) -> tuple[int, int]:
+    """Parse the value of a writer key."""
+    sequence, colon, attempt = raw.partition(b":")
+    if not (colon and sequence.isdigit() and attempt.isdigit()):
+        raise CorruptData(f"{key!r} does not hold sequence:attempt")
+    return int(sequence), int(attempt)
+
+
+def settle(fence: Fence, observed: Observed) -> Committed | Retry | Gone | SessionLost:
+    """Decide the fate of a batch from what etcd holds, after a refused or unanswered transaction."""
+    if observed.writer is not None:
+        sequence, attempt = observed.writer
+        if (sequence, attempt) == (fence.sequence, fence.attempt):
+            return COMMITTED
+        if sequence not in (fence.sequence, fence.sequence - 1):
+            raise CorruptData(
+                f"the writer key is at append {sequence}, this session expects {fence.sequence}: "
+                "another process uses the same session"
+            )
+        following = sequence + 1  # an abandoned batch may have taken the number
+    elif fence.sequence > 1:
+        return SESSION_LOST if observed.generation is not None else GONE
+    else:
+        following = 1
+    if observed.generation is None:
+        return GONE
+    return Retry(observed.generation, following)
+
+
+def settle_lost(
+    fence: Fence, *, sent_before: bool, found: bool, generation: Revision | None
+) -> Committed | Retry | Gone | Unknown:
+    """Decide the fate of a batch whose session's lease is gone, so that nothing can be applied any more.
+
+    `sent_before`: an earlier transaction for this batch went unanswered. `found`: the batch's own key
+    is in the tail or its number is covered by the head's writer table. `generation`: the epoch's
+    mod_revision now, None if the topic was deleted. Retry is to be sent under a new session.
+    """
+    if found:
+        return COMMITTED
+    if generation is None:
+        return GONE
+    if sent_before and generation != fence.generation:
+        return UNKNOWN  # it may have been applied and then reset away with its key
+    return Retry(generation, 1)

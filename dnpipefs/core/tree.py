@@ -1,0 +1,327 @@
+"""The namespace: every directory entry of the cluster in memory, and the planning of changes to it.
+
+`Tree` is a pure function of a snapshot of all entries and the events after it, like the view of a
+topic. A change is planned against the tree as a `Mutation`: guards (what must still be so) and
+writes. etcd carries it out in one transaction if all guards hold; otherwise the tree has fallen
+behind, the caller waits for it to catch up and plans again.
+
+Invariants:
+
+1. An id stands under exactly one (parent, name) at every revision; the root under (0, "").
+2. Every entry's parent is the root or a directory of the tree, and parents form no cycle: each
+   plan guards the entries it relies on (the parent, the replaced entry, all ancestors of a moved
+   directory's new parent).
+3. A directory is removed or replaced only when it is empty at that very revision.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import Final
+
+from dnpipefs.core.keys import EntryKey, KeyRange, KeySchema
+from dnpipefs.core.names import ROOT, FileId, Kind, Revision, check_new_name
+from dnpipefs.core.records import EMPTY_HEAD_VALUE, Inode, encode_time
+from dnpipefs.errors import (
+    AlreadyExists,
+    CorruptData,
+    InvalidArgument,
+    IsADirectory,
+    NotADirectory,
+    NotEmpty,
+    NotFound,
+)
+
+ABSENT: Final = Revision(0)
+"""mod_revision of a key that does not exist, as etcd's compares have it."""
+
+
+@dataclass(frozen=True, slots=True)
+class Entry:
+    """A directory entry with its inode, as of mod_revision `revision`."""
+
+    parent: FileId
+    name: bytes
+    inode: Inode
+    revision: Revision
+
+    @property
+    def id(self) -> FileId:
+        """Identity of the topic or directory."""
+        return self.inode.id
+
+    @property
+    def is_directory(self) -> bool:
+        """Whether it is a directory."""
+        return self.inode.kind is Kind.DIRECTORY
+
+
+@dataclass(frozen=True, slots=True)
+class EntryPut:
+    """An entry was created or changed."""
+
+    key: EntryKey
+    inode: Inode
+
+
+@dataclass(frozen=True, slots=True)
+class EntryDeleted:
+    """An entry went away (or elsewhere)."""
+
+    key: EntryKey
+
+
+TreeEvent = EntryPut | EntryDeleted
+
+
+@dataclass(frozen=True, slots=True)
+class Guard:
+    """The key must have this mod_revision, ABSENT if it must not exist."""
+
+    key: bytes
+    revision: Revision
+
+
+@dataclass(frozen=True, slots=True)
+class Mutation:
+    """One transaction on the namespace."""
+
+    guards: tuple[Guard, ...]
+    puts: tuple[tuple[bytes, bytes], ...] = ()
+    deletes: tuple[bytes, ...] = ()
+    must_be_empty: tuple[KeyRange, ...] = ()
+    doomed: FileId | None = None
+    """A topic that ends with it; its remaining keys are to be swept."""
+
+
+class Tree:
+    """All entries at `revision`."""
+
+    def __init__(self, revision: Revision, entries: Iterable[Entry]) -> None:
+        self.revision: Revision = revision
+        self._by_id: dict[FileId, Entry] = {}
+        self._children: dict[FileId, dict[bytes, Entry]] = {}
+        self._changed_ns: dict[FileId, int] = {}
+        for entry in entries:
+            self._insert(entry)
+        if ROOT not in self._by_id:
+            raise CorruptData("the namespace in etcd has no root directory")
+
+    def __len__(self) -> int:
+        return len(self._by_id)
+
+    def apply(self, revision: Revision, events: Iterable[TreeEvent]) -> None:
+        """Take in all events of one revision."""
+        deleted: list[EntryKey] = []
+        for event in events:
+            match event:
+                case EntryPut(key, inode):
+                    old = self._by_id.get(inode.id)
+                    if old is not None:
+                        self._remove(old)
+                    self._insert(Entry(key.parent, key.name, inode, revision))
+                case EntryDeleted(key):
+                    deleted.append(key)
+        for key in deleted:
+            entry = self._children.get(key.parent, {}).get(key.name)
+            if entry is not None and entry.revision < revision:
+                self._remove(entry)
+        self.revision = revision
+
+    def get(self, file: FileId) -> Entry:
+        """Return the entry of an id; NotFound if there is none (any more)."""
+        try:
+            return self._by_id[file]
+        except KeyError:
+            raise NotFound(f"no topic or directory has id {file:x} any more") from None
+
+    def find(self, parent: FileId, name: bytes) -> Entry | None:
+        """Return the entry of a name in a directory, None if there is none."""
+        return self._children.get(parent, {}).get(name)
+
+    def lookup(self, parent: FileId, name: bytes) -> Entry:
+        """Return the entry of a name in a directory; NotFound, NotADirectory."""
+        self.directory(parent)
+        entry = self.find(parent, name)
+        if entry is None:
+            raise NotFound(f"no topic or directory {name.decode(errors='backslashreplace')!r}")
+        return entry
+
+    def directory(self, file: FileId) -> Entry:
+        """Return the entry of a directory; NotFound, NotADirectory."""
+        entry = self.get(file)
+        if not entry.is_directory:
+            raise NotADirectory(f"{entry.name.decode(errors='backslashreplace')!r} is a topic")
+        return entry
+
+    def children(self, parent: FileId) -> Mapping[bytes, Entry]:
+        """Return a directory's entries by name. A live mapping: copy before you await."""
+        return self._children.get(parent, {})
+
+    def subdirectories(self, parent: FileId) -> int:
+        """How many directories a directory holds."""
+        return sum(1 for entry in self.children(parent).values() if entry.is_directory)
+
+    def changed_ns(self, directory: FileId) -> int:
+        """When entries of a directory last came or went, as far as this host has seen; 0 if never."""
+        return self._changed_ns.get(directory, 0)
+
+    def note_change(self, directory: FileId, time_ns: int) -> None:
+        """Record that entries of *directory* came or went at *time_ns*."""
+        if time_ns > self._changed_ns.get(directory, 0):
+            self._changed_ns[directory] = time_ns
+
+    def path(self, file: FileId) -> bytes:
+        """Return the path of an id from the root, without a leading slash."""
+        return b"/".join(reversed([entry.name for entry in self._ancestry(file)]))
+
+    def _ancestry(self, file: FileId) -> Iterator[Entry]:
+        while file != ROOT:
+            entry = self.get(file)
+            yield entry
+            file = entry.parent
+
+    def _insert(self, entry: Entry) -> None:
+        replaced = self._children.get(entry.parent, {}).get(entry.name)
+        if replaced is not None:
+            self._remove(replaced)
+        self._by_id[entry.id] = entry
+        self._children.setdefault(entry.parent, {})[entry.name] = entry
+        self.note_change(entry.parent, entry.inode.ctime_ns)
+
+    def _remove(self, entry: Entry) -> None:
+        del self._by_id[entry.id]
+        siblings = self._children[entry.parent]
+        del siblings[entry.name]
+        if not siblings:
+            del self._children[entry.parent]
+
+
+class Planner:
+    """Plans changes of a tree. Each method raises what the file system call would."""
+
+    def __init__(self, keys: KeySchema) -> None:
+        self._keys: Final = keys
+
+    def create(self, tree: Tree, parent: FileId, name: bytes, inode: Inode) -> Mutation:
+        """Plan a new topic or directory."""
+        directory = tree.directory(parent)
+        check_new_name(name)
+        if tree.find(parent, name) is not None:
+            raise AlreadyExists(f"{name.decode(errors='backslashreplace')!r} exists")
+        guards = [Guard(self._keys.entry(parent, name), ABSENT), *self._guard(directory)]
+        puts = [(self._keys.entry(parent, name), inode.encode())]
+        if inode.kind is Kind.TOPIC:
+            # A fresh random id that is taken after all fails here, and the caller draws another.
+            guards.append(Guard(self._keys.epoch(inode.id), ABSENT))
+            birth = encode_time(inode.ctime_ns)
+            puts += [
+                (self._keys.epoch(inode.id), birth),
+                (self._keys.head(inode.id), EMPTY_HEAD_VALUE),
+                (self._keys.last(inode.id), birth),
+            ]
+        return Mutation(tuple(guards), self._stamped(puts, inode.ctime_ns))
+
+    def change(self, tree: Tree, file: FileId, inode: Inode) -> Mutation:
+        """Plan new attributes for an existing entry."""
+        entry = tree.get(file)
+        key = self._keys.entry(entry.parent, entry.name)
+        return Mutation(tuple(self._guard(entry)), self._stamped([(key, inode.encode())], inode.ctime_ns))
+
+    def unlink(self, tree: Tree, parent: FileId, name: bytes, now_ns: int) -> Mutation:
+        """Plan the deletion of a topic."""
+        entry = tree.lookup(parent, name)
+        if entry.is_directory:
+            raise IsADirectory(f"{name.decode(errors='backslashreplace')!r} is a directory")
+        puts, deletes = self._end_of(entry, now_ns)
+        return Mutation(
+            tuple(self._guard(entry)),
+            self._stamped(puts, now_ns),
+            (self._keys.entry(parent, name), *deletes),
+            doomed=entry.id,
+        )
+
+    def rmdir(self, tree: Tree, parent: FileId, name: bytes, now_ns: int) -> Mutation:
+        """Plan the removal of an empty directory."""
+        entry = tree.directory(tree.lookup(parent, name).id)
+        if tree.children(entry.id):
+            raise NotEmpty(f"{name.decode(errors='backslashreplace')!r} is not empty")
+        return Mutation(
+            tuple(self._guard(entry)),
+            self._stamped([], now_ns),
+            (self._keys.entry(parent, name),),
+            (self._keys.entries(entry.id),),
+        )
+
+    def rename(
+        self,
+        tree: Tree,
+        source: tuple[FileId, bytes],
+        target: tuple[FileId, bytes],
+        now_ns: int,
+        *,
+        replace: bool,
+    ) -> Mutation | None:
+        """Plan a move; None if source and target are the same entry (nothing to do)."""
+        entry = tree.lookup(*source)
+        new_parent = tree.directory(target[0])
+        check_new_name(target[1])
+        if source == target:
+            return None
+        # The transaction compares one key once, so guards are collected by key.
+        guards = {guard.key: guard for guard in self._guard(entry)}
+        if entry.is_directory:
+            for ancestor in tree._ancestry(new_parent.id):
+                if ancestor.id == entry.id:
+                    raise InvalidArgument("a directory cannot be moved into itself")
+                guards |= {guard.key: guard for guard in self._guard(ancestor)}
+        guards |= {guard.key: guard for guard in self._guard(new_parent)}
+        moved = entry.inode.changed(now_ns)
+        puts = [(self._keys.entry(*target), moved.encode())]
+        deletes = [self._keys.entry(*source)]
+        empty: tuple[KeyRange, ...] = ()
+        doomed: FileId | None = None
+        old = tree.find(*target)
+        if old is None:
+            guards[self._keys.entry(*target)] = Guard(self._keys.entry(*target), ABSENT)
+        else:
+            self._check_replaceable(tree, entry, old, replace=replace)
+            guards |= {guard.key: guard for guard in self._guard(old)}
+            if old.is_directory:
+                empty = (self._keys.entries(old.id),)
+            else:
+                ending, gone = self._end_of(old, now_ns)
+                puts += ending
+                deletes += gone
+                doomed = old.id
+        return Mutation(tuple(guards.values()), self._stamped(puts, now_ns), tuple(deletes), empty, doomed)
+
+    @staticmethod
+    def _check_replaceable(tree: Tree, entry: Entry, old: Entry, *, replace: bool) -> None:
+        name = old.name.decode(errors="backslashreplace")
+        if not replace:
+            raise AlreadyExists(f"{name!r} exists")
+        if old.is_directory and not entry.is_directory:
+            raise IsADirectory(f"{name!r} is a directory")
+        if entry.is_directory and not old.is_directory:
+            raise NotADirectory(f"{name!r} is a topic")
+        if tree.children(old.id):
+            raise NotEmpty(f"{name!r} is not empty")
+
+    def _guard(self, entry: Entry) -> list[Guard]:
+        """Guard that an entry is still as the tree has it."""
+        return [Guard(self._keys.entry(entry.parent, entry.name), entry.revision)]
+
+    def _end_of(self, topic: Entry, now_ns: int) -> tuple[list[tuple[bytes, bytes]], list[bytes]]:
+        """Return puts and deletes that end a topic; what remains is ordered to be swept."""
+        deletes = [
+            self._keys.epoch(topic.id),
+            self._keys.head(topic.id),
+            self._keys.last(topic.id),
+            self._keys.mark(topic.id),
+        ]
+        return [(self._keys.trash(topic.id), encode_time(now_ns))], deletes
+
+    def _stamped(self, puts: list[tuple[bytes, bytes]], now_ns: int) -> tuple[tuple[bytes, bytes], ...]:
+        return (*puts, (self._keys.last_namespace, encode_time(now_ns)))
