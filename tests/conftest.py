@@ -1,0 +1,38 @@
+"""What all tests share: the session ends with an error if it leaves processes, mounts or files behind."""
+
+import os
+import tempfile
+import uuid
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.support.processes import MARK, clean_up
+
+
+@pytest.fixture(scope="session", autouse=True)
+def leaves_nothing_behind(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """Mark what this session starts and creates, and check at its end that all of it is gone."""
+    directory = tmp_path_factory.getbasetemp()
+    scratch = tmp_path_factory.mktemp("scratch")
+    session = uuid.uuid4().hex
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv(MARK, session)
+        patch.setenv("TMPDIR", str(scratch))
+        patch.setattr(tempfile, "tempdir", str(scratch))
+        yield
+        leaks = clean_up(session, directory) + [f"file {path}" for path in scratch.iterdir()]
+    assert not leaks, "left behind by the tests:\n" + "\n".join(leaks)
+
+
+@pytest.fixture
+def etcd_binary() -> str:
+    """Name the etcd server to test against; DNPIPEFS_TEST_ETCD chooses another than the distribution's."""
+    return os.environ.get("DNPIPEFS_TEST_ETCD", "etcd")
+
+
+@pytest.fixture
+def repository() -> Path:
+    """Return the top directory of the checkout."""
+    return Path(__file__).parents[1]
