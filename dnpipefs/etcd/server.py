@@ -131,7 +131,7 @@ async def embedded_server(
         command = [program, *_arguments(quota_bytes)]
         server = EmbeddedServer(membership.endpoint(), directory)
         keeper = _Keeper(membership, command, server, log)
-        async with membership.starting():
+        async with membership.starting(START_TIMEOUT_S):
             membership.register()
         try:
             await keeper.ensure_running()
@@ -273,7 +273,7 @@ class _Membership:
         return f"unix:{path if plain else self.socket}"
 
     @asynccontextmanager
-    async def starting(self, timeout_s: float = START_TIMEOUT_S) -> AsyncIterator[None]:
+    async def starting(self, timeout_s: float) -> AsyncIterator[None]:
         """Hold ``start.lock``. Raises `SetupError` when another process keeps it longer than `timeout_s`."""
         with trio.move_on_after(timeout_s) as scope:
             for pause in _pauses():
@@ -341,7 +341,7 @@ class _Keeper:
 
     async def ensure_running(self) -> None:
         """Adopt the running server or start one; returns when it answers. Raises `SetupError`."""
-        async with self._membership.starting():
+        async with self._membership.starting(START_TIMEOUT_S):
             how, log_offset = "adopted", 0
             found = self._membership.find_process()
             if found is None:
