@@ -1,0 +1,109 @@
+"""A client of etcd for trio: the only part of dnpipefs that knows gRPC.
+
+The names are the ones etcd3 users know: `get`, `put`, `transaction`, `watch`, `lease`. What is
+different: every call has a deadline, failed writes say whether they may have been applied
+(`Ambiguous`) or not (`Definite`), and a watch loses nothing when connections, servers or leaders go.
+"""
+
+from dnpipefs.etcd.client import DEFAULT_TIMEOUT, Client, open_client
+from dnpipefs.etcd.endpoint import Tls
+from dnpipefs.etcd.errors import (
+    Ambiguous,
+    AuthenticationFailed,
+    Compacted,
+    Definite,
+    EtcdError,
+    FutureRevision,
+    InvalidRequest,
+    LeaseExists,
+    LeaseNotFound,
+    PermissionDenied,
+    RequestTooLarge,
+    SpaceExceeded,
+    TlsFailed,
+    TokenRejected,
+    TooManyRequests,
+    Unreachable,
+)
+from dnpipefs.etcd.model import (
+    ALL_KEYS_END,
+    Alarm,
+    AlarmKind,
+    DeleteResult,
+    Hash,
+    KeyValue,
+    Lease,
+    LeaseTimeToLive,
+    Member,
+    PutResult,
+    RangeResult,
+    Status,
+    TransactionResult,
+    prefix_end,
+)
+from dnpipefs.etcd.pool import Credentials
+from dnpipefs.etcd.transaction import (
+    Compare,
+    Op,
+    compare_create_revision,
+    compare_mod_revision,
+    compare_value,
+    compare_version,
+    delete,
+    get,
+    put,
+)
+from dnpipefs.etcd.watch import WATCH_BACKLOG_LIMIT, Watch
+from dnpipefs.etcd.watch_cursor import Event, EventKind, WatchBatch
+
+__all__ = [
+    "ALL_KEYS_END",
+    "DEFAULT_TIMEOUT",
+    "WATCH_BACKLOG_LIMIT",
+    "Alarm",
+    "AlarmKind",
+    "Ambiguous",
+    "AuthenticationFailed",
+    "Client",
+    "Compacted",
+    "Compare",
+    "Credentials",
+    "Definite",
+    "DeleteResult",
+    "EtcdError",
+    "Event",
+    "EventKind",
+    "FutureRevision",
+    "Hash",
+    "InvalidRequest",
+    "KeyValue",
+    "Lease",
+    "LeaseExists",
+    "LeaseNotFound",
+    "LeaseTimeToLive",
+    "Member",
+    "Op",
+    "PermissionDenied",
+    "PutResult",
+    "RangeResult",
+    "RequestTooLarge",
+    "SpaceExceeded",
+    "Status",
+    "Tls",
+    "TlsFailed",
+    "TokenRejected",
+    "TooManyRequests",
+    "TransactionResult",
+    "Unreachable",
+    "Watch",
+    "WatchBatch",
+    "compare_create_revision",
+    "compare_mod_revision",
+    "compare_value",
+    "compare_version",
+    "delete",
+    "get",
+    "open_client",
+    "prefix_end",
+    "put",
+]

@@ -1,0 +1,199 @@
+"""The client: keys, transactions, leases and watches of one etcd cluster, for one trio run.
+
+Owns the shape of requests. Which endpoint they go to and when they are repeated is `pool.py`'s
+business, how gRPC is awaited `bridge.py`'s, the watch stream `watch.py`'s.
+"""
+
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager
+
+import trio
+
+from dnpipefs.etcd.bridge import Bridge
+from dnpipefs.etcd.endpoint import DELETE, PUT, RANGE, TXN, Tls, open_endpoints
+from dnpipefs.etcd.lease import LeaseCalls
+from dnpipefs.etcd.maintenance import MaintenanceCalls, read_status
+from dnpipefs.etcd.model import (
+    DeleteResult,
+    KeyValue,
+    RangeResult,
+    Status,
+    TransactionResult,
+    delete_result,
+    key_value,
+    prefix_end,
+    range_result,
+    transaction_result,
+)
+from dnpipefs.etcd.pool import Credentials, Pool, probe
+from dnpipefs.etcd.proto import rpc_pb2 as pb
+from dnpipefs.etcd.transaction import Compare, Op
+from dnpipefs.etcd.watch import Watch, WatchHub
+
+DEFAULT_TIMEOUT = 5.0
+"""Seconds a call may take, from asking to answer, when the caller does not say."""
+
+
+class Client(LeaseCalls, MaintenanceCalls):
+    """Calls to one etcd cluster; made by `open_client`, used in the trio run that opened it.
+
+    Reads are repeated on other endpoints until their deadline. Writes are sent once: they raise
+    `Ambiguous` when they may have been applied and `Definite` when they certainly were not.
+    Cancelling a write that is under way leaves its outcome unknown, too.
+    """
+
+    def __init__(self, pool: Pool) -> None:
+        self._pool = pool
+        self._watches = WatchHub(pool)
+
+    async def range(
+        self,
+        key: bytes,
+        range_end: bytes | None = None,
+        *,
+        revision: int = 0,
+        limit: int = 0,
+        keys_only: bool = False,
+        count_only: bool = False,
+        serializable: bool = False,
+        timeout: float | None = None,
+    ) -> RangeResult:
+        """Read `key`, or every key of `[key, range_end)`, ascending; linearizable by default.
+
+        Raises `Compacted` or `FutureRevision` for a `revision` that etcd does not have.
+        """
+        request = pb.RangeRequest(
+            key=key,
+            range_end=range_end or b"",
+            revision=revision,
+            limit=limit,
+            keys_only=keys_only,
+            count_only=count_only,
+            serializable=serializable,
+        )
+        response = await self._pool.call(RANGE, request, timeout, once=False)
+        return range_result(response, response.header.revision)
+
+    async def get(
+        self,
+        key: bytes,
+        *,
+        revision: int = 0,
+        serializable: bool = False,
+        timeout: float | None = None,
+    ) -> KeyValue | None:
+        """Read one key; None when it does not exist."""
+        request = pb.RangeRequest(key=key, revision=revision, serializable=serializable)
+        response = await self._pool.call(RANGE, request, timeout, once=False)
+        return key_value(response.kvs[0]) if response.kvs else None
+
+    async def get_prefix(
+        self,
+        prefix: bytes,
+        *,
+        revision: int = 0,
+        limit: int = 0,
+        keys_only: bool = False,
+        count_only: bool = False,
+        serializable: bool = False,
+        timeout: float | None = None,
+    ) -> RangeResult:
+        """Read every key that begins with `prefix`."""
+        return await self.range(
+            prefix or b"\x00",
+            prefix_end(prefix),
+            revision=revision,
+            limit=limit,
+            keys_only=keys_only,
+            count_only=count_only,
+            serializable=serializable,
+            timeout=timeout,
+        )
+
+    async def put(self, key: bytes, value: bytes, *, lease: int = 0, timeout: float | None = None) -> int:
+        """Set `key`; return the revision it was set at."""
+        request = pb.PutRequest(key=key, value=value, lease=lease)
+        response = await self._pool.call(PUT, request, timeout, once=True)
+        return response.header.revision
+
+    async def delete(
+        self,
+        key: bytes,
+        range_end: bytes | None = None,
+        *,
+        prev_kv: bool = False,
+        timeout: float | None = None,
+    ) -> DeleteResult:
+        """Delete `key`, or every key of `[key, range_end)`."""
+        request = pb.DeleteRangeRequest(key=key, range_end=range_end or b"", prev_kv=prev_kv)
+        response = await self._pool.call(DELETE, request, timeout, once=True)
+        return delete_result(response, response.header.revision)
+
+    async def transaction(
+        self,
+        compare: Sequence[Compare],
+        success: Sequence[Op],
+        failure: Sequence[Op] = (),
+        *,
+        timeout: float | None = None,
+    ) -> TransactionResult:
+        """If every comparison holds apply `success`, else `failure`, at one revision.
+
+        A transaction without puts and deletes is a read, and is repeated like one.
+        """
+        request = pb.TxnRequest(compare=compare, success=success, failure=failure)
+        once = not all(op.HasField("request_range") for ops in (success, failure) for op in ops)
+        return transaction_result(await self._pool.call(TXN, request, timeout, once=once))
+
+    def watch(self, key: bytes, range_end: bytes | None = None, start_revision: int | None = None) -> Watch:
+        """Follow `key`, or `[key, range_end)`, from `start_revision` on (inclusive).
+
+            async with client.watch(key, end, start_revision=result.revision + 1) as watch:
+                async for batch in watch: ...
+
+        Without `start_revision` (or with 0), entering waits until etcd watches, and begins with
+        whatever is changed after that.
+        """
+        return Watch(self._watches, key, range_end, start_revision or 0)
+
+    async def check(self) -> Status:
+        """Fail fast: ask every endpoint once, log in, and say clearly what is wrong.
+
+        Raises `Unreachable`, `TlsFailed` or `AuthenticationFailed`.
+        """
+        for endpoint in self._pool.endpoints:
+            response = await probe(endpoint)
+            if endpoint.healthy:
+                if self._pool.tokens is not None:
+                    await self._pool.tokens.get(endpoint, self._pool.timeout)
+                if response is not None:
+                    return read_status(endpoint.name, response)
+                return await self.status(endpoint.name)
+        raise self._pool.unreachable()
+
+    async def aclose(self) -> None:
+        """End the watches and close the channels."""
+        with trio.CancelScope(shield=True):
+            await self._watches.aclose()
+        for endpoint in self._pool.endpoints:
+            endpoint.channel.close()
+
+
+@asynccontextmanager
+async def open_client(
+    endpoints: Sequence[str],
+    *,
+    tls: Tls | None = None,
+    credentials: Credentials | None = None,
+    timeout: float = DEFAULT_TIMEOUT,
+) -> AsyncIterator[Client]:
+    """Open a client of the cluster at `endpoints`; nothing is sent before the first call.
+
+    `timeout` (seconds) is the default of every call. Make it after daemonizing: gRPC does not
+    survive a fork. Raises `SetupError` for addresses or certificate files that cannot be used.
+    """
+    client = Client(Pool(open_endpoints(endpoints, tls, Bridge()), credentials, timeout))
+    try:
+        yield client
+    finally:
+        await client.aclose()

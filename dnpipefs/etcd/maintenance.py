@@ -1,0 +1,79 @@
+"""Calls about the cluster itself: its members' state, alarms, compaction, defragmentation."""
+
+from dnpipefs.etcd.endpoint import ALARM, COMPACT, DEFRAGMENT, HASH, MEMBERS, STATUS
+from dnpipefs.etcd.model import Alarm, AlarmKind, Hash, Member, Status
+from dnpipefs.etcd.pool import Pool
+from dnpipefs.etcd.proto import rpc_pb2 as pb
+
+
+def read_status(endpoint: str, response: pb.StatusResponse) -> Status:
+    """Copy a status response."""
+    return Status(
+        endpoint=endpoint,
+        version=response.version,
+        db_size=response.dbSize,
+        db_size_in_use=response.dbSizeInUse,
+        leader=response.leader,
+        member_id=response.header.member_id,
+        revision=response.header.revision,
+        raft_index=response.raftIndex,
+        raft_term=response.raftTerm,
+        is_learner=response.isLearner,
+        errors=tuple(response.errors),
+    )
+
+
+class MaintenanceCalls:
+    """The maintenance part of `Client`. `endpoint` is one of the client's, as it was written."""
+
+    _pool: Pool
+
+    async def status(self, endpoint: str | None = None, *, timeout: float | None = None) -> Status:
+        """Return the state of the member at `endpoint`, or of the one in use."""
+        deadline = self._pool.deadline(timeout)
+        target = self._pool.named(endpoint) if endpoint else await self._pool.ready(deadline)
+        response = await self._pool.call(STATUS, pb.StatusRequest(), timeout, once=False, endpoint=target)
+        return read_status(target.name, response)
+
+    async def members(self, *, timeout: float | None = None) -> list[Member]:
+        """Return the members of the cluster."""
+        response = await self._pool.call(MEMBERS, pb.MemberListRequest(), timeout, once=False)
+        return [
+            Member(member.ID, member.name, tuple(member.peerURLs), tuple(member.clientURLs), member.isLearner)
+            for member in response.members
+        ]
+
+    async def alarms(self, *, timeout: float | None = None) -> list[Alarm]:
+        """Return the alarms that are armed; empty on a sound cluster."""
+        request = pb.AlarmRequest(action=pb.AlarmRequest.GET)
+        response = await self._pool.call(ALARM, request, timeout, once=False)
+        return [Alarm(alarm.memberID, AlarmKind(alarm.alarm)) for alarm in response.alarms if alarm.alarm]
+
+    async def disarm_alarm(self, alarm: Alarm, *, timeout: float | None = None) -> None:
+        """Switch one alarm off; give it as `alarms` returned it, since etcd wants the real member id."""
+        request = pb.AlarmRequest(
+            action=pb.AlarmRequest.DEACTIVATE,
+            memberID=alarm.member_id,
+            alarm=pb.NOSPACE if alarm.kind is AlarmKind.NOSPACE else pb.CORRUPT,
+        )
+        await self._pool.call(ALARM, request, timeout, once=True)
+
+    async def compact(self, revision: int, *, physical: bool = False, timeout: float | None = None) -> None:
+        """Drop the history before `revision`; `physical` waits until it is gone from the file.
+
+        Raises `Compacted` when that is done already, `FutureRevision` when it is too early.
+        """
+        request = pb.CompactionRequest(revision=revision, physical=physical)
+        await self._pool.call(COMPACT, request, timeout, once=True)
+
+    async def defragment(self, endpoint: str, *, timeout: float | None = None) -> None:
+        """Give free space of one member's file back; the member answers nobody meanwhile."""
+        target = self._pool.named(endpoint)
+        await self._pool.call(DEFRAGMENT, pb.DefragmentRequest(), timeout, once=True, endpoint=target)
+
+    async def hash(self, endpoint: str, revision: int = 0, *, timeout: float | None = None) -> Hash:
+        """Return the checksum of a member's keys up to `revision` (0: its newest)."""
+        target = self._pool.named(endpoint)
+        request = pb.HashKVRequest(revision=revision)
+        response = await self._pool.call(HASH, request, timeout, once=False, endpoint=target)
+        return Hash(response.hash, response.compact_revision, response.header.revision)
