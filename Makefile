@@ -1,0 +1,32 @@
+# Each target works on its own in a fresh clone; `make` alone lists them.
+
+MOUNT ?= $(if $(filter 0,$(shell id -u)),/dnp,$(HOME)/dnp)
+ARGS ?=
+
+.DEFAULT_GOAL := help
+.PHONY: help setup run stop test test-newer lint bench
+
+help: ## list the targets
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-12s%s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@echo 'MOUNT=DIR chooses the mount point ($(MOUNT)), ARGS=… is handed on.'
+
+setup: ## install what is missing: packages, .venv
+	@scripts/setup.sh
+
+run: setup ## mount at MOUNT with an etcd of its own, push and read a first message
+	@scripts/run.sh '$(MOUNT)' $(ARGS)
+
+stop: ## unmount MOUNT
+	@scripts/stop.sh '$(MOUNT)'
+
+test: setup ## run all checks: lint, types, tests with a real etcd and real mounts
+	@.venv/bin/python -m pytest $(ARGS)
+
+test-newer: setup ## run all checks with an etcd 3.5 from a newer Debian suite
+	@etcd=$$(scripts/etcd_newer.sh) && DNPIPEFS_TEST_ETCD=$$etcd .venv/bin/python -m pytest $(ARGS)
+
+lint: setup ## run the linters and the check of the layers only
+	@.venv/bin/python -m pytest -q tests/test_lint.py tests/test_layers.py
+
+bench: setup ## measure against raw etcd
+	@.venv/bin/dnpipefs bench $(ARGS)
