@@ -13,6 +13,9 @@ whole transaction, which freezes the outcome of everything a lost session had un
 `attempt` tells batches apart that were tried under the same number. A batch whose callers were
 told "timed out" is *abandoned*: it may still take its number, at most once, or never.
 
+The host keeps, per session and topic: the highest number it has seen taken, by whatever batch (the
+next append starts behind it), and a count of attempts that never comes back to an old value.
+
 Invariants:
 
 1. Of all transactions sent with one sequence number at most one commits.
@@ -120,9 +123,10 @@ def settle_lost(
 ) -> Committed | Retry | Gone | Unknown:
     """Decide the fate of a batch whose session's lease is gone, so that nothing can be applied any more.
 
-    `sent_before`: an earlier transaction for this batch went unanswered. `found`: the batch's own key
-    is in the tail or its number is covered by the head's writer table. `generation`: the epoch's
-    mod_revision now, None if the topic was deleted. Retry is to be sent under a new session.
+    `sent_before`: a transaction with this very fence went unanswered. `found`: this very batch is in
+    the tail (compare the value: a batch abandoned under the same number can have the same key), or its
+    number is covered by the head's writer table and no abandoned batch shared it. `generation`: the
+    epoch's mod_revision now, None if the topic was deleted. Retry is to be sent under a new session.
     """
     if found:
         return COMMITTED

@@ -125,15 +125,16 @@ def encode(
 def decode(raw: bytes) -> Batch:
     """Decode a batch.
 
-    Raises UnsupportedFormat for a version, boundary kind or compression of a later release, and
+    Raises UnsupportedFormat for a version, boundary kind, compression or flag of a later release, and
     CorruptData when the checksum or the lengths do not fit.
     """
     if len(raw) < HEADER_BYTES:
         raise CorruptData(f"a batch of {len(raw)} bytes is shorter than its header")
-    version, boundaries, compression, _, check = _PREFIX.unpack_from(raw)
-    if version != VERSION or compression != 0 or boundaries > Boundaries.LENGTHS:
+    version, boundaries, compression, reserved, check = _PREFIX.unpack_from(raw)
+    if version != VERSION or compression != 0 or reserved != 0 or boundaries > Boundaries.LENGTHS:
         raise UnsupportedFormat(
-            f"a batch of version {version}, boundaries {boundaries}, compression {compression}; "
+            f"a batch of version {version}, boundaries {boundaries}, compression {compression}, "
+            f"reserved {reserved}; "
             "upgrade dnpipefs on this host"
         )
     if zlib.crc32(memoryview(raw)[_PREFIX.size :]) != check:

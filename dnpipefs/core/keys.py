@@ -93,7 +93,7 @@ class KeySchema:
         start = len(self._ns)
         if not key.startswith(self._ns) or key[start + 16 : start + 17] != b"/":
             raise CorruptData(f"{key!r} is not the key of a directory entry")
-        return EntryKey(FileId(_number(key, start)), key[start + 17 :])
+        return EntryKey(FileId(_number(key, start, start + 16)), key[start + 17 :])
 
     def epoch(self, topic: FileId) -> bytes:
         """Changes only on reset and delete; its mod_revision is the generation."""
@@ -127,14 +127,18 @@ class KeySchema:
     def parse_tail(self, topic: FileId, key: bytes) -> TailKey | None:
         """Take the key of a batch apart; None for the mark. CorruptData if it is neither."""
         base = len(self._tail) + 17
-        if key[base:] == b"mark":
+        if key == self.mark(topic):
             return None
         try:
             session, rest = key[base:].split(b"/")
-            sequence, size, messages = rest.split(b"-")
-            return TailKey(SessionId(int(session, 16)), int(sequence, 16), int(size, 16), int(messages, 16))
+            sequence, size, messages = (int(number, 16) for number in rest.split(b"-"))
+            parsed = TailKey(SessionId(int(session, 16)), sequence, size, messages)
         except ValueError:
-            raise CorruptData(f"{key!r} is not the key of a batch of topic {topic:x}") from None
+            parsed = None
+        # Python reads more forms of a number than the schema has, and the topic must be the one asked for.
+        if parsed is None or self.batch(topic, *parsed) != key:
+            raise CorruptData(f"{key!r} is not the key of a batch of topic {topic:x}")
+        return parsed
 
     def segment(self, topic: FileId, offset: Offset) -> bytes:
         """A sealed segment, keyed by its start offset."""
@@ -165,12 +169,17 @@ class KeySchema:
         return self._trash + _hex(topic)
 
     def parse_trash(self, key: bytes) -> FileId:
-        """Return the topic whose leftovers *key* orders to remove."""
-        return FileId(_number(key, len(self._trash)))
+        """Return the topic whose leftovers *key* orders to remove; CorruptData if it is no such order."""
+        if not key.startswith(self._trash):
+            raise CorruptData(f"{key!r} is not an order to remove leftovers")
+        return FileId(_number(key, len(self._trash), len(key)))
 
 
-def _number(key: bytes, start: int) -> int:
+def _number(key: bytes, start: int, end: int) -> int:
     try:
-        return int(key[start : start + 16], 16)
+        number = int(key[start:end], 16)
     except ValueError:
-        raise CorruptData(f"{key!r} has no id where one belongs") from None
+        number = -1
+    if key[start:end] != _hex(number):
+        raise CorruptData(f"{key!r} has no id where one belongs")
+    return number

@@ -38,6 +38,20 @@ def _integer(key: bytes, value: Mapping[str, Any], name: str) -> int:
     return number
 
 
+def _text(key: bytes, value: Mapping[str, Any], name: str) -> str:
+    text = value.get(name)
+    if not isinstance(text, str):
+        raise CorruptData(f"{key!r}: field {name!r} is missing or not text")
+    return text
+
+
+def _object(key: bytes, value: Mapping[str, Any], name: str) -> dict[str, Any]:
+    content = value.get(name)
+    if not isinstance(content, dict):
+        raise CorruptData(f"{key!r}: field {name!r} is missing or not an object")
+    return content
+
+
 @dataclass(frozen=True, slots=True)
 class Meta:
     """What a prefix holds: the format version and the cluster's identity."""
@@ -59,7 +73,7 @@ class Meta:
                 f"the data under this prefix has format version {version}, this release knows "
                 f"{FORMAT_VERSION}: use a release of dnpipefs that knows it, or another --prefix"
             )
-        return cls(str(value.get("cluster", "")), version)
+        return cls(_text(key, value, "cluster"), version)
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,17 +113,17 @@ class Inode:
         value = _load(key, raw)
         try:
             return cls(
-                id=FileId(int(value["id"], 16)),
-                kind=Kind(value["kind"]),
-                mode=int(value["mode"], 8),
+                id=FileId(int(_text(key, value, "id"), 16)),
+                kind=Kind(_text(key, value, "kind")),
+                mode=int(_text(key, value, "mode"), 8),
                 uid=_integer(key, value, "uid"),
                 gid=_integer(key, value, "gid"),
                 mtime_ns=_integer(key, value, "mtime"),
                 ctime_ns=_integer(key, value, "ctime"),
-                config=dict(value.get("config", {})),
+                config=_object(key, value, "config"),
             )
-        except (KeyError, TypeError, ValueError) as error:
-            raise CorruptData(f"{key!r}: {error!r} in a directory entry") from None
+        except ValueError as error:
+            raise CorruptData(f"{key!r}: {error} in a directory entry") from None
 
     def changed(self, ctime_ns: int, **changes: Any) -> Inode:
         """Return a copy with *changes* and a new status-change time."""
@@ -146,11 +160,12 @@ class Head:
         must not show a topic without its beginning.
         """
         value = _load(key, raw)
+        writers = _object(key, value, "writers")
         head = cls(
             Offset(_integer(key, value, "offset")),
             _integer(key, value, "messages"),
             Offset(_integer(key, value, "first")),
-            dict(value.get("writers", {})),
+            {name: _integer(key, writers, name) for name in writers},
         )
         if head.offset:
             raise UnsupportedFormat(f"{key!r}: the topic has sealed segments; upgrade dnpipefs on this host")
@@ -174,7 +189,7 @@ class Mark:
     def decode(cls, key: bytes, raw: bytes) -> Mark:
         """Parse; UnsupportedFormat for a kind of a later release."""
         value = _load(key, raw)
-        kind = value.get("kind")
+        kind = _text(key, value, "kind")
         if kind != cls.RESET:
             raise UnsupportedFormat(f"{key!r}: mark of kind {kind!r}; upgrade dnpipefs on this host")
         return cls(kind, _integer(key, value, "time"))
