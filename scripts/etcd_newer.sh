@@ -14,11 +14,12 @@ readonly keyring=/usr/share/keyrings/debian-archive-keyring.gpg
 cache=$(pwd -P)/.cache/etcd-$suite
 readonly cache binary=$cache/unpacked/usr/bin/etcd
 
-give_up() { echo "etcd_newer: no newer etcd: $*" >&2; exit 3; }
+give_up() { echo "etcd_newer: no newer etcd: $*" >&2; rm -rf "$cache"; exit 3; }
+complaint() { grep -m 1 '^E: ' "$cache/log" || tail -n 1 "$cache/log"; }
 runs() { "$binary" --version >/dev/null 2>&1; }
 
 if ! runs; then
-    command -v apt-get dpkg-deb >/dev/null || give_up "this machine has no apt-get"
+    command -v apt-get >/dev/null || give_up "this machine has no apt-get"
     [ -r "$keyring" ] || give_up "Debian's keys are missing (apt-get install debian-archive-keyring)"
     mkdir -p "$cache"/{lists,archives}/partial
     echo "deb [signed-by=$keyring] $mirror $suite main" >"$cache/sources.list"
@@ -33,9 +34,9 @@ APT::Sandbox::User "";
 APT::Update::Post-Invoke "";
 CONF
     export APT_CONFIG=$cache/apt.conf
-    apt-get update -qq --error-on=any >"$cache/log" 2>&1 || give_up "$(tail -n 1 "$cache/log")"
+    apt-get update -qq --error-on=any >"$cache/log" 2>&1 || give_up "$(complaint)"
     rm -f "$cache"/*.deb
-    (cd "$cache" && apt-get download -qq etcd-server) >"$cache/log" 2>&1 || give_up "$(tail -n 1 "$cache/log")"
+    (cd "$cache" && apt-get download -qq etcd-server) >"$cache/log" 2>&1 || give_up "$(complaint)"
     rm -rf "$cache/unpacked"
     dpkg-deb -x "$cache"/etcd-server_*.deb "$cache/unpacked" || give_up "the package does not unpack"
     rm -rf "$cache"/{lists,archives} "$cache"/*.bin "$cache"/*.deb

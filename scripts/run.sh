@@ -34,5 +34,5 @@ Topics are files in $mount now. In another shell, try
     date > $mount/greetings           push, from any program
     truncate -s 0 $mount/greetings    reset
 and end it with
-    make stop
+    make stop MOUNT=$mount
 NEXT

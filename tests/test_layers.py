@@ -19,6 +19,7 @@ LAYERS: list[set[str]] = [
     {"core"},
     {"etcd"},
     {"log", "namespace", "groups", "session"},
+    {"cluster"},
     {"vfs", "api", ""},  # two faces of the services: as files, and as functions; "" is dnpipefs itself
     {"fuse"},
     {"mount"},
