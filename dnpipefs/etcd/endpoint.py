@@ -4,6 +4,7 @@ Owns how an address is written, the channel's options, TLS, and the list of etcd
 know that there are other endpoints (`pool.py` does) nor when to send what.
 """
 
+import os
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -202,6 +203,7 @@ def open_endpoints(texts: Sequence[str], tls: Tls | None, bridge: Bridge) -> lis
     """
     if not texts:
         raise SetupError("no etcd endpoint given")
+    os.environ.setdefault("GRPC_VERBOSITY", "NONE")  # read with the first channel; failures are exceptions
     endpoints = []
     for address in [parse_address(text, tls=tls is not None) for text in dict.fromkeys(texts)]:
         if address.tls:

@@ -102,10 +102,11 @@ class Row:
 NOT_SENT = "failed to connect to all addresses"
 """gRPC core's text when a call was never given to a connection (and its retries are switched off)."""
 
+_TLS_SIGNS = ("andshake failed", "Handshake read failed", "SSL_ERROR", "CERTIFICATE_VERIFY", "Hostname Verif")
 _CONNECT = "check that etcd runs and listens there"
 _TLS = (
     "TLS failed: check that the CA file belongs to this cluster, that neither certificate has expired, "
-    "that the host name is in the server's certificate, and the clock"
+    "that the host name is in the server's certificate, that the server speaks TLS, and the clock"
 )
 _AMBIGUOUS = "the request may or may not have been applied"
 _LATER = "etcd is busy or without a leader; " + _AMBIGUOUS
@@ -178,7 +179,7 @@ TABLE = (
 
 def is_tls_failure(details: str) -> bool:
     """Tell whether gRPC's text for a failed connection names the TLS handshake."""
-    return any(sign in details for sign in ("Ssl handshake failed", "SSL_ERROR", "CERTIFICATE_VERIFY"))
+    return any(sign in details for sign in _TLS_SIGNS)
 
 
 def classify(code: StatusCode, details: str | None, endpoint: str) -> EtcdError:
