@@ -22,7 +22,7 @@ from typing import Final
 
 from dnpipefs.core.keys import EntryKey, KeyRange, KeySchema
 from dnpipefs.core.names import ROOT, FileId, Kind, Revision, check_new_name
-from dnpipefs.core.records import EMPTY_HEAD_VALUE, Inode, encode_time
+from dnpipefs.core.records import EMPTY_HEAD_VALUE, Inode, Mark, encode_time
 from dnpipefs.errors import (
     AlreadyExists,
     CorruptData,
@@ -102,31 +102,32 @@ class Tree:
         self.revision: Revision = revision
         self._by_id: dict[FileId, Entry] = {}
         self._children: dict[FileId, dict[bytes, Entry]] = {}
+        self._subdirectories: dict[FileId, int] = {}
         self._changed_ns: dict[FileId, int] = {}
         for entry in entries:
             self._insert(entry)
+            self.note_change(entry.parent, entry.inode.ctime_ns)
         if ROOT not in self._by_id:
             raise CorruptData("the namespace in etcd has no root directory")
 
     def __len__(self) -> int:
         return len(self._by_id)
 
-    def apply(self, revision: Revision, events: Iterable[TreeEvent]) -> None:
-        """Take in all events of one revision."""
+    def apply(self, revision: Revision, events: Iterable[TreeEvent], now_ns: int = 0) -> None:
+        """Take in all events of one revision, seen at *now_ns* (for the times of directories)."""
         deleted: list[EntryKey] = []
         for event in events:
             match event:
                 case EntryPut(key, inode):
-                    old = self._by_id.get(inode.id)
-                    if old is not None:
-                        self._remove(old)
-                    self._insert(Entry(key.parent, key.name, inode, revision))
+                    self._put(Entry(key.parent, key.name, inode, revision))
                 case EntryDeleted(key):
                     deleted.append(key)
         for key in deleted:
             entry = self._children.get(key.parent, {}).get(key.name)
             if entry is not None and entry.revision < revision:
                 self._remove(entry)
+                self._changed_ns.pop(entry.id, None)
+            self.note_change(key.parent, now_ns)
         self.revision = revision
 
     def get(self, file: FileId) -> Entry:
@@ -161,7 +162,7 @@ class Tree:
 
     def subdirectories(self, parent: FileId) -> int:
         """How many directories a directory holds."""
-        return sum(1 for entry in self.children(parent).values() if entry.is_directory)
+        return self._subdirectories.get(parent, 0)
 
     def changed_ns(self, directory: FileId) -> int:
         """When entries of a directory last came or went, as far as this host has seen; 0 if never."""
@@ -182,20 +183,33 @@ class Tree:
             yield entry
             file = entry.parent
 
+    def _put(self, entry: Entry) -> None:
+        old = self._by_id.get(entry.id)
+        if old is not None:
+            self._remove(old)
+        self._insert(entry)
+        if old is None or (old.parent, old.name) != (entry.parent, entry.name):
+            self.note_change(entry.parent, entry.inode.ctime_ns)
+
     def _insert(self, entry: Entry) -> None:
         replaced = self._children.get(entry.parent, {}).get(entry.name)
         if replaced is not None:
             self._remove(replaced)
+            self._changed_ns.pop(replaced.id, None)
         self._by_id[entry.id] = entry
         self._children.setdefault(entry.parent, {})[entry.name] = entry
-        self.note_change(entry.parent, entry.inode.ctime_ns)
+        if entry.is_directory:
+            self._subdirectories[entry.parent] = self._subdirectories.get(entry.parent, 0) + 1
 
     def _remove(self, entry: Entry) -> None:
         del self._by_id[entry.id]
         siblings = self._children[entry.parent]
         del siblings[entry.name]
+        if entry.is_directory:
+            self._subdirectories[entry.parent] -= 1
         if not siblings:
             del self._children[entry.parent]
+            self._subdirectories.pop(entry.parent, None)
 
 
 class Planner:
@@ -220,6 +234,8 @@ class Planner:
                 (self._keys.epoch(inode.id), birth),
                 (self._keys.head(inode.id), EMPTY_HEAD_VALUE),
                 (self._keys.last(inode.id), birth),
+                # Its deletion tells views of the topic's end, so it must exist from the beginning.
+                (self._keys.mark(inode.id), Mark(Mark.RESET, inode.ctime_ns).encode()),
             ]
         return Mutation(tuple(guards), self._stamped(puts, inode.ctime_ns))
 
@@ -263,11 +279,16 @@ class Planner:
         *,
         replace: bool,
     ) -> Mutation | None:
-        """Plan a move; None if source and target are the same entry (nothing to do)."""
+        """Plan a move; None if source and target are the same entry (nothing to do).
+
+        Raises AlreadyExists if *replace* is false and the target exists, were it the source itself.
+        """
         entry = tree.lookup(*source)
         new_parent = tree.directory(target[0])
         check_new_name(target[1])
         if source == target:
+            if not replace:
+                raise AlreadyExists(f"{entry.name.decode(errors='backslashreplace')!r} exists")
             return None
         # The transaction compares one key once, so guards are collected by key.
         guards = {guard.key: guard for guard in self._guard(entry)}

@@ -1,0 +1,109 @@
+"""One host's part in a cluster: the client, the session, the log and the namespace, composed.
+
+Everything above (the file semantics, the Python API) gets a `Cluster` and adds no etcd of its own.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import AsyncIterator
+from contextlib import AsyncExitStack, asynccontextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Final
+
+import trio
+
+from dnpipefs import etcd
+from dnpipefs.core.keys import DEFAULT_PREFIX, KeySchema
+from dnpipefs.etcd.server import DEFAULT_QUOTA_BYTES, embedded_server
+from dnpipefs.log.barrier import Barrier
+from dnpipefs.log.clock import SystemClock
+from dnpipefs.log.failures import DEFAULT_OP_TIMEOUT_S
+from dnpipefs.log.format import ensure_format
+from dnpipefs.log.log import Log
+from dnpipefs.log.session import SESSION_TTL_S, SessionKeeper
+from dnpipefs.namespace import Namespace
+
+logger: Final = logging.getLogger(__name__)
+
+VERSION: Final = "0.1.0"
+
+
+def default_data_dir() -> Path:
+    """Return where the embedded etcd keeps its data: below /var/lib for root, else the user's state."""
+    if os.geteuid() == 0:
+        return Path("/var/lib/dnpipefs")
+    state = os.environ.get("XDG_STATE_HOME") or Path.home() / ".local" / "state"
+    return Path(state) / "dnpipefs"
+
+
+@dataclass(frozen=True, slots=True)
+class Settings:
+    """How to reach a cluster. Without endpoints an embedded etcd with data under `data_dir` is used."""
+
+    endpoints: tuple[str, ...] = ()
+    prefix: str = DEFAULT_PREFIX
+    data_dir: Path = field(default_factory=default_data_dir)
+    tls: etcd.Tls | None = None
+    credentials: etcd.Credentials | None = None
+    op_timeout: float = DEFAULT_OP_TIMEOUT_S
+    """Seconds an operation waits for etcd before it fails with TimedOut."""
+    session_ttl: int = SESSION_TTL_S
+
+
+@dataclass(frozen=True, slots=True)
+class Space:
+    """etcd's database size and quota, bytes."""
+
+    used: int
+    quota: int
+
+
+@dataclass(frozen=True, slots=True)
+class Cluster:
+    """The services of one host."""
+
+    settings: Settings
+    client: etcd.Client
+    log: Log
+    namespace: Namespace
+
+    async def space(self) -> Space:
+        """Return how full etcd is. Raises EtcdError."""
+        status = await self.client.status()
+        # etcd tells its quota from 3.6 on only; the default is what the embedded server runs with.
+        return Space(status.db_size, DEFAULT_QUOTA_BYTES)
+
+
+@asynccontextmanager
+async def open_cluster(settings: Settings, *, mountpoint: str | None = None) -> AsyncIterator[Cluster]:
+    """Join the cluster until the block ends.
+
+    Raises SetupError, UnsupportedFormat, or an EtcdError that says why etcd cannot be used.
+    """
+    async with AsyncExitStack() as stack:
+        endpoints = settings.endpoints
+        if not endpoints:
+            server = await stack.enter_async_context(embedded_server(settings.data_dir, log=logger))
+            endpoints = (server.endpoint,)
+        client = await stack.enter_async_context(
+            etcd.open_client(endpoints, tls=settings.tls, credentials=settings.credentials)
+        )
+        await client.check()
+        keys, clock, op_timeout = KeySchema(settings.prefix), SystemClock(), settings.op_timeout
+        await ensure_format(client, keys, clock, uid=os.geteuid(), gid=os.getegid())
+        sessions = SessionKeeper(
+            client, keys, mountpoint=mountpoint, version=VERSION, ttl=settings.session_ttl
+        )
+        barrier = Barrier(client, keys, op_timeout=op_timeout)
+        log = Log(client, keys, clock, sessions, barrier, op_timeout=op_timeout)
+        namespace = Namespace(client, keys, clock, barrier, op_timeout=op_timeout)
+        nursery = await stack.enter_async_context(trio.open_nursery())
+        stack.callback(nursery.cancel_scope.cancel)
+        nursery.start_soon(sessions.run)
+        nursery.start_soon(barrier.run)
+        await nursery.start(log.run)
+        await nursery.start(namespace.run)
+        yield Cluster(settings, client, log, namespace)

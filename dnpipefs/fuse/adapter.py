@@ -1,0 +1,408 @@
+"""A protocol adapter only: FUSE requests in, calls of the file system, FUSE answers out.
+
+Everything uses direct I/O and no attribute caching: what the kernel does not remember cannot be
+stale. Any exception that is not one of ours is logged with its traceback and answered with EIO;
+the mount lives on.
+"""
+
+from __future__ import annotations
+
+import errno
+import logging
+import os
+import stat
+from collections.abc import Callable, Coroutine, Iterable, Sequence
+from dataclasses import dataclass
+from functools import update_wrapper
+from itertools import count
+from typing import Any, Concatenate, Final, ParamSpec, TypeVar
+
+import pyfuse3
+import trio
+from pyfuse3 import EntryAttributes, FileHandleT, FileInfo, FlagT, FUSEError, InodeT, ModeT, RequestContext
+
+from dnpipefs import errors, etcd
+from dnpipefs.core.names import FileId, Offset
+from dnpipefs.fuse.nodes import NodeId, NodeTable
+from dnpipefs.vfs import Attributes, FileSystem, TopicHandle
+
+logger: Final = logging.getLogger(__name__)
+
+BLOCK_SIZE: Final = 1 << 20
+"""st_blksize: how much programs like cat read and write at once."""
+
+ERRNO: Final[tuple[tuple[type[Exception], int], ...]] = (
+    (errors.NameTooLong, errno.ENAMETOOLONG),
+    (errors.InvalidName, errno.EINVAL),
+    (errors.InvalidArgument, errno.EINVAL),
+    (errors.NotInSequence, errno.ESPIPE),
+    (errors.MessageTooLarge, errno.EMSGSIZE),
+    (errors.NotPermitted, errno.EPERM),
+    (errors.NotFound, errno.ENOENT),
+    (errors.AlreadyExists, errno.EEXIST),
+    (errors.NotADirectory, errno.ENOTDIR),
+    (errors.IsADirectory, errno.EISDIR),
+    (errors.NotEmpty, errno.ENOTEMPTY),
+    (errors.TopicGone, errno.ESTALE),
+    (errors.OutOfSpace, errno.ENOSPC),
+    (errors.TimedOut, errno.ETIMEDOUT),
+    (etcd.PermissionDenied, errno.EACCES),
+    (etcd.AuthenticationFailed, errno.EACCES),
+    (etcd.RequestTooLarge, errno.EMSGSIZE),
+    (etcd.Ambiguous, errno.ETIMEDOUT),
+    (etcd.Unreachable, errno.ETIMEDOUT),
+    (errors.DnpError, errno.EIO),
+)
+"""The one table of errors: the first class that fits."""
+
+_QUIET: Final = (
+    errors.UsageError,
+    errors.NotFound,
+    errors.AlreadyExists,
+    errors.NotEmpty,
+    errors.NotADirectory,
+)
+"""What a caller did and sees in its errno; not worth a line in the log."""
+
+P = ParamSpec("P")
+T = TypeVar("T")
+Handler = Callable[Concatenate["Adapter", P], Coroutine[Any, Any, T]]
+
+
+def _answers(handler: Handler[P, T]) -> Handler[P, T]:
+    """Translate what a handler raises into errno."""
+
+    async def answer(self: Adapter, /, *args: P.args, **kwargs: P.kwargs) -> T:
+        try:
+            return await handler(self, *args, **kwargs)
+        except FUSEError:
+            raise
+        except Exception as error:  # the border: nothing that goes wrong in one call may end the mount
+            raise FUSEError(_errno(handler.__name__, error)) from None
+
+    update_wrapper(answer, handler)
+    return answer
+
+
+def _errno(operation: str, error: Exception) -> int:
+    for kind, number in ERRNO:
+        if isinstance(error, kind):
+            level = logging.DEBUG if isinstance(error, _QUIET) else logging.WARNING
+            logger.log(level, "%s: %s (%s)", operation, error, errno.errorcode[number])
+            return number
+    logger.error("%s failed unexpectedly; the caller gets EIO", operation, exc_info=error)
+    return errno.EIO
+
+
+@dataclass(slots=True, eq=False)
+class _OpenFile:
+    node: NodeId
+    handle: TopicHandle
+    counted: bool = False
+    """The node table knows that it has written."""
+
+
+class Adapter(pyfuse3.Operations):
+    """The handlers. One task of pyfuse3 runs each request."""
+
+    supports_dot_lookup = False
+    enable_writeback_cache = False
+    enable_acl = False
+
+    def __init__(self, files: FileSystem) -> None:
+        super().__init__()
+        self._files: Final = files
+        self._nodes: Final = NodeTable()
+        self._handles: dict[FileHandleT, _OpenFile] = {}
+        self._listings: dict[FileHandleT, Sequence[tuple[bytes, Attributes]]] = {}
+        self._next_handle: Final = count(1)
+
+    # Names
+
+    @_answers
+    async def lookup(self, parent_inode: InodeT, name: bytes, ctx: RequestContext) -> EntryAttributes:
+        """Answer a name's attributes."""
+        return self._found(await self._files.lookup(self._file(parent_inode), name), ctx)
+
+    async def forget(self, inode_list: Sequence[tuple[InodeT, int]]) -> None:
+        """The kernel drops references; it takes no answer."""
+        for inode, lookups in inode_list:
+            self._nodes.forget(NodeId(inode), lookups)
+
+    @_answers
+    async def mkdir(
+        self, parent_inode: InodeT, name: bytes, mode: ModeT, ctx: RequestContext
+    ) -> EntryAttributes:
+        """Make a directory."""
+        permissions = mode & ~ctx.umask
+        parent = self._file(parent_inode)
+        return self._found(await self._files.make_directory(parent, name, permissions, ctx.uid, ctx.gid), ctx)
+
+    @_answers
+    async def mknod(
+        self, parent_inode: InodeT, name: bytes, mode: ModeT, rdev: int, ctx: RequestContext
+    ) -> EntryAttributes:
+        """Make a topic; anything but a regular file is EPERM."""
+        parent = self._file(parent_inode)
+        return self._found(
+            await self._files.make_topic(parent, name, mode & ~ctx.umask, ctx.uid, ctx.gid), ctx
+        )
+
+    @_answers
+    async def create(
+        self, parent_inode: InodeT, name: bytes, mode: ModeT, flags: FlagT, ctx: RequestContext
+    ) -> tuple[FileInfo, EntryAttributes]:
+        """Make and open a topic; without O_EXCL one that another host just made will do."""
+        parent = self._file(parent_inode)
+        try:
+            made = await self._files.make_topic(parent, name, mode & ~ctx.umask, ctx.uid, ctx.gid)
+        except errors.AlreadyExists:
+            if flags & os.O_EXCL:
+                raise
+            made = await self._files.lookup(parent, name)
+        entry = self._found(made, ctx)
+        node = NodeId(entry.st_ino)
+        try:
+            return await self._open(node, made.id, flags, ctx), entry
+        except BaseException:
+            self._nodes.forget(node, 1)
+            raise
+
+    @_answers
+    async def unlink(self, parent_inode: InodeT, name: bytes, ctx: RequestContext) -> None:
+        """Delete a topic."""
+        await self._files.unlink(self._file(parent_inode), name)
+
+    @_answers
+    async def rmdir(self, parent_inode: InodeT, name: bytes, ctx: RequestContext) -> None:
+        """Remove an empty directory."""
+        await self._files.remove_directory(self._file(parent_inode), name)
+
+    @_answers
+    async def rename(
+        self,
+        parent_inode_old: InodeT,
+        name_old: bytes,
+        parent_inode_new: InodeT,
+        name_new: bytes,
+        flags: FlagT,
+        ctx: RequestContext,
+    ) -> None:
+        """Move; RENAME_NOREPLACE is honoured, RENAME_EXCHANGE is EINVAL."""
+        if flags & ~pyfuse3.RENAME_NOREPLACE:
+            raise errors.InvalidArgument("two names cannot be exchanged")
+        await self._files.rename(
+            (self._file(parent_inode_old), name_old),
+            (self._file(parent_inode_new), name_new),
+            replace=not flags & pyfuse3.RENAME_NOREPLACE,
+        )
+
+    @_answers
+    async def link(
+        self, inode: InodeT, new_parent_inode: InodeT, new_name: bytes, ctx: RequestContext
+    ) -> EntryAttributes:
+        """Refuse: a topic has one name."""
+        raise errors.NotPermitted("topics have no hard links")
+
+    @_answers
+    async def symlink(
+        self, parent_inode: InodeT, name: bytes, target: bytes, ctx: RequestContext
+    ) -> EntryAttributes:
+        """Refuse: topics and directories only."""
+        raise errors.NotPermitted("there are no symbolic links among topics")
+
+    # Attributes
+
+    @_answers
+    async def getattr(self, inode: InodeT, ctx: RequestContext) -> EntryAttributes:
+        """Answer current attributes."""
+        return _entry(await self._files.attributes(self._file(inode)))
+
+    @_answers
+    async def setattr(
+        self,
+        inode: InodeT,
+        attr: EntryAttributes,
+        fields: pyfuse3.SetattrFields,
+        fh: FileHandleT | None,
+        ctx: RequestContext,
+    ) -> EntryAttributes:
+        """Truncate (which resets), chmod, chown, utimensat."""
+        file = self._file(inode)
+        if fields.update_size:
+            await self._files.truncate(file, attr.st_size)
+        changes: dict[str, int] = {}
+        if fields.update_mode:
+            changes["mode"] = stat.S_IMODE(attr.st_mode)
+        if fields.update_uid:
+            changes["uid"] = attr.st_uid
+        if fields.update_gid:
+            changes["gid"] = attr.st_gid
+        if fields.update_mtime and not fields.update_size:  # a reset has a time of its own
+            changes["mtime_ns"] = attr.st_mtime_ns
+        if changes:
+            return _entry(await self._files.change(file, **changes))
+        return _entry(await self._files.attributes(file))
+
+    @_answers
+    async def statfs(self, ctx: RequestContext) -> pyfuse3.StatvfsData:
+        """Answer etcd's quota and use."""
+        usage = await self._files.usage()
+        answer = pyfuse3.StatvfsData()
+        answer.f_bsize = answer.f_frsize = 4096
+        answer.f_blocks = usage.total // 4096
+        answer.f_bfree = answer.f_bavail = usage.free // 4096
+        answer.f_files = usage.files
+        answer.f_ffree = answer.f_favail = 0
+        answer.f_namemax = 255
+        return answer
+
+    # Open topics
+
+    @_answers
+    async def open(self, inode: InodeT, flags: FlagT, ctx: RequestContext) -> FileInfo:
+        """Open a topic. O_TRUNC does not reset it: `echo message > topic` pushes."""
+        node = NodeId(inode)
+        return await self._open(node, self._nodes.file(node), flags, ctx)
+
+    async def _open(self, node: NodeId, topic: FileId, flags: int, ctx: RequestContext) -> FileInfo:
+        access = flags & os.O_ACCMODE
+        handle = await self._files.open(
+            topic,
+            read=access in (os.O_RDONLY, os.O_RDWR),
+            write=access in (os.O_WRONLY, os.O_RDWR),
+            append=bool(flags & os.O_APPEND),
+        )
+        self._nodes.opened(node, pid=ctx.pid)
+        fh = next(self._next_handle)
+        self._handles[fh] = _OpenFile(node, handle)
+        return FileInfo(fh=fh, direct_io=True, keep_cache=False, nonseekable=False)
+
+    @_answers
+    async def read(self, fh: FileHandleT, off: int, size: int) -> bytes:
+        """Answer bytes; none only at the confirmed end."""
+        return await self._handles[fh].handle.read(Offset(off), size)
+
+    @_answers
+    async def write(self, fh: FileHandleT, off: int, buf: bytes) -> int:
+        """Push; answered after the commit."""
+        opened = self._handles[fh]
+        if not opened.counted:
+            opened.counted = True
+            self._nodes.began_writing(opened.node)
+        return await opened.handle.write(off, buf)
+
+    @_answers
+    async def flush(self, fh: FileHandleT) -> None:
+        """One of maybe many close(2)s of the descriptor: commit the part without newline."""
+        await self._handles[fh].handle.flush()
+
+    @_answers
+    async def fsync(self, fh: FileHandleT, datasync: bool) -> None:
+        """Commit the part without newline; everything else is durable already."""
+        await self._handles[fh].handle.flush()
+
+    @_answers
+    async def release(self, fh: FileHandleT) -> None:
+        """The last close."""
+        opened = self._handles.pop(fh)
+        if opened.counted:
+            self._nodes.stopped_writing(opened.node)
+        await self._files.close(opened.handle)
+
+    # Open directories
+
+    @_answers
+    async def opendir(self, inode: InodeT, ctx: RequestContext) -> FileHandleT:
+        """Take the listing: what is created meanwhile belongs to the next one."""
+        file = self._file(inode)
+        own, above = await self._files.attributes(file), await self._files.parent(file)
+        listing = [(b".", own), (b"..", above), *await self._files.list(file)]
+        fh = next(self._next_handle)
+        self._listings[fh] = listing
+        return fh
+
+    @_answers
+    async def readdir(self, fh: FileHandleT, start_id: int, token: pyfuse3.ReaddirToken) -> None:
+        """Fill one reply."""
+        listing = self._listings[fh]
+        for index in range(start_id, len(listing)):
+            name, attributes = listing[index]
+            if not pyfuse3.readdir_reply(token, name, _entry(attributes), index + 1):
+                return
+            if name not in (b".", b".."):  # of these the kernel takes no reference
+                self._nodes.listed(attributes.id)
+
+    @_answers
+    async def releasedir(self, fh: FileHandleT) -> None:
+        """Drop the listing."""
+        del self._listings[fh]
+
+    def _file(self, inode: InodeT) -> FileId:
+        return self._nodes.file(NodeId(inode))
+
+    def _found(self, attributes: Attributes, ctx: RequestContext) -> EntryAttributes:
+        if attributes.is_directory:
+            node = self._nodes.listed(attributes.id)
+        else:
+            node = self._nodes.looked_up(attributes.id, pid=ctx.pid, now=trio.current_time())
+        return _entry(attributes, node)
+
+
+def _entry(attributes: Attributes, node: int | None = None) -> EntryAttributes:
+    entry = EntryAttributes()
+    entry.st_ino = attributes.id if node is None else node
+    entry.generation = 0
+    entry.entry_timeout = 0
+    entry.attr_timeout = 0
+    entry.st_mode = attributes.mode | (stat.S_IFDIR if attributes.is_directory else stat.S_IFREG)
+    entry.st_nlink = attributes.nlink
+    entry.st_uid = attributes.uid
+    entry.st_gid = attributes.gid
+    entry.st_rdev = 0
+    entry.st_size = attributes.size
+    entry.st_blksize = BLOCK_SIZE
+    entry.st_blocks = attributes.blocks
+    entry.st_atime_ns = entry.st_mtime_ns = attributes.mtime_ns
+    entry.st_ctime_ns = attributes.ctime_ns
+    return entry
+
+
+MIN_IDLE_TASKS: Final = 16
+STOP_GRACE_S: Final = 3.0
+"""How long a stopping mount waits for requests under way."""
+MAX_TASKS: Final = 10_000
+"""Requests under way at once; beyond it the whole mount waits."""
+
+
+async def serve(
+    files: FileSystem,
+    mountpoint: str,
+    options: Iterable[str],
+    *,
+    ready: Callable[[], None],
+    stop: trio.Event,
+) -> None:
+    """Mount, call *ready*, and answer requests until unmounted, or *stop* is set; then unmount.
+
+    On *stop* requests under way are answered first, for at most STOP_GRACE_S; what has not been
+    answered by then fails at its caller (a write that was not acknowledged may be in the topic, once).
+
+    Raises RuntimeError when the kernel refuses the mount.
+    """
+    pyfuse3.init(Adapter(files), mountpoint, {*pyfuse3.default_options, *options})
+    try:
+        ready()
+        async with trio.open_nursery() as nursery:
+
+            async def end_on_stop() -> None:
+                await stop.wait()
+                pyfuse3.terminate()
+                await trio.sleep(STOP_GRACE_S)
+                nursery.cancel_scope.cancel()
+
+            nursery.start_soon(end_on_stop)
+            await pyfuse3.main(min_tasks=MIN_IDLE_TASKS, max_tasks=MAX_TASKS)
+            nursery.cancel_scope.cancel()
+    finally:
+        pyfuse3.close(unmount=True)  # libfuse sees to it that nothing else is unmounted

@@ -1,0 +1,142 @@
+"""Kernel node ids: which of them stand for which topic, and how long the kernel remembers each.
+
+The kernel holds an inode's lock for the whole of a write, so writers of one inode go one at a time
+and group commit would never see two of them. Therefore a topic may have several inodes in the
+kernel: a lookup answers another node id (an *alias*) when a handle that has written is open on
+the first one. All of them show the same st_ino.
+
+==========================  ===========================================================
+lookup of a topic by a pid  answer
+==========================  ===========================================================
+has a reservation           the node reserved for it
+no writer on the first      the first node, whose id is the topic's own
+some alias without writer   that alias, reserved for the pid until it opens
+fewer than MAX_ALIASES      a new alias, reserved likewise
+otherwise                   the alias with the fewest writers
+==========================  ===========================================================
+
+Invariants:
+
+1. A node is known from its first lookup until the kernel has forgotten all lookups of it.
+2. A handle that never writes keeps nobody off the first node, so flock(2) on a topic that nobody
+   writes to means one inode for all.
+3. A topic never has more than MAX_ALIASES aliases.
+
+Pure: the time is an argument.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from itertools import count
+from typing import Final, NewType
+
+from dnpipefs.core.names import MAX_FILE_ID, ROOT, FileId
+
+NodeId = NewType("NodeId", int)
+
+MAX_ALIASES: Final = 64
+"""Aliases of one topic: as many local writers commit together, more share."""
+RESERVATION_S: Final = 1.0
+"""How long a lookup keeps an alias for its process: an open follows within microseconds or not at all."""
+
+
+@dataclass(slots=True, eq=False)
+class _Node:
+    id: NodeId
+    file: FileId
+    lookups: int = 0
+    writers: int = 0
+    """Open handles that have written."""
+    reserved_by: int = 0
+    reserved_until: float = 0.0
+
+    def free(self, now: float) -> bool:
+        return not self.writers and (not self.reserved_by or now >= self.reserved_until)
+
+
+@dataclass(slots=True, eq=False)
+class _Topic:
+    first: _Node
+    aliases: list[_Node] = field(default_factory=list)
+
+
+class NodeTable:
+    """Node ids known to the kernel."""
+
+    def __init__(self) -> None:
+        root = _Node(NodeId(ROOT), ROOT, lookups=1)
+        self._nodes: dict[NodeId, _Node] = {root.id: root}
+        self._topics: dict[FileId, _Topic] = {ROOT: _Topic(root)}
+        self._alias_ids = count(MAX_FILE_ID)
+
+    def __len__(self) -> int:
+        return len(self._nodes)
+
+    def file(self, node: NodeId) -> FileId:
+        """Return what a node id stands for. KeyError for an id that the kernel cannot know."""
+        return self._nodes[node].file
+
+    def looked_up(self, file: FileId, *, pid: int, now: float) -> NodeId:
+        """Choose the node for a lookup by *pid* at *now* (seconds, monotonic) and count it."""
+        node = self._choose(file, pid, now)
+        node.lookups += 1
+        return node.id
+
+    def listed(self, file: FileId) -> NodeId:
+        """Return the first node, counted as a lookup: for directories and directory listings."""
+        node = self._topic(file).first
+        node.lookups += 1
+        return node.id
+
+    def opened(self, node: NodeId, *, pid: int) -> None:
+        """The process that looked the node up has opened it."""
+        found = self._nodes[node]
+        if found.reserved_by == pid:
+            found.reserved_by = 0
+
+    def began_writing(self, node: NodeId) -> None:
+        """A handle on the node has written for the first time."""
+        self._nodes[node].writers += 1
+
+    def stopped_writing(self, node: NodeId) -> None:
+        """A handle that had written was closed."""
+        self._nodes[node].writers -= 1
+
+    def forget(self, node: NodeId, lookups: int) -> None:
+        """The kernel has dropped *lookups* of its references to a node."""
+        found = self._nodes[node]
+        found.lookups -= lookups
+        if found.lookups > 0 or found.file == ROOT:
+            return
+        del self._nodes[node]
+        topic = self._topics[found.file]
+        if found is not topic.first:
+            topic.aliases.remove(found)
+        if topic.first.lookups <= 0 and not topic.aliases:
+            del self._topics[found.file]
+
+    def _topic(self, file: FileId) -> _Topic:
+        topic = self._topics.get(file)
+        if topic is None:
+            topic = self._topics[file] = _Topic(_Node(NodeId(file), file))
+        self._nodes[topic.first.id] = topic.first
+        return topic
+
+    def _choose(self, file: FileId, pid: int, now: float) -> _Node:
+        topic = self._topic(file)
+        if topic.aliases:
+            for alias in topic.aliases:
+                if alias.reserved_by == pid and now < alias.reserved_until:
+                    return alias
+        if not topic.first.writers:
+            return topic.first
+        node = next((alias for alias in topic.aliases if alias.free(now)), None)
+        if node is None:
+            if len(topic.aliases) >= MAX_ALIASES:
+                return min(topic.aliases, key=lambda alias: alias.writers)
+            node = _Node(NodeId(next(self._alias_ids)), file)
+            self._nodes[node.id] = node
+            topic.aliases.append(node)
+        node.reserved_by, node.reserved_until = pid, now + RESERVATION_S
+        return node

@@ -1,0 +1,452 @@
+"""Group commit: the pushes of one host, gathered into few transactions, each applied exactly once.
+
+A topic has one transaction under way; what comes meanwhile goes into its next batch, and one
+transaction carries the batches of many topics. The fence (`dnpipefs.core.append`) decides what an
+unanswered or refused transaction means.
+
+Tasks: COMMITTERS of `Appender.run`. Each holds the batches it has taken (their topics are `busy`)
+from taking them until every one is settled; nobody else touches a busy topic's sequence number.
+Callers of `append` hold only their own chunk. A caller that is cancelled while its chunk is queued
+takes it back; later its outcome is unknown to it.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections import deque
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Final
+
+import trio
+
+from dnpipefs import etcd
+from dnpipefs.core import append as fence_rules
+from dnpipefs.core.append import Fence, Observed
+from dnpipefs.core.batch import Chunk, encode
+from dnpipefs.core.keys import KeySchema
+from dnpipefs.core.names import FileId, Revision, SessionId
+from dnpipefs.core.records import Head, encode_time
+from dnpipefs.errors import DnpError, TopicGone, UnknownOutcome
+from dnpipefs.log.clock import Clock
+from dnpipefs.log.failures import TRANSIENT, Backoff, timed_out
+from dnpipefs.log.session import SessionKeeper
+
+logger: Final = logging.getLogger(__name__)
+
+COMMITTERS: Final = 2
+"""Transactions under way at once on one host."""
+BATCH_LIMIT: Final = 1 << 20
+"""Bytes of message data in one transaction; etcd takes 1.5 MiB with keys and all."""
+TOPICS_PER_TRANSACTION: Final = 40
+"""Three puts a topic stay below etcd's 128 operations a transaction."""
+QUEUE_LIMIT: Final = 64 << 20
+"""Bytes of pushes waiting on one host; beyond it callers wait before they are queued."""
+_RPC_TIMEOUT_S: Final = 5.0
+
+
+@dataclass(slots=True, eq=False)
+class _Push:
+    """A caller's chunk on its way."""
+
+    chunk: Chunk
+    deadline: float
+    settled: trio.Event = field(default_factory=trio.Event)
+    revision: Revision | None = None
+    error: DnpError | None = None
+
+
+@dataclass(slots=True, eq=False)
+class _Writer:
+    """This host's appends to one topic."""
+
+    topic: FileId
+    generation: Revision
+    session: SessionId | None = None
+    sequence: int = 0
+    """Last sequence number known to be taken."""
+    queue: deque[_Push] = field(default_factory=deque)
+    ready: bool = False
+    """It stands in the line of topics to be taken."""
+    abandoned: int = 0
+    """A sequence number under which a batch went unanswered until its callers gave up; 0 if none."""
+    busy: bool = False
+    """A committer holds a batch of it."""
+    newest: Revision = Revision(0)  # noqa: RUF009 - a NewType of int, immutable
+    """Revision of this host's last append."""
+
+
+@dataclass(slots=True, eq=False)
+class _Batch:
+    """Pushes that are committed together, with the fence they are sent with."""
+
+    writer: _Writer
+    pushes: Sequence[_Push]
+    session: SessionId
+    fence: Fence
+    time_ns: int
+    sent_unanswered: bool = False
+    failure: DnpError | None = None
+    """Why the last try did not settle it."""
+
+    @property
+    def chunks(self) -> list[Chunk]:
+        return [push.chunk for push in self.pushes]
+
+    @property
+    def deadline(self) -> float:
+        return max(push.deadline for push in self.pushes)
+
+    def key(self, keys: KeySchema) -> bytes:
+        chunks = self.chunks
+        return keys.batch(
+            self.writer.topic,
+            self.session,
+            self.fence.sequence,
+            sum([len(chunk.data) for chunk in chunks]),
+            sum([chunk.messages for chunk in chunks]),
+        )
+
+    def value(self) -> bytes:
+        """The same bytes for each try with the same fence."""
+        return encode(
+            self.chunks,
+            generation=self.fence.generation,
+            time_ns=self.time_ns,
+            session=self.session,
+            sequence=self.fence.sequence,
+        )
+
+
+class Appender:
+    """Appends chunks to topics."""
+
+    def __init__(
+        self,
+        client: etcd.Client,
+        keys: KeySchema,
+        sessions: SessionKeeper,
+        clock: Clock,
+        *,
+        op_timeout: float,
+    ) -> None:
+        self._client: Final = client
+        self._keys: Final = keys
+        self._sessions: Final = sessions
+        self._clock: Final = clock
+        self._op_timeout: Final = op_timeout
+        self._writers: dict[FileId, _Writer] = {}
+        self._ready: deque[_Writer] = deque()
+        self._work = trio.lowlevel.ParkingLot()
+        self._queued_bytes = 0
+        self._room = trio.lowlevel.ParkingLot()
+        self._attempts = 0
+
+    async def append(self, topic: FileId, chunk: Chunk, *, born: Revision) -> Revision:
+        """Append *chunk* (at most BATCH_LIMIT bytes) and return the revision once it is committed.
+
+        `born` is the revision the topic was created at: the generation to begin with when this host
+        knows no newer one.
+
+        Raises TopicGone, TimedOut, OutOfSpace, UnknownOutcome or another ClusterError; only for
+        TimedOut and UnknownOutcome can the chunk be in the log all the same, at most once.
+        """
+        push = _Push(chunk, trio.current_time() + self._op_timeout)
+        await self._wait_for_room(push)
+        writer = self._writers.get(topic)
+        if writer is None:
+            writer = self._writers[topic] = _Writer(topic, born)
+        writer.queue.append(push)
+        self._queued_bytes += len(chunk.data)
+        self._line_up(writer)
+        try:
+            await push.settled.wait()
+        finally:
+            if not push.settled.is_set() and push in writer.queue:
+                writer.queue.remove(push)
+            self._queued_bytes -= len(chunk.data)
+            self._room.unpark_all()
+        if push.error is not None:
+            raise push.error
+        assert push.revision is not None  # noqa: S101 - settled means one or the other
+        return push.revision
+
+    def newest(self, topic: FileId) -> Revision:
+        """Return the revision of this host's last append to a topic, 0 if it made none."""
+        writer = self._writers.get(topic)
+        return writer.newest if writer is not None else Revision(0)
+
+    def forget(self, topic: FileId) -> None:
+        """Drop what is known of a deleted topic."""
+        writer = self._writers.get(topic)
+        if writer is not None and not writer.busy and not writer.queue:
+            del self._writers[topic]
+
+    async def run(self) -> None:
+        """Commit until cancelled."""
+        async with trio.open_nursery() as nursery:
+            for _ in range(COMMITTERS):
+                nursery.start_soon(self._commit_forever)
+
+    async def _wait_for_room(self, push: _Push) -> None:
+        while self._queued_bytes + len(push.chunk.data) > QUEUE_LIMIT and self._queued_bytes:
+            with trio.move_on_at(push.deadline) as scope:
+                await self._room.park()
+            if scope.cancelled_caught:
+                raise timed_out(self._op_timeout, None)
+
+    async def _commit_forever(self) -> None:
+        while True:
+            if not self._ready:
+                await self._work.park()
+                continue
+            session = self._sessions.current()
+            if session is None:
+                with trio.move_on_after(1):
+                    session = await self._sessions.get()
+            if session is None:
+                self._expire_queued()
+                continue
+            batches = self._take(session)
+            if not batches:
+                continue
+            try:
+                await self._settle_all(batches)
+            except Exception:
+                # A fault of ours must not stop every later push of this host; its callers are told.
+                logger.exception("a commit failed unexpectedly")
+                for push in [push for batch in batches for push in batch.pushes]:
+                    if not push.settled.is_set():
+                        push.error = UnknownOutcome("a fault inside dnpipefs; the log has the details")
+                        push.settled.set()
+            finally:
+                for batch in batches:
+                    self._release(batch.writer)
+
+    def _expire_queued(self) -> None:
+        """Fail what waited too long for a session; none of it was sent."""
+        now = trio.current_time()
+        for writer in list(self._ready):
+            while writer.queue and writer.queue[0].deadline <= now:
+                push = writer.queue.popleft()
+                push.error = timed_out(self._op_timeout, None)
+                push.settled.set()
+            if not writer.queue:
+                self._ready.remove(writer)
+                writer.ready = False
+
+    def _take(self, session: SessionId) -> list[_Batch]:
+        """Take the next batches of as many topics as fit one transaction."""
+        batches: list[_Batch] = []
+        room = BATCH_LIMIT
+        while self._ready and len(batches) < TOPICS_PER_TRANSACTION:
+            writer = self._ready[0]
+            pushes: list[_Push] = []
+            while writer.queue:
+                size = len(writer.queue[0].chunk.data)
+                if size > room and (pushes or batches):
+                    break
+                pushes.append(writer.queue.popleft())
+                room -= size
+            if pushes:
+                batches.append(self._batch(writer, pushes, session))
+            if writer.queue and not pushes:
+                break  # the transaction is full
+            self._ready.popleft()
+            writer.ready = False
+        return batches
+
+    def _batch(self, writer: _Writer, pushes: Sequence[_Push], session: SessionId) -> _Batch:
+        if writer.session != session:
+            writer.session, writer.sequence = session, 0
+        writer.busy = True
+        self._attempts += 1
+        fence = Fence(writer.generation, writer.sequence + 1, self._attempts)
+        return _Batch(writer, pushes, session, fence, self._clock.now_ns())
+
+    def _release(self, writer: _Writer) -> None:
+        writer.busy = False
+        if writer.queue:
+            self._line_up(writer)
+
+    def _line_up(self, writer: _Writer) -> None:
+        if not (writer.ready or writer.busy):
+            writer.ready = True
+            self._ready.append(writer)
+            self._work.unpark()
+
+    async def _settle_all(self, batches: list[_Batch]) -> None:
+        """Send until every batch is settled: committed, failed, or out of time."""
+        backoff = Backoff()
+        refusals = 0
+        while batches := self._still_in_time(batches):
+            left = max(batch.deadline for batch in batches) - trio.current_time()
+            try:
+                result = await self._client.transaction(
+                    *self._transaction(batches), timeout=min(_RPC_TIMEOUT_S, left)
+                )
+            except etcd.SpaceExceeded as error:
+                await self._settle_out_of_space(batches, error)
+                return
+            except etcd.LeaseNotFound:
+                batches = await self._settle_lost_session(batches)
+                continue
+            except TRANSIENT as error:
+                for batch in batches:
+                    batch.sent_unanswered |= isinstance(error, etcd.Ambiguous)
+                    batch.failure = error
+                await backoff.wait()
+                continue
+            except etcd.EtcdError as error:
+                for batch in batches:
+                    self._fail(batch, error)
+                return
+            if result.succeeded:
+                for batch in batches:
+                    self._succeed(batch, Revision(result.revision))
+                return
+            batches = self._still_open(batches, result.responses)
+            refusals += 1
+            if refusals > 2:  # a reset or two in a row are normal, more are not
+                await backoff.wait()
+
+    def _still_in_time(self, batches: Sequence[_Batch]) -> list[_Batch]:
+        """Abandon what is past its deadline: the fence sees to it that it is applied at most once."""
+        now = trio.current_time()
+        for batch in batches:
+            if batch.deadline <= now:
+                if batch.sent_unanswered:
+                    batch.writer.abandoned = batch.fence.sequence
+                self._fail(batch, timed_out(self._op_timeout, batch.failure))
+        return [batch for batch in batches if batch.deadline > now]
+
+    def _transaction(
+        self, batches: Sequence[_Batch]
+    ) -> tuple[list[etcd.Compare], list[etcd.Op], list[etcd.Op]]:
+        keys = self._keys
+        compare: list[etcd.Compare] = []
+        success: list[etcd.Op] = []
+        failure: list[etcd.Op] = []
+        for batch in batches:
+            topic, fence = batch.writer.topic, batch.fence
+            epoch, writer = keys.epoch(topic), keys.writer(topic, batch.session)
+            compare.append(etcd.compare_mod_revision(epoch) == fence.generation)
+            compare.append(etcd.compare_version(writer) == fence.sequence - 1)
+            success.append(etcd.put(writer, fence.encode(), lease=batch.session))
+            success.append(etcd.put(batch.key(keys), batch.value()))
+            success.append(etcd.put(keys.last(topic), encode_time(batch.time_ns)))
+            failure.append(etcd.get(epoch, keys_only=True))
+            failure.append(etcd.get(writer))
+        return compare, success, failure
+
+    def _still_open(self, batches: Sequence[_Batch], responses: Sequence[etcd.OpResult]) -> list[_Batch]:
+        """Settle batches by what etcd holds; return those that have to be sent (again)."""
+        still_open = []
+        for index, batch in enumerate(batches):
+            if self._is_open(batch, _first(responses[2 * index]), _first(responses[2 * index + 1])):
+                still_open.append(batch)
+        return still_open
+
+    def _is_open(self, batch: _Batch, epoch: etcd.KeyValue | None, writer: etcd.KeyValue | None) -> bool:
+        observed = Observed(
+            Revision(epoch.mod_revision) if epoch else None,
+            fence_rules.decode_writer(writer.key, writer.value) if writer else None,
+        )
+        match fence_rules.settle(batch.fence, observed):
+            case fence_rules.Committed():
+                self._succeed(batch, Revision(writer.mod_revision if writer else 0))
+            case fence_rules.Gone():
+                self._fail(batch, TopicGone("the topic was deleted"))
+            case fence_rules.SessionLost():
+                return True  # the next try is refused for its lease and settled there
+            case fence_rules.Retry(generation, sequence):
+                batch.writer.generation = generation
+                batch.writer.sequence = sequence - 1
+                batch.fence = Fence(generation, sequence, batch.fence.attempt)
+                return True
+        return False
+
+    async def _settle_out_of_space(self, batches: Sequence[_Batch], error: etcd.SpaceExceeded) -> None:
+        """Find out what became of a write that etcd answered with "database space exceeded".
+
+        The write that crosses the quota is applied, later ones are refused: only a read tells.
+        """
+        reads = [op for batch in batches for op in self._transaction([batch])[2]]
+        try:
+            responses = (await self._client.transaction((), reads)).responses
+        except etcd.EtcdError as failure:
+            logger.warning("etcd is out of space and does not answer what was written: %s", failure)
+            for batch in batches:
+                self._fail(batch, UnknownOutcome(f"{error}; whether this was written is unknown"))
+            return
+        for batch in self._still_open(batches, responses):
+            self._fail(batch, error)
+
+    async def _settle_lost_session(self, batches: Sequence[_Batch]) -> list[_Batch]:
+        """Settle batches whose session's lease is gone; return those to send under the new one."""
+        lost = batches[0].session
+        self._sessions.report_lost(lost)
+        still_open = [
+            batch for batch in batches if not batch.sent_unanswered or await self._is_open_after_loss(batch)
+        ]
+        with trio.move_on_after(self._op_timeout):
+            session = await self._sessions.get()
+            return [self._batch(batch.writer, batch.pushes, session) for batch in still_open]
+        for batch in still_open:
+            self._fail(batch, timed_out(self._op_timeout, batch.failure))
+        return []
+
+    async def _is_open_after_loss(self, batch: _Batch) -> bool:
+        keys, topic = self._keys, batch.writer.topic
+        reads = [
+            etcd.get(batch.key(keys)),
+            etcd.get(keys.head(topic)),
+            etcd.get(keys.epoch(topic), keys_only=True),
+        ]
+        try:
+            responses = (await self._client.transaction((), reads)).responses
+        except etcd.EtcdError as error:
+            self._fail(batch, UnknownOutcome(f"the session was lost, and what became of the push: {error}"))
+            return False
+        own, head, epoch = (_first(response) for response in responses)
+        # An abandoned batch may have been applied under the same number and even the same key.
+        found = own is not None and own.value == batch.value()
+        sealed = Head.decode(head.key, head.value).writers if head else {}
+        if sealed.get(f"{batch.session:x}", 0) >= batch.fence.sequence:
+            if batch.writer.abandoned == batch.fence.sequence:
+                self._fail(batch, UnknownOutcome("the session was lost; this push or an earlier one is in"))
+                return False
+            found = True
+        match fence_rules.settle_lost(
+            batch.fence,
+            sent_before=True,
+            found=found,
+            generation=Revision(epoch.mod_revision) if epoch else None,
+        ):
+            case fence_rules.Committed():
+                self._succeed(batch, Revision(own.mod_revision if own else 0))
+            case fence_rules.Gone():
+                self._fail(batch, TopicGone("the topic was deleted"))
+            case fence_rules.Unknown():
+                self._fail(batch, UnknownOutcome("the session was lost and the topic was reset meanwhile"))
+            case fence_rules.Retry(generation, _):
+                batch.writer.generation = generation
+                return True
+        return False
+
+    def _succeed(self, batch: _Batch, revision: Revision) -> None:
+        batch.writer.sequence = batch.fence.sequence
+        batch.writer.newest = max(batch.writer.newest, revision)
+        for push in batch.pushes:
+            push.revision = revision
+            push.settled.set()
+
+    def _fail(self, batch: _Batch, error: DnpError) -> None:
+        for push in batch.pushes:
+            push.error = error
+            push.settled.set()
+
+
+def _first(response: etcd.OpResult) -> etcd.KeyValue | None:
+    assert isinstance(response, etcd.RangeResult)  # noqa: S101 - the client keeps the order of operations
+    return response.kvs[0] if response.kvs else None

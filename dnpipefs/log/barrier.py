@@ -1,0 +1,138 @@
+"""Linearizable reads of where topics stand, many in one transaction.
+
+A reader that opens a topic or comes to its end asks: what is the newest revision of this topic?
+The answer must come from a read that *starts* after the question. Questions that arrive while
+reads are under way go together into the next one, so a thousand readers cost a few transactions.
+
+Tasks: READERS of `Barrier.run`; each holds the questions of one transaction across its await.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Final
+
+import trio
+
+from dnpipefs import etcd
+from dnpipefs.core.keys import KeySchema
+from dnpipefs.core.names import FileId, Revision
+from dnpipefs.errors import TopicGone
+from dnpipefs.log.failures import TRANSIENT, Backoff, timed_out
+
+READERS: Final = 2
+"""Transactions under way at once."""
+TOPICS_PER_READ: Final = 60
+"""Two reads a topic and one for the namespace stay below etcd's 128 operations a transaction."""
+
+
+@dataclass(frozen=True, slots=True)
+class Position:
+    """Where a topic and the namespace stood when the read was made."""
+
+    newest: Revision
+    """mod_revision of the newest append, seal or reset."""
+    generation: Revision
+    namespace: Revision
+    """mod_revision of the newest change of the namespace."""
+
+
+@dataclass(slots=True, eq=False)
+class _Question:
+    topic: FileId | None
+    answered: trio.Event = field(default_factory=trio.Event)
+    position: Position | None = None
+    namespace: Revision = Revision(0)  # noqa: RUF009 - a NewType of int, immutable
+    error: etcd.EtcdError | None = None
+    given_up: bool = False
+
+
+class Barrier:
+    """Answers where a topic stands now."""
+
+    def __init__(self, client: etcd.Client, keys: KeySchema, *, op_timeout: float) -> None:
+        self._client: Final = client
+        self._keys: Final = keys
+        self._op_timeout: Final = op_timeout
+        self._asked: list[_Question] = []
+        self._wake = trio.lowlevel.ParkingLot()
+        self._failure: etcd.EtcdError | None = None
+
+    async def topic(self, topic: FileId) -> Position:
+        """Return the topic's position.
+
+        Raises TopicGone when it was deleted, TimedOut when etcd does not answer.
+        """
+        question = await self._ask(_Question(topic))
+        if question.position is None:
+            raise TopicGone("the topic was deleted")
+        return question.position
+
+    async def namespace(self) -> Revision:
+        """Return the revision of the newest change of the namespace. Raises TimedOut."""
+        return (await self._ask(_Question(None))).namespace
+
+    async def _ask(self, question: _Question) -> _Question:
+        self._asked.append(question)
+        self._wake.unpark()
+        try:
+            with trio.move_on_after(self._op_timeout):
+                await question.answered.wait()
+        finally:
+            question.given_up = not question.answered.is_set()
+        if question.error is not None:
+            raise question.error
+        if not question.answered.is_set():
+            raise timed_out(self._op_timeout, self._failure)
+        return question
+
+    async def run(self) -> None:
+        """Answer until cancelled."""
+        async with trio.open_nursery() as nursery:
+            for _ in range(READERS):
+                nursery.start_soon(self._read_forever)
+
+    async def _read_forever(self) -> None:
+        backoff = Backoff()
+        while True:
+            if not self._asked:
+                await self._wake.park()
+                continue
+            questions, self._asked = self._asked[:TOPICS_PER_READ], self._asked[TOPICS_PER_READ:]
+            try:
+                await self._read(questions)
+                backoff = Backoff()
+            except TRANSIENT as error:
+                # A read has no outcome to lose: ask again for those who still wait.
+                self._failure = error
+                self._asked = [*(question for question in questions if not question.given_up), *self._asked]
+                await backoff.wait()
+            except etcd.EtcdError as error:
+                for question in questions:
+                    question.error = error
+                    question.answered.set()
+
+    async def _read(self, questions: list[_Question]) -> None:
+        topics = list({question.topic: None for question in questions if question.topic is not None})
+        keys = self._keys
+        reads = [etcd.get(keys.last_namespace)]
+        for topic in topics:
+            reads.append(etcd.get(keys.last(topic)))
+            reads.append(etcd.get(keys.epoch(topic)))
+        responses = (await self._client.transaction((), reads)).responses
+        namespace = _mod_revision(responses[0]) or Revision(0)
+        positions: dict[FileId | None, Position] = {}
+        for index, topic in enumerate(topics):
+            newest = _mod_revision(responses[1 + 2 * index])
+            generation = _mod_revision(responses[2 + 2 * index])
+            if newest is not None and generation is not None:
+                positions[topic] = Position(newest, generation, namespace)
+        for question in questions:
+            question.namespace = namespace
+            question.position = positions.get(question.topic)
+            question.answered.set()
+
+
+def _mod_revision(response: etcd.OpResult) -> Revision | None:
+    assert isinstance(response, etcd.RangeResult)  # noqa: S101 - the client keeps the order of operations
+    return Revision(response.kvs[0].mod_revision) if response.kvs else None

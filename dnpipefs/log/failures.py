@@ -1,0 +1,45 @@
+"""Which failures of etcd pass by themselves, and what a caller is told when they do not in time."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Final
+
+import trio
+
+from dnpipefs import etcd
+from dnpipefs.errors import TimedOut
+
+TRANSIENT: Final = (etcd.Ambiguous, etcd.Unreachable, etcd.TooManyRequests)
+"""Failures after which asking again makes sense; whether a *write* may be sent again is for its fence."""
+
+DEFAULT_OP_TIMEOUT_S: Final = 30.0
+"""How long an operation waits for etcd before it fails with TimedOut."""
+
+
+def timed_out(op_timeout: float, cause: BaseException | None) -> TimedOut:
+    """Return the error for an operation that etcd did not answer in time, with the last known reason."""
+    reason = f": {cause}" if cause is not None else "; check that its members are up and reachable"
+    return TimedOut(f"no answer from etcd within {op_timeout:g} s{reason}")
+
+
+class Backoff:
+    """Waits before the next try: 50 ms, doubled each time, at most 1 s."""
+
+    def __init__(self) -> None:
+        self._next_s = 0.05
+
+    async def wait(self) -> None:
+        """Sleep; the next wait is longer."""
+        await trio.sleep(self._next_s)
+        self._next_s = min(1.0, 2 * self._next_s)
+
+
+@contextmanager
+def deadline(op_timeout: float) -> Iterator[None]:
+    """Bound a block that waits for etcd; TimedOut when it takes longer."""
+    with trio.move_on_after(op_timeout) as scope:
+        yield
+    if scope.cancelled_caught:
+        raise timed_out(op_timeout, None)

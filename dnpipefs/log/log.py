@@ -1,0 +1,158 @@
+"""The log of a cluster, as one host uses it: append, read, reset. Composes the parts of this package."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from typing import Final
+
+import trio
+
+from dnpipefs import etcd
+from dnpipefs.core.batch import Chunk
+from dnpipefs.core.keys import KeySchema
+from dnpipefs.core.names import FileId, Offset, Revision
+from dnpipefs.core.records import EMPTY_HEAD_VALUE, Mark, encode_time
+from dnpipefs.errors import TopicGone
+from dnpipefs.log.appender import Appender
+from dnpipefs.log.barrier import Barrier
+from dnpipefs.log.clock import Clock
+from dnpipefs.log.content import BatchCache
+from dnpipefs.log.failures import TRANSIENT, Backoff, deadline
+from dnpipefs.log.reader import Reader
+from dnpipefs.log.session import SessionKeeper
+from dnpipefs.log.sweeper import Sweeper
+from dnpipefs.log.views import LiveView, Views
+
+
+@dataclass(frozen=True, slots=True)
+class TopicStat:
+    """What `stat` shows of a topic's log."""
+
+    end: Offset
+    first: Offset
+    """First retained byte."""
+    messages: int
+    modified_ns: int
+
+
+class Log:
+    """Every topic's log. Topics are named by id; their names are the namespace's business."""
+
+    def __init__(
+        self,
+        client: etcd.Client,
+        keys: KeySchema,
+        clock: Clock,
+        sessions: SessionKeeper,
+        barrier: Barrier,
+        *,
+        op_timeout: float,
+    ) -> None:
+        self._client: Final = client
+        self._keys: Final = keys
+        self._clock: Final = clock
+        self._barrier: Final = barrier
+        self._op_timeout: Final = op_timeout
+        self.sessions: Final = sessions
+        self.content: Final = BatchCache(client, keys)
+        self.sweeper: Final = Sweeper(client, keys)
+        self._views: Final = Views(client, keys, self.content, op_timeout=op_timeout)
+        self._appender: Final = Appender(client, keys, sessions, clock, op_timeout=op_timeout)
+
+    async def append(self, topic: FileId, chunk: Chunk, *, born: Revision) -> Revision:
+        """Append whole messages; see `Appender.append`."""
+        return await self._appender.append(topic, chunk, born=born)
+
+    @asynccontextmanager
+    async def reader(self, topic: FileId) -> AsyncIterator[Reader]:
+        """Open a topic for reading: everything acknowledged before is in it."""
+        async with self._views.using(topic) as live:
+            reader = self._reader(live)
+            await reader.confirm()
+            yield reader
+
+    async def open_reader(self, topic: FileId) -> tuple[Reader, LiveView]:
+        """As `reader`, for callers whose end comes by a call; pair it with `close_reader`."""
+        live = await self._views.acquire(topic)
+        reader = self._reader(live)
+        try:
+            await reader.confirm()
+        except BaseException:
+            self._views.release(live)
+            raise
+        return reader, live
+
+    def close_reader(self, live: LiveView) -> None:
+        """End what `open_reader` began."""
+        self._views.release(live)
+
+    async def stat(self, topic: FileId) -> TopicStat:
+        """Return size and times as this host's view has them, its own appends included.
+
+        Other hosts' appends show when the watch brings them, milliseconds later. Raises TopicGone,
+        TimedOut.
+        """
+        newest = self._appender.newest(topic)
+        async with self._views.using(topic) as live:
+            with deadline(self._op_timeout):
+                view = await live.wait(lambda view: view.revision >= newest)
+            return TopicStat(view.end, view.first, view.messages, view.modified_ns)
+
+    def peek(self, topic: FileId) -> TopicStat | None:
+        """Return what `stat` would if this host has a view of the topic, without asking etcd."""
+        view = self._views.peek(topic)
+        return TopicStat(view.end, view.first, view.messages, view.modified_ns) if view is not None else None
+
+    async def reset(self, topic: FileId) -> None:
+        """Remove all messages of a topic, atomically for everybody.
+
+        Raises TopicGone, TimedOut, OutOfSpace.
+        """
+        keys = self._keys
+        with deadline(self._op_timeout):
+            epoch = await self._client.get(keys.epoch(topic), timeout=self._op_timeout)
+            if epoch is None:
+                raise TopicGone("the topic was deleted")
+            now_ns = self._clock.now_ns()
+            stamp = encode_time(now_ns)
+            guard = [etcd.compare_mod_revision(keys.epoch(topic)) == epoch.mod_revision]
+            writes = [
+                etcd.put(keys.epoch(topic), stamp),
+                etcd.put(keys.head(topic), EMPTY_HEAD_VALUE),
+                etcd.put(keys.last(topic), stamp),
+                etcd.put(keys.mark(topic), Mark(Mark.RESET, now_ns).encode()),
+                etcd.put(keys.trash(topic), stamp),
+            ]
+            backoff = Backoff()
+            while True:
+                try:
+                    # Refused means: a reset or the deletion came after we looked, ours whose answer
+                    # was lost or another's; either way what had been pushed before the call is gone.
+                    await self._client.transaction(guard, writes)
+                    break
+                except etcd.SpaceExceeded:
+                    raise
+                except TRANSIENT:
+                    await backoff.wait()
+            if self._views.peek(topic) is not None:
+                async with self.reader(topic):
+                    pass  # this host sees its own reset at once
+        self.sweeper.wake()
+
+    def forget(self, topic: FileId) -> None:
+        """Tell that a topic was deleted by this host."""
+        self._appender.forget(topic)
+        self.sweeper.wake()
+
+    async def run(self, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
+        """Run the tasks of the log until cancelled."""
+        async with trio.open_nursery() as nursery:
+            await nursery.start(self._views.run)
+            nursery.start_soon(self._appender.run)
+            nursery.start_soon(self.sweeper.run)
+            task_status.started()
+
+    def _reader(self, live: LiveView) -> Reader:
+        return Reader(live, self._barrier, self.content, op_timeout=self._op_timeout)

@@ -1,0 +1,137 @@
+"""The session of this host: a lease in etcd, kept alive, replaced when it is lost.
+
+A lease protects nothing by itself; it only bounds how long a dead host's keys stay. What a session
+writes is fenced by transactions that put keys *on* the lease. A session counts as lost only when
+etcd says so, never because a local clock thinks it late.
+
+Task: one, `SessionKeeper.run`, owns the lease. It holds nothing across awaits that anybody waits for.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import socket
+from typing import Final
+
+import trio
+
+from dnpipefs import etcd
+from dnpipefs.core.keys import KeySchema
+from dnpipefs.core.names import SessionId
+from dnpipefs.core.records import encode_session
+from dnpipefs.log.failures import TRANSIENT
+
+logger: Final = logging.getLogger(__name__)
+
+SESSION_TTL_S: Final = 10
+"""How long the keys of a dead host stay, seconds."""
+_RETRY_S: Final = 0.5
+
+
+class SessionKeeper:
+    """Grants, keeps alive and replaces this process's session."""
+
+    def __init__(
+        self,
+        client: etcd.Client,
+        keys: KeySchema,
+        *,
+        mountpoint: str | None,
+        version: str,
+        ttl: int = SESSION_TTL_S,
+    ) -> None:
+        self._client: Final = client
+        self._keys: Final = keys
+        self._ttl: Final = ttl
+        self._value: Final = encode_session(
+            host=socket.gethostname(), pid=os.getpid(), mountpoint=mountpoint, version=version
+        )
+        self._session: SessionId | None = None
+        self._confirmed_at: float = -1e9
+        self._changed = trio.Event()
+        self._lost = trio.Event()
+
+    @property
+    def healthy(self) -> bool:
+        """Whether etcd confirmed the session within its time to live."""
+        return self._session is not None and trio.current_time() - self._confirmed_at < self._ttl
+
+    def current(self) -> SessionId | None:
+        """Return the session if there is one now."""
+        return self._session
+
+    async def get(self) -> SessionId:
+        """Wait until there is a session. The caller sets the deadline."""
+        while self._session is None:
+            await self._changed.wait()
+        return self._session
+
+    async def wait_healthy(self) -> None:
+        """Wait until etcd has confirmed the session recently. The caller sets the deadline."""
+        while not self.healthy:
+            await self._changed.wait()
+
+    def report_lost(self, session: SessionId) -> None:
+        """Tell that etcd refused *session*'s lease; a new session is made."""
+        if session == self._session:
+            self._set(None)
+            self._lost.set()
+
+    async def run(self) -> None:
+        """Keep a session until cancelled; then give its lease back, if etcd answers soon."""
+        try:
+            while True:
+                session = await self._begin()
+                try:
+                    await self._keep(session)
+                except etcd.LeaseNotFound:
+                    logger.warning("session %x was lost: its lease ran out; beginning a new one", session)
+                self.report_lost(session)
+        finally:
+            await self._end()
+
+    async def _begin(self) -> SessionId:
+        while True:
+            try:
+                lease = await self._client.lease_grant(self._ttl)
+                session = SessionId(lease.id)
+                await self._client.put(self._keys.session(session), self._value, lease=lease.id)
+            except (*TRANSIENT, etcd.LeaseNotFound) as error:
+                # A grant whose answer was lost leaves a lease that runs out by itself.
+                logger.warning("no session yet: %s", error)
+                await trio.sleep(_RETRY_S)
+                continue
+            self._lost = trio.Event()
+            self._set(session)
+            return session
+
+    async def _keep(self, session: SessionId) -> None:
+        while True:
+            with trio.move_on_after(self._ttl / 3):
+                await self._lost.wait()
+            if self._lost.is_set():
+                return
+            try:
+                await self._client.lease_keepalive_once(session)
+            except TRANSIENT as error:
+                logger.warning("the session was not confirmed, trying again: %s", error)
+                await trio.sleep(_RETRY_S)
+                continue
+            self._set(session)
+
+    async def _end(self) -> None:
+        session, self._session = self._session, None
+        if session is None:
+            return
+        with trio.move_on_after(1, shield=True):
+            try:
+                await self._client.lease_revoke(session)
+            except etcd.EtcdError as error:
+                logger.info("the lease of session %x runs out by itself: %s", session, error)
+
+    def _set(self, session: SessionId | None) -> None:
+        self._session = session
+        self._confirmed_at = trio.current_time() if session is not None else -1e9
+        self._changed.set()
+        self._changed = trio.Event()

@@ -1,0 +1,96 @@
+"""Removes what no view can see any more: batches of old generations and the keys of deleted topics.
+
+The transaction that resets or deletes a topic leaves a work order (`trash/<topic>`). Whoever is
+alive carries it out, in small steps, since one large delete stalls every writer of the cluster.
+Two hosts at the same order do no harm.
+
+Task: one, `Sweeper.run`. It holds one order at a time.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import AsyncIterator
+from typing import Final
+
+import trio
+
+from dnpipefs import etcd
+from dnpipefs.core.keys import KeyRange, KeySchema
+from dnpipefs.core.names import FileId, SessionId
+from dnpipefs.log.failures import TRANSIENT
+
+logger: Final = logging.getLogger(__name__)
+
+STEP_KEYS: Final = 500
+"""Keys removed in one step."""
+STEP_PAUSE_S: Final = 0.01
+"""Pause between steps, so that writers get their turn."""
+ROUND_S: Final = 60.0
+"""How often the orders of hosts that died are looked for."""
+
+
+class Sweeper:
+    """Carries out work orders."""
+
+    def __init__(self, client: etcd.Client, keys: KeySchema) -> None:
+        self._client: Final = client
+        self._keys: Final = keys
+        self._wake = trio.Event()
+
+    def wake(self) -> None:
+        """Tell that there is a new order."""
+        self._wake.set()
+
+    async def run(self) -> None:
+        """Carry out orders as they come, and look for others' once a round, until cancelled."""
+        while True:
+            self._wake = trio.Event()
+            try:
+                await self.sweep_all()
+            except (*TRANSIENT, etcd.Compacted) as error:
+                logger.info("sweeping old keys waits for etcd: %s", error)
+            with trio.move_on_after(ROUND_S):
+                await self._wake.wait()
+
+    async def sweep_all(self) -> None:
+        """Carry out all orders there are now."""
+        orders = self._keys.all_trash
+        for kv in (await self._client.range(orders.start, orders.end)).kvs:
+            await self._sweep(self._keys.parse_trash(kv.key))
+            # Only if nobody reset the topic again meanwhile: that order is a new one.
+            await self._client.transaction(
+                [etcd.compare_mod_revision(kv.key) == kv.mod_revision], [etcd.delete(kv.key)]
+            )
+
+    async def _sweep(self, topic: FileId) -> None:
+        epoch = await self._client.get(self._keys.epoch(topic))
+        if epoch is not None:
+            await self._sweep_generations_before(topic, epoch.mod_revision)
+            return
+        keys = self._keys
+        for part in (keys.tail(topic), keys.segments(topic), keys.writers(topic), keys.groups(topic)):
+            async for page in self._pages(part):
+                await self._client.delete(page[0].key, page[-1].key + b"\0")
+
+    async def _sweep_generations_before(self, topic: FileId, generation: int) -> None:
+        async for page in self._pages(self._keys.tail(topic)):
+            # One writer's batches of old generations stand before its newer ones.
+            newest: dict[SessionId, int] = {}
+            for kv in page:
+                key = self._keys.parse_tail(topic, kv.key)
+                if key is not None and kv.mod_revision < generation:
+                    newest[key.session] = max(key.sequence, newest.get(key.session, 0))
+            for session, sequence in newest.items():
+                old = self._keys.batches_through(topic, session, sequence)
+                await self._client.delete(old.start, old.end)
+
+    async def _pages(self, keys: KeyRange) -> AsyncIterator[list[etcd.KeyValue]]:
+        start = keys.start
+        while True:
+            result = await self._client.range(start, keys.end, limit=STEP_KEYS, keys_only=True)
+            if not result.kvs:
+                return
+            yield result.kvs
+            start = result.kvs[-1].key + b"\0"
+            await trio.sleep(STEP_PAUSE_S)

@@ -1,0 +1,216 @@
+"""Live views: the topics that somebody on this host reads or stats, kept current by a watch each.
+
+A view comes into being with its first user, stays LINGER_S after its last (a shell loop that opens
+a topic again and again pays for one), and is thrown away and built anew whenever the watch is
+compacted, breaks, or does not fit (`ViewBroken`).
+
+Tasks: one `_follow` a live view, in the nursery of `Views.run`. It alone changes the view; between
+two awaits everybody else may read it. Waiters are woken after each change.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import AsyncIterator, Callable, Iterable
+from contextlib import asynccontextmanager
+from itertools import groupby
+from typing import Final
+
+import trio
+
+from dnpipefs import etcd
+from dnpipefs.core.batch import peek_generation, peek_time_ns
+from dnpipefs.core.keys import KeySchema
+from dnpipefs.core.names import FileId, Revision
+from dnpipefs.core.records import Head, Mark, decode_time
+from dnpipefs.core.view import Appended, Deleted, Reset, Snapshot, TailEvent, TopicView, ViewBroken
+from dnpipefs.errors import DnpError, TopicGone
+from dnpipefs.log.content import BatchCache
+from dnpipefs.log.failures import TRANSIENT, Backoff, deadline
+
+logger: Final = logging.getLogger(__name__)
+
+LINGER_S: Final = 5.0
+"""How long a view outlives its last user."""
+
+
+class LiveView:
+    """A topic's view with its users and waiters."""
+
+    def __init__(self, topic: FileId) -> None:
+        self.topic: Final = topic
+        self.view: TopicView | None = None
+        self.failure: DnpError | None = None
+        """Set once: the view is of no use any more."""
+        self.users = 0
+        self.scope = trio.CancelScope()
+        self._changed = trio.lowlevel.ParkingLot()
+
+    @property
+    def ended(self) -> bool:
+        """Whether a new user needs another live view."""
+        return self.failure is not None or self.scope.deadline <= trio.current_time()
+
+    def wake(self) -> None:
+        """Tell all waiters that something changed."""
+        self._changed.unpark_all()
+
+    async def wait(self, condition: Callable[[TopicView], bool]) -> TopicView:
+        """Wait until there is a view and *condition* holds for it.
+
+        Raises what ended the view, such as TopicGone. The caller sets the deadline.
+        """
+        while True:
+            if self.failure is not None:
+                raise self.failure
+            if self.view is not None and condition(self.view):
+                return self.view
+            await self._changed.park()
+
+
+class Views:
+    """The live views of this host."""
+
+    def __init__(
+        self, client: etcd.Client, keys: KeySchema, content: BatchCache, *, op_timeout: float
+    ) -> None:
+        self._client: Final = client
+        self._keys: Final = keys
+        self._content: Final = content
+        self._op_timeout: Final = op_timeout
+        self._live: dict[FileId, LiveView] = {}
+        self._nursery: trio.Nursery | None = None
+
+    def peek(self, topic: FileId) -> TopicView | None:
+        """Return the view of a topic if one is live, without keeping it."""
+        live = self._live.get(topic)
+        return live.view if live is not None and not live.ended else None
+
+    @asynccontextmanager
+    async def using(self, topic: FileId) -> AsyncIterator[LiveView]:
+        """Use the view of a topic; on entry it holds a snapshot. Raises as `acquire` does."""
+        live = await self.acquire(topic)
+        try:
+            yield live
+        finally:
+            self.release(live)
+
+    async def acquire(self, topic: FileId) -> LiveView:
+        """Become a user of a topic's view; pair it with `release`.
+
+        Raises TopicGone, TimedOut, or another ClusterError when there is no view to be had.
+        """
+        live = self._live.get(topic)
+        if live is None or live.ended:
+            assert self._nursery is not None  # noqa: S101 - `run` starts before anybody can ask
+            live = self._live[topic] = LiveView(topic)
+            self._nursery.start_soon(self._follow, live)
+        live.users += 1
+        live.scope.deadline = float("inf")
+        try:
+            with deadline(self._op_timeout):
+                await live.wait(lambda _: True)
+        except BaseException:
+            self.release(live)
+            raise
+        return live
+
+    def release(self, live: LiveView) -> None:
+        """Cease to be a user."""
+        live.users -= 1
+        if not live.users:
+            live.scope.deadline = trio.current_time() + LINGER_S
+
+    async def run(self, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
+        """Follow topics until cancelled."""
+        async with trio.open_nursery() as nursery:
+            self._nursery = nursery
+            task_status.started()
+            await trio.sleep_forever()
+
+    async def _follow(self, live: LiveView) -> None:
+        backoff = Backoff()
+        with live.scope:
+            while live.failure is None:
+                try:
+                    snapshot = await self._snapshot(live.topic)
+                    live.view = TopicView(snapshot)
+                    live.wake()
+                    backoff = Backoff()
+                    await self._watch(live, live.view)
+                except etcd.Compacted:
+                    logger.info("topic %x: the watch was compacted; taking a new snapshot", live.topic)
+                except ViewBroken as broken:
+                    logger.warning("topic %x: %s; taking a new snapshot", live.topic, broken)
+                    await backoff.wait()
+                except TRANSIENT as error:
+                    logger.warning("topic %x: %s; trying again", live.topic, error)
+                    await backoff.wait()
+                except DnpError as error:
+                    live.failure = error
+                except Exception as error:
+                    # A fault of ours in one topic must not take the others along.
+                    logger.exception("topic %x: following it failed unexpectedly", live.topic)
+                    live.failure = DnpError(f"a fault inside dnpipefs: {error!r}")
+        if live.failure is None:
+            live.failure = TopicGone("the view was closed")  # nobody uses it: only a late waiter sees this
+        live.wake()
+        if self._live.get(live.topic) is live:
+            del self._live[live.topic]
+
+    async def _snapshot(self, topic: FileId) -> Snapshot:
+        """Read a topic's small keys and its tail's keys at one revision."""
+        keys = self._keys
+        tail_range = keys.tail(topic)
+        result = await self._client.transaction(
+            (),
+            [
+                etcd.get(keys.epoch(topic)),
+                etcd.get(keys.head(topic)),
+                etcd.get(keys.last(topic)),
+                etcd.get(tail_range.start, tail_range.end, keys_only=True),
+            ],
+        )
+        epoch, head, last, tail = (
+            response.kvs for response in result.responses if isinstance(response, etcd.RangeResult)
+        )
+        if not (epoch and head and last):
+            raise TopicGone("the topic was deleted")
+        batches = [
+            (Revision(kv.mod_revision), parsed)
+            for kv in tail
+            if (parsed := keys.parse_tail(topic, kv.key)) is not None
+        ]
+        return Snapshot(
+            revision=Revision(result.revision),
+            generation=Revision(epoch[0].mod_revision),
+            head=Head.decode(head[0].key, head[0].value),
+            modified_ns=decode_time(last[0].key, last[0].value),
+            tail=batches,
+        )
+
+    async def _watch(self, live: LiveView, view: TopicView) -> None:
+        tail = self._keys.tail(live.topic)
+        async with self._client.watch(tail.start, tail.end, start_revision=view.revision + 1) as watch:
+            async for batch in watch:
+                for revision, events in groupby(batch.events, key=lambda event: event.kv.mod_revision):
+                    view.apply(Revision(revision), self._translate(live.topic, events))
+                live.wake()
+                if view.deleted:
+                    raise TopicGone("the topic was deleted")
+
+    def _translate(self, topic: FileId, events: Iterable[etcd.Event]) -> list[TailEvent]:
+        """Turn etcd's events of one revision into the view's; removals of old batches are none of its."""
+        translated: list[TailEvent] = []
+        for event in events:
+            kv = event.kv
+            key = self._keys.parse_tail(topic, kv.key)
+            deleted = event.kind is etcd.EventKind.DELETE
+            if key is not None and not deleted:
+                self._content.add(topic, Revision(kv.mod_revision), kv.value)
+                translated.append(Appended(key, peek_generation(kv.value), peek_time_ns(kv.value)))
+            elif key is None and deleted:
+                translated.append(Deleted())
+            elif key is None:
+                translated.append(Reset(Mark.decode(kv.key, kv.value).time_ns))
+        return translated

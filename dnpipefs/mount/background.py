@@ -1,0 +1,64 @@
+"""Starting a mount in the background: a detached child that reports when it is ready or why it is not.
+
+The child is a new process, not a fork: gRPC does not survive one. It reports one line through a
+pipe whose descriptor it finds in the environment.
+"""
+
+from __future__ import annotations
+
+import os
+import subprocess
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Final
+
+from dnpipefs.errors import SetupError
+
+READY_FD_VARIABLE: Final = "DNPIPEFS_READY_FD"
+_READY: Final = b"ready"
+
+
+def start_in_background(command: Sequence[str], log_file: Path) -> None:
+    """Start *command* (a mount in the foreground) detached, and return when its mount answers.
+
+    Its output goes to *log_file*. Raises SetupError with the reason the child gave.
+    """
+    log_file.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+    reading, writing = os.pipe()
+    with log_file.open("ab") as log:
+        child = subprocess.Popen(
+            command,
+            stdin=subprocess.DEVNULL,
+            stdout=log,
+            stderr=log,
+            start_new_session=True,
+            pass_fds=(writing,),
+            env={**os.environ, READY_FD_VARIABLE: str(writing)},
+            cwd="/",
+        )
+    os.close(writing)
+    with open(reading, "rb") as pipe:
+        report = pipe.read().strip()
+    if report == _READY:
+        child.returncode = 0  # it outlives us on purpose: no warning about an unawaited child
+        return
+    child.wait()
+    reason = report.decode(errors="replace") or f"the mount ended while starting; see {log_file}"
+    raise SetupError(reason)
+
+
+def report_ready() -> None:
+    """Tell the starting process that the mount answers; nothing if there is none."""
+    _report(_READY)
+
+
+def report_failure(text: str) -> None:
+    """Tell the starting process why there is no mount; nothing if there is none."""
+    _report(" ".join(text.split()).encode())
+
+
+def _report(line: bytes) -> None:
+    number = os.environ.pop(READY_FD_VARIABLE, None)
+    if number is not None:
+        with open(int(number), "wb") as pipe:
+            pipe.write(line)

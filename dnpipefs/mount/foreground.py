@@ -1,0 +1,79 @@
+"""The composition root of a mount: cluster, file system, FUSE, signals; from mounting to unmounted."""
+
+from __future__ import annotations
+
+import logging
+import os
+import signal
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+import trio
+
+from dnpipefs.cluster import Settings, open_cluster
+from dnpipefs.errors import SetupError
+from dnpipefs.fuse.adapter import serve
+from dnpipefs.mount.mountpoint import FILE_SYSTEM_NAME
+from dnpipefs.vfs import FileSystem
+
+logger: Final = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class MountOptions:
+    """Where and how to mount."""
+
+    mountpoint: Path
+    """As `prepare_mountpoint` returned it."""
+    allow_other: bool = False
+    """Other users than the mounting one may use it, as far as modes and owners of topics let them."""
+
+    def fuse_options(self) -> set[str]:
+        """Return the options of the kernel's mount."""
+        options = {f"fsname={FILE_SYSTEM_NAME}", "subtype=dnpipefs", "default_permissions", "nosuid", "nodev"}
+        return options | {"allow_other"} if self.allow_other else options
+
+
+def run_mount(settings: Settings, options: MountOptions, *, ready: Callable[[], None]) -> None:
+    """Mount and serve until unmounted, SIGTERM or SIGINT. Calls *ready* once the mount answers.
+
+    Raises SetupError, UnsupportedFormat or an EtcdError when the mount cannot be made.
+    """
+    if not os.access("/dev/fuse", os.R_OK | os.W_OK):
+        raise SetupError("/dev/fuse cannot be used: install fuse3, load the kernel module (modprobe fuse)")
+    trio.run(_mount, settings, options, ready)
+
+
+async def _mount(settings: Settings, options: MountOptions, ready: Callable[[], None]) -> None:
+    stop = trio.Event()
+    async with trio.open_nursery() as nursery:
+        await nursery.start(_stop_on_signal, stop)
+        async with open_cluster(settings, mountpoint=str(options.mountpoint)) as cluster:
+            await _serve(FileSystem(cluster), options, ready, stop)
+        nursery.cancel_scope.cancel()
+    logger.info("unmounted from %s", options.mountpoint)
+
+
+async def _serve(
+    files: FileSystem, options: MountOptions, ready: Callable[[], None], stop: trio.Event
+) -> None:
+    def up() -> None:
+        logger.info("mounted on %s", options.mountpoint)
+        ready()
+
+    try:
+        await serve(files, str(options.mountpoint), options.fuse_options(), ready=up, stop=stop)
+    except RuntimeError as error:
+        raise SetupError(f"cannot mount on {options.mountpoint}: {error}") from error
+
+
+async def _stop_on_signal(
+    stop: trio.Event, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED
+) -> None:
+    with trio.open_signal_receiver(signal.SIGTERM, signal.SIGINT) as signals:
+        task_status.started()
+        async for number in signals:
+            logger.info("%s: unmounting", signal.Signals(number).name)
+            stop.set()

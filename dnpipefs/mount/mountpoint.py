@@ -1,0 +1,81 @@
+"""Mount points: whether one can be used, clearing what a dead daemon left, unmounting."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+from pathlib import Path
+from typing import Final
+
+from dnpipefs.errors import SetupError
+
+FILE_SYSTEM_NAME: Final = "dnpipefs"
+_MOUNTS: Final = Path("/proc/self/mounts")
+
+
+def prepare_mountpoint(path: Path) -> Path:
+    """Return the absolute path of a directory to mount on; clear a stale mount of ours first.
+
+    Raises SetupError if it is missing, not a directory, or mounted already.
+    """
+    path = Path(os.path.abspath(path))
+    if is_mounted(path):
+        if not _is_stale(path):
+            raise SetupError(f"{path} is mounted already; `dnpipefs umount {path}` ends that mount")
+        _unmount(path, lazy=True)
+    if not path.exists():
+        raise SetupError(f"{path} does not exist; make it: mkdir -p {path}")
+    if not path.is_dir():
+        raise SetupError(f"{path} is not a directory; a mount point has to be one")
+    return path
+
+
+def unmount(path: Path) -> None:
+    """Unmount a dnpipefs; its daemon ends. Raises SetupError if none is mounted or it is in use."""
+    path = Path(os.path.abspath(path))
+    if not is_mounted(path):
+        raise SetupError(f"no dnpipefs is mounted on {path}")
+    _unmount(path, lazy=_is_stale(path))
+
+
+def is_mounted(path: Path) -> bool:
+    """Tell whether a dnpipefs, alive or dead, is mounted on *path*."""
+    wanted = str(path)
+    for line in _MOUNTS.read_text(errors="surrogateescape").splitlines():
+        source, target, kind = line.split(" ")[:3]
+        if source == FILE_SYSTEM_NAME and kind.startswith("fuse") and _unescape(target) == wanted:
+            return True
+    return False
+
+
+def _is_stale(path: Path) -> bool:
+    try:
+        os.statvfs(path)
+    except OSError as error:
+        return error.strerror == os.strerror(_NOT_CONNECTED)
+    return False
+
+
+_NOT_CONNECTED: Final = 107  # ENOTCONN on Linux; errno itself belongs to the adapter
+
+
+def _unmount(path: Path, *, lazy: bool) -> None:
+    options = ["-u", "-z"] if lazy else ["-u"]
+    try:
+        done = subprocess.run(
+            ["fusermount3", *options, "--", path], capture_output=True, text=True, check=False
+        )
+    except FileNotFoundError:
+        raise SetupError("no fusermount3 found: install it (Debian/Ubuntu: apt-get install fuse3)") from None
+    if done.returncode:
+        raise SetupError(f"{path} cannot be unmounted: {done.stderr.strip() or 'fusermount3 failed'}")
+
+
+def _unescape(target: str) -> str:
+    """Undo the octal escapes of /proc/self/mounts."""
+    return (
+        target.encode("utf-8", "surrogateescape")
+        .decode("unicode_escape")
+        .encode("latin-1")
+        .decode("utf-8", "surrogateescape")
+    )

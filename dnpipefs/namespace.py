@@ -1,0 +1,255 @@
+"""The names of the cluster: the tree in memory, fed by a watch, changed by guarded transactions.
+
+A name that is not found is confirmed with etcd before anybody hears "no such file"; a name that is
+found is as fresh as the watch, milliseconds.
+
+Task: one, `Namespace.run`, owns the tree and alone changes it. A caller that changes the namespace
+holds nothing but its own plan across awaits, and plans again if the tree has moved on.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Iterable, Sequence
+from itertools import groupby
+from typing import Any, Final
+
+import trio
+
+from dnpipefs import etcd
+from dnpipefs.core.keys import KeySchema
+from dnpipefs.core.names import FileId, Kind, Revision, check_component
+from dnpipefs.core.records import Inode
+from dnpipefs.core.tree import Entry, EntryDeleted, EntryPut, Mutation, Planner, Tree, TreeEvent
+from dnpipefs.errors import DnpError
+from dnpipefs.log.barrier import Barrier
+from dnpipefs.log.clock import Clock
+from dnpipefs.log.failures import TRANSIENT, Backoff, deadline
+
+logger: Final = logging.getLogger(__name__)
+
+
+class Namespace:
+    """Looks names up and changes them."""
+
+    def __init__(
+        self,
+        client: etcd.Client,
+        keys: KeySchema,
+        clock: Clock,
+        barrier: Barrier,
+        *,
+        op_timeout: float,
+    ) -> None:
+        self._client: Final = client
+        self._keys: Final = keys
+        self._clock: Final = clock
+        self._barrier: Final = barrier
+        self._op_timeout: Final = op_timeout
+        self._planner: Final = Planner(keys)
+        self._tree: Tree | None = None
+        self._changed = trio.lowlevel.ParkingLot()
+
+    @property
+    def tree(self) -> Tree:
+        """The tree as this host has it now; changes at the next await."""
+        assert self._tree is not None  # noqa: S101 - `run` has started
+        return self._tree
+
+    async def sync(self) -> Tree:
+        """Return the tree once it holds every change that returned before the call. Raises TimedOut."""
+        return await self._catch_up(await self._barrier.namespace())
+
+    async def lookup(self, parent: FileId, name: bytes) -> Entry:
+        """Return a directory's entry. Raises NotFound, NotADirectory, NameTooLong, TimedOut."""
+        check_component(name)
+        entry = self.tree.find(parent, name)
+        if entry is not None:
+            return entry
+        return (await self.sync()).lookup(parent, name)
+
+    async def resolve(self, path: Sequence[bytes], start: FileId) -> Entry:
+        """Return the entry of a path of names below *start*. Raises as `lookup` does."""
+        entry = self.tree.get(start)
+        for name in path:
+            entry = await self.lookup(entry.id, name)
+        return entry
+
+    async def create(
+        self, parent: FileId, name: bytes, kind: Kind, *, mode: int, uid: int, gid: int
+    ) -> Entry:
+        """Make a topic or an empty directory and return its entry.
+
+        Raises AlreadyExists, InvalidName, NotFound, NotADirectory, TimedOut, OutOfSpace.
+        """
+        now_ns = self._clock.now_ns()
+        inode = Inode(self._clock.new_file_id(), kind, mode & 0o7777, uid, gid, now_ns, now_ns)
+
+        def made(tree: Tree) -> bool:
+            entry = tree.find(parent, name)
+            return entry is not None and entry.id == inode.id
+
+        tree = await self._mutate(lambda tree: self._planner.create(tree, parent, name, inode), made)
+        return tree.get(inode.id)
+
+    async def change(self, file: FileId, **changes: Any) -> Entry:
+        """Change fields of an inode (mode, uid, gid, mtime_ns, config) and return the entry."""
+        now_ns = self._clock.now_ns()
+
+        def changed(tree: Tree) -> Inode:
+            return tree.get(file).inode.changed(now_ns, **changes)
+
+        tree = await self._mutate(
+            lambda tree: self._planner.change(tree, file, changed(tree)),
+            lambda tree: tree.get(file).inode == changed(tree),
+        )
+        return tree.get(file)
+
+    async def unlink(self, parent: FileId, name: bytes) -> FileId:
+        """Delete a topic and return its id. Raises NotFound, IsADirectory."""
+        entry = await self.lookup(parent, name)
+        await self._remove(entry, lambda tree: self._planner.unlink(tree, parent, name, self._clock.now_ns()))
+        return entry.id
+
+    async def rmdir(self, parent: FileId, name: bytes) -> None:
+        """Remove an empty directory. Raises NotFound, NotADirectory, NotEmpty."""
+        entry = await self.lookup(parent, name)
+        await self._remove(entry, lambda tree: self._planner.rmdir(tree, parent, name, self._clock.now_ns()))
+
+    async def rename(
+        self, source: tuple[FileId, bytes], target: tuple[FileId, bytes], *, replace: bool
+    ) -> FileId | None:
+        """Move an entry, atomically replacing what stands at the target; return a topic that this ended.
+
+        Raises NotFound, AlreadyExists (without *replace*), IsADirectory, NotADirectory, NotEmpty,
+        InvalidArgument (a directory into itself).
+        """
+        entry = await self.lookup(*source)
+        doomed: FileId | None = None
+
+        def plan(tree: Tree) -> Mutation | None:
+            nonlocal doomed
+            mutation = self._planner.rename(tree, source, target, self._clock.now_ns(), replace=replace)
+            doomed = mutation.doomed if mutation is not None else None
+            return mutation
+
+        def moved(tree: Tree) -> bool:
+            found = tree.find(*target)
+            return found is not None and found.id == entry.id
+
+        await self._mutate(plan, moved)
+        return doomed
+
+    async def _remove(self, entry: Entry, plan: Callable[[Tree], Mutation]) -> None:
+        def gone(tree: Tree) -> bool:
+            found = tree.find(entry.parent, entry.name)
+            return found is None or found.id != entry.id
+
+        await self._mutate(plan, gone)
+
+    async def _mutate(self, plan: Callable[[Tree], Mutation | None], done: Callable[[Tree], bool]) -> Tree:
+        """Plan against the tree and carry it out, again if others were faster.
+
+        `done` says, of a synced tree, whether an unanswered transaction was applied after all.
+        Returns a tree that holds the change.
+        """
+        unanswered = False
+        tree = self.tree
+        with deadline(self._op_timeout):
+            backoff = Backoff()
+            while True:
+                try:
+                    mutation = plan(tree)
+                except DnpError:
+                    # The tree may be behind, or our own unanswered try may be what is in the way.
+                    if tree.revision >= (newest := await self._barrier.namespace()):
+                        raise
+                    tree = await self._catch_up(newest)
+                    if unanswered and done(tree):
+                        return tree
+                    continue
+                if mutation is None:
+                    return tree
+                try:
+                    result = await self._client.transaction(*self._transaction(mutation))
+                except etcd.SpaceExceeded:
+                    tree = await self.sync()
+                    if done(tree):
+                        return tree
+                    raise
+                except TRANSIENT as error:
+                    logger.info(
+                        "a change of the namespace went unanswered, looking what became of it: %s", error
+                    )
+                    unanswered |= isinstance(error, etcd.Ambiguous)
+                    await backoff.wait()
+                    result = None
+                if result is not None and result.succeeded:
+                    return await self._catch_up(Revision(result.revision))
+                tree = await self.sync()
+                if unanswered and done(tree):
+                    return tree
+        raise AssertionError("unreachable: the deadline raises")
+
+    def _transaction(self, mutation: Mutation) -> tuple[list[etcd.Compare], list[etcd.Op]]:
+        compare = [etcd.compare_mod_revision(guard.key) == guard.revision for guard in mutation.guards]
+        compare += [
+            etcd.compare_create_revision(part.start, part.end) == 0 for part in mutation.must_be_empty
+        ]
+        operations = [etcd.put(key, value) for key, value in mutation.puts]
+        operations += [etcd.delete(key) for key in mutation.deletes]
+        return compare, operations
+
+    async def _catch_up(self, revision: Revision) -> Tree:
+        with deadline(self._op_timeout):
+            while self.tree.revision < revision:
+                await self._changed.park()
+        return self.tree
+
+    async def run(self, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
+        """Keep the tree current until cancelled; started once there is a tree.
+
+        Raises what makes the first snapshot impossible, such as CorruptData or a PermissionDenied.
+        """
+        await self._load()
+        task_status.started()
+        backoff = Backoff()
+        while True:
+            try:
+                await self._follow(self.tree)
+            except etcd.Compacted:
+                logger.info("the watch of the namespace was compacted; taking a new snapshot")
+            except TRANSIENT as error:
+                logger.warning("the namespace cannot be watched, trying again: %s", error)
+                await backoff.wait()
+            try:
+                await self._load()
+            except TRANSIENT as error:
+                logger.warning("the namespace cannot be read, trying again: %s", error)
+                await backoff.wait()
+
+    async def _load(self) -> None:
+        names = self._keys.namespace
+        result = await self._client.range(names.start, names.end, timeout=self._op_timeout)
+        entries = [
+            Entry(*self._keys.parse_entry(kv.key), Inode.decode(kv.key, kv.value), Revision(kv.mod_revision))
+            for kv in result.kvs
+        ]
+        self._tree = Tree(Revision(result.revision), entries)
+        self._changed.unpark_all()
+
+    async def _follow(self, tree: Tree) -> None:
+        names = self._keys.namespace
+        async with self._client.watch(names.start, names.end, start_revision=tree.revision + 1) as watch:
+            async for batch in watch:
+                for revision, events in groupby(batch.events, key=lambda event: event.kv.mod_revision):
+                    tree.apply(Revision(revision), self._translate(events), self._clock.now_ns())
+                self._changed.unpark_all()
+
+    def _translate(self, events: Iterable[etcd.Event]) -> list[TreeEvent]:
+        return [
+            EntryDeleted(self._keys.parse_entry(event.kv.key))
+            if event.kind is etcd.EventKind.DELETE
+            else EntryPut(self._keys.parse_entry(event.kv.key), Inode.decode(event.kv.key, event.kv.value))
+            for event in events
+        ]

@@ -1,0 +1,10 @@
+"""File semantics: what open, read, write, truncate and the rest mean on topics and directories.
+
+Knows nothing of FUSE, node ids or errno; raises the classes of `dnpipefs.errors`. The FUSE adapter
+translates both ways.
+"""
+
+from dnpipefs.vfs.filesystem import Attributes, FileSystem, Usage
+from dnpipefs.vfs.handles import MAX_MESSAGE, TopicHandle
+
+__all__ = ["MAX_MESSAGE", "Attributes", "FileSystem", "TopicHandle", "Usage"]

@@ -1,0 +1,200 @@
+"""The tree of topics and directories as a POSIX file system sees it."""
+
+from __future__ import annotations
+
+import stat
+from dataclasses import dataclass
+from typing import Any, Final
+
+from dnpipefs.cluster import Cluster
+from dnpipefs.core.names import FileId, Kind
+from dnpipefs.core.tree import Entry
+from dnpipefs.errors import InvalidArgument, IsADirectory, NotFound, NotPermitted, TopicGone
+from dnpipefs.log.log import TopicStat
+from dnpipefs.vfs.handles import OpenTopic, TopicHandle
+
+BLOCK: Final = 512
+"""The unit of st_blocks."""
+
+
+@dataclass(frozen=True, slots=True)
+class Attributes:
+    """What stat(2) shows."""
+
+    id: FileId
+    is_directory: bool
+    mode: int
+    """Permission bits only."""
+    uid: int
+    gid: int
+    nlink: int
+    size: int
+    blocks: int
+    """Of 512 bytes."""
+    mtime_ns: int
+    ctime_ns: int
+
+
+@dataclass(frozen=True, slots=True)
+class Usage:
+    """What statfs(2) shows, bytes."""
+
+    total: int
+    free: int
+    files: int
+
+
+class FileSystem:
+    """Operations on names and inodes; opens `TopicHandle`s."""
+
+    def __init__(self, cluster: Cluster) -> None:
+        self._cluster: Final = cluster
+        self._log: Final = cluster.log
+        self._namespace: Final = cluster.namespace
+        self._open: dict[FileId, OpenTopic] = {}
+
+    async def lookup(self, parent: FileId, name: bytes) -> Attributes:
+        """Return a name's attributes; a topic's size is left at 0 unless this host has a view of it.
+
+        Raises NotFound (confirmed with etcd), NotADirectory, NameTooLong, TimedOut.
+        """
+        entry = await self._namespace.lookup(parent, name)
+        return self._attributes(entry, None if entry.is_directory else self._log.peek(entry.id))
+
+    async def attributes(self, file: FileId) -> Attributes:
+        """Return current attributes. Raises TopicGone, TimedOut."""
+        entry = await self._entry(file)
+        if entry.is_directory:
+            return self._attributes(entry, None)
+        found = await self._log.stat(file)
+        opened = self._open.get(file)
+        if opened is not None:
+            opened.reported.append(found.end)
+        return self._attributes(entry, found)
+
+    async def list(self, directory: FileId) -> list[tuple[bytes, Attributes]]:
+        """Return a directory's entries in name order; topics' sizes as `lookup` has them."""
+        children = (await self._namespace.sync()).children(directory)
+        return [
+            (name, self._attributes(entry, None if entry.is_directory else self._log.peek(entry.id)))
+            for name, entry in sorted(children.items())
+        ]
+
+    async def parent(self, directory: FileId) -> Attributes:
+        """Return the attributes of the directory that holds *directory*; the root holds itself."""
+        entry = await self._entry(directory)
+        above = await self._entry(entry.parent) if entry.parent else entry
+        return self._attributes(above, None)
+
+    async def make_directory(self, parent: FileId, name: bytes, mode: int, uid: int, gid: int) -> Attributes:
+        """Make a directory. Raises AlreadyExists, InvalidName, NotADirectory, TimedOut, OutOfSpace."""
+        entry = await self._namespace.create(parent, name, Kind.DIRECTORY, mode=mode, uid=uid, gid=gid)
+        return self._attributes(entry, None)
+
+    async def make_topic(self, parent: FileId, name: bytes, mode: int, uid: int, gid: int) -> Attributes:
+        """Make an empty topic; *mode* may carry a file type, of which only regular files are possible.
+
+        Raises NotPermitted for other types, and as `make_directory` does.
+        """
+        if stat.S_IFMT(mode) not in (0, stat.S_IFREG):
+            raise NotPermitted("topics and directories only: no FIFOs, devices or sockets")
+        entry = await self._namespace.create(parent, name, Kind.TOPIC, mode=mode, uid=uid, gid=gid)
+        return self._attributes(entry, None)
+
+    async def unlink(self, parent: FileId, name: bytes) -> None:
+        """Delete a topic. Raises NotFound, IsADirectory."""
+        self._log.forget(await self._namespace.unlink(parent, name))
+
+    async def remove_directory(self, parent: FileId, name: bytes) -> None:
+        """Remove an empty directory. Raises NotFound, NotADirectory, NotEmpty."""
+        await self._namespace.rmdir(parent, name)
+
+    async def rename(
+        self, source: tuple[FileId, bytes], target: tuple[FileId, bytes], *, replace: bool
+    ) -> None:
+        """Move a topic or directory, O(1). Raises as `Namespace.rename` does."""
+        ended = await self._namespace.rename(source, target, replace=replace)
+        if ended is not None:
+            self._log.forget(ended)
+
+    async def change(self, file: FileId, **changes: Any) -> Attributes:
+        """Set mode, uid, gid or mtime_ns. Raises TopicGone, TimedOut, OutOfSpace."""
+        await self._namespace.change(file, **changes)
+        return await self.attributes(file)
+
+    async def truncate(self, topic: FileId, size: int) -> None:
+        """Reset a topic (size 0), or do nothing (the current size). Raises InvalidArgument, IsADirectory."""
+        entry = await self._entry(topic)
+        if entry.is_directory:
+            raise IsADirectory("a directory cannot be truncated")
+        if size == 0:
+            await self._log.reset(topic)
+        elif size != (await self._log.stat(topic)).end:
+            raise InvalidArgument("a topic can be truncated to 0 (reset) only")
+
+    async def open(self, topic: FileId, *, read: bool, write: bool, append: bool) -> TopicHandle:
+        """Open a topic. For reading, everything acknowledged anywhere before is in it.
+
+        Raises TopicGone, IsADirectory, TimedOut.
+        """
+        entry = await self._entry(topic)
+        if entry.is_directory:
+            raise IsADirectory("a directory cannot be opened as a topic")
+        try:
+            reading = await self._log.open_reader(topic) if read else None
+        except TopicGone:
+            # A name that this host has not seen change yet: the next lookup must know.
+            await self._namespace.sync()
+            raise
+        shared = self._open.setdefault(topic, OpenTopic())
+        shared.handles += 1
+        return TopicHandle(
+            self._log,
+            topic,
+            entry.revision,
+            shared,
+            reading=reading,
+            append=append,
+            op_timeout=self._cluster.settings.op_timeout,
+        )
+
+    async def close(self, handle: TopicHandle) -> None:
+        """Close a handle. Raises as its last flush does; it is closed all the same."""
+        shared = self._open[handle.topic]
+        shared.handles -= 1
+        if not shared.handles:
+            del self._open[handle.topic]
+        await handle.close()
+
+    async def usage(self) -> Usage:
+        """Return how full the cluster is: etcd's quota and use."""
+        space = await self._cluster.space()
+        return Usage(space.quota, max(0, space.quota - space.used), len(self._namespace.tree))
+
+    async def _entry(self, file: FileId) -> Entry:
+        try:
+            return self._namespace.tree.get(file)
+        except NotFound:
+            try:
+                return (await self._namespace.sync()).get(file)
+            except NotFound:
+                raise TopicGone("the topic or directory was deleted") from None
+
+    def _attributes(self, entry: Entry, log: TopicStat | None) -> Attributes:
+        inode, tree = entry.inode, self._namespace.tree
+        directory = entry.is_directory
+        modified_ns = tree.changed_ns(entry.id) if directory else log.modified_ns if log else 0
+        return Attributes(
+            id=entry.id,
+            is_directory=directory,
+            mode=inode.mode,
+            uid=inode.uid,
+            gid=inode.gid,
+            nlink=2 + tree.subdirectories(entry.id) if directory else 1,
+            size=log.end if log else 0,
+            blocks=-(-(log.end - log.first) // BLOCK) if log else 0,
+            mtime_ns=max(
+                inode.mtime_ns, tree.changed_ns(entry.id) if directory else 0, log.modified_ns if log else 0
+            ),
+            ctime_ns=max(inode.ctime_ns, modified_ns),
+        )

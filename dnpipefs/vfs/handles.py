@@ -1,0 +1,130 @@
+"""An open topic: framing of what is written, sequence of where, reading by offset.
+
+Task rule: a handle's lock is held across the commit of a write, so that a flush by another process
+that shares the descriptor does not cut a message that is being written.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from typing import Final
+
+import trio
+
+from dnpipefs.core.batch import Chunk
+from dnpipefs.core.framing import LineFramer
+from dnpipefs.core.names import FileId, Offset, Revision
+from dnpipefs.errors import DnpError, MessageTooLarge, NotInSequence
+from dnpipefs.log.appender import BATCH_LIMIT
+from dnpipefs.log.failures import deadline
+from dnpipefs.log.log import Log
+from dnpipefs.log.reader import Reader
+from dnpipefs.log.views import LiveView
+
+MAX_MESSAGE: Final = BATCH_LIMIT
+"""Bytes of the largest message, its newline included."""
+REPORTED_SIZES: Final = 16
+"""How many of the sizes last shown by stat are taken for "the end" in a positioned write."""
+
+
+class OpenTopic:
+    """What all handles of one topic share: which sizes its users were shown."""
+
+    def __init__(self) -> None:
+        self.handles = 0
+        self.reported: deque[int] = deque(maxlen=REPORTED_SIZES)
+
+
+class TopicHandle:
+    """One open(2) of a topic."""
+
+    def __init__(
+        self,
+        log: Log,
+        topic: FileId,
+        born: Revision,
+        shared: OpenTopic,
+        *,
+        reading: tuple[Reader, LiveView] | None,
+        append: bool,
+        op_timeout: float,
+    ) -> None:
+        self.topic: Final = topic
+        self.has_written = False
+        self._log: Final = log
+        self._born: Final = born
+        self._shared: Final = shared
+        self._reading: Final = reading
+        self._append: Final = append
+        self._op_timeout: Final = op_timeout
+        self._framer = LineFramer(MAX_MESSAGE)
+        self._position: int | None = None
+        """Offset the next positioned write must have; None before the first."""
+        self._lock: Final = trio.Lock()
+
+    async def read(self, offset: Offset, size: int) -> bytes:
+        """Return up to *size* bytes; empty at the confirmed end. Raises TopicGone, TimedOut."""
+        assert self._reading is not None  # noqa: S101 - the kernel refuses reads on a write-only descriptor
+        return await self._reading[0].read(offset, size)
+
+    async def write(self, offset: int, data: bytes) -> int:
+        """Append *data*; return once its complete messages are committed, with the bytes accepted.
+
+        Fewer than given when something behind them could not be taken: the next write says why.
+        Raises MessageTooLarge (nothing of that message is stored), NotInSequence, TopicGone,
+        TimedOut, OutOfSpace.
+        """
+        async with self._lock:
+            if not self._append:
+                self._check_sequence(offset)
+            framed = self._framer.feed(data)
+            accepted = 0
+            try:
+                for piece in framed.pieces:
+                    await self._push(piece.data)
+                    accepted = piece.consumed
+                    self._framer = LineFramer(MAX_MESSAGE)
+                if framed.state.held:
+                    # Nobody looks at the error of the close that will commit this part: take it only
+                    # while etcd answers.
+                    with deadline(self._op_timeout):
+                        await self._log.sessions.wait_healthy()
+                accepted = framed.consumed
+                self._framer = framed.state
+                if framed.too_large:
+                    raise MessageTooLarge(
+                        f"a message is larger than {MAX_MESSAGE} bytes; nothing of it is stored"
+                    )
+            except DnpError:
+                if not accepted:
+                    raise
+            self._position = offset + accepted
+            return accepted
+
+    async def flush(self) -> None:
+        """Commit what was written behind the last newline, as a message. Raises as `write` does."""
+        async with self._lock:
+            held, state = self._framer.flush()
+            # Dropped if this fails: the caller of close or fsync hears of it and nobody would later.
+            self._framer = state
+            if held:
+                await self._push(held)
+
+    async def close(self) -> None:
+        """Let go of the topic, whatever becomes of the last flush."""
+        try:
+            await self.flush()
+        finally:
+            if self._reading is not None:
+                self._log.close_reader(self._reading[1])
+
+    def _check_sequence(self, offset: int) -> None:
+        if offset == (self._position or 0):
+            return
+        if offset in self._shared.reported:
+            return  # the end, as this writer was shown it
+        raise NotInSequence(f"a write at offset {offset}: topics are append-only")
+
+    async def _push(self, data: bytes) -> None:
+        self.has_written = True
+        await self._log.append(self.topic, Chunk.of_lines(data), born=self._born)
