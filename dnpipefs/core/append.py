@@ -20,8 +20,8 @@ Invariants:
 
 1. Of all transactions sent with one sequence number at most one commits.
 2. `settle` says Committed only if this very batch is in the tail (or was, before a reset).
-3. `settle` says Retry only if no transaction sent so far for this batch can commit any more: its
-   number is taken, or its generation is over - or the retry is that same transaction.
+3. `settle` says Retry only if no transaction sent so far for this batch has committed or can commit
+   any more: its number is taken, or its generation is over - or the retry is that same transaction.
 """
 
 from __future__ import annotations
@@ -48,11 +48,17 @@ class Fence:
 
 @dataclass(frozen=True, slots=True)
 class Observed:
-    """What one linearizable read found: the epoch's mod_revision and the writer key, None if absent."""
+    """What one linearizable read found: the epoch's mod_revision and the writer key, None if absent.
+
+    `session_alive` (the session's own key, on the same lease, exists) tells "never appended" from
+    "appended, and the writer key went with its lease". Hosts that do not read it must not let an
+    unanswered first append of a session meet a reset.
+    """
 
     generation: Revision | None
     writer: tuple[int, int] | None
     """(sequence, attempt)."""
+    session_alive: bool = True
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,7 +81,10 @@ class Gone:
 
 @dataclass(frozen=True, slots=True)
 class SessionLost:
-    """The writer key vanished with its lease; `settle_lost` decides."""
+    """The writer key vanished with its lease; `settle_lost` decides.
+
+    Sending again does not bring this out: etcd compares before it looks at the lease.
+    """
 
 
 @dataclass(frozen=True, slots=True)
@@ -109,8 +118,8 @@ def settle(fence: Fence, observed: Observed) -> Committed | Retry | Gone | Sessi
                 "another process uses the same session"
             )
         following = sequence + 1  # an abandoned batch may have taken the number
-    elif fence.sequence > 1:
-        return SESSION_LOST if observed.generation is not None else GONE
+    elif observed.generation is not None and (fence.sequence > 1 or not observed.session_alive):
+        return SESSION_LOST
     else:
         following = 1
     if observed.generation is None:
