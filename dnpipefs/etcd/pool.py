@@ -36,7 +36,7 @@ PROBE_TIMEOUT = 1.0
 PROBE_PAUSE = 0.1
 """Seconds between two rounds over endpoints that are all down."""
 RETRY_PAUSE = 0.05
-"""Seconds before a read that failed is sent again, so that a server that fails fast is not hammered."""
+"""Seconds before a failed attempt is repeated, so that a server that fails fast is not hammered."""
 MIN_ATTEMPT = 0.5
 """Seconds a read gets at an endpoint, at least, before it is tried at another one."""
 
@@ -175,6 +175,7 @@ class Pool:
                 target.failed(error)
                 if endpoint is not None:
                     raise Unreachable(str(error)) from error
+                await trio.sleep(RETRY_PAUSE)
                 continue
             try:
                 return await target.call(method, request, self._share(deadline, once), metadata)
@@ -220,6 +221,10 @@ async def probe(endpoint: Endpoint, timeout: float = PROBE_TIMEOUT) -> pb.Status
         return None
     if status.leader == 0:
         endpoint.failed(EtcdError(f"etcd at {endpoint.name} has no leader: is a majority of the members up?"))
+    elif status.isLearner:
+        endpoint.failed(
+            EtcdError(f"etcd at {endpoint.name} is a learner: name the voting members as endpoints")
+        )
     else:
         endpoint.works()
     return status

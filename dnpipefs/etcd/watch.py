@@ -233,6 +233,7 @@ class WatchHub:
                     metadata = await self._pool.tokens.get(endpoint, self._pool.timeout)
             except (Ambiguous, Unreachable) as failure:
                 endpoint.failed(failure)
+                await trio.sleep(RECONNECT_PAUSE)
                 continue
             stream, error = await self._follow(endpoint, metadata)
             log.info("etcd watch stream to %s ended: %s", endpoint.name, error)

@@ -41,7 +41,7 @@ class WatchStream:
         self._inbox: Inbox[tuple[pb.WatchResponse, int]] = Inbox(self._take)
         self._requests: queue.SimpleQueue[pb.WatchRequest | None] = queue.SimpleQueue()
         self._lock = threading.Lock()
-        self._unread = 0
+        self.unread = 0
         self._room = threading.Event()
         self._closed = False
         self._failure: EtcdError | None = None
@@ -95,7 +95,7 @@ class WatchStream:
         """Decode a message; on gRPC's thread, which must not be kept waiting."""
         response = pb.WatchResponse.FromString(data)
         with self._lock:
-            self._unread += len(data)
+            self.unread += len(data)
         self._inbox.post((response, len(data)))
         return True
 
@@ -103,7 +103,7 @@ class WatchStream:
         """Pass a message on; in the trio thread."""
         response, size = item
         with self._lock:
-            self._unread -= size
+            self.unread -= size
         self._room.set()
         self.received += 1
         if self._closed:
@@ -119,9 +119,9 @@ class WatchStream:
         """Ask gRPC for message after message; on a thread of its own."""
         try:
             for _ in self._call:
-                while self._unread > INBOX_LIMIT and not self._closed:
+                while self.unread > INBOX_LIMIT and not self._closed:
                     self._room.clear()
-                    if self._unread > INBOX_LIMIT and not self._closed:
+                    if self.unread > INBOX_LIMIT and not self._closed:
                         self._room.wait()
         except grpc.RpcError:
             pass

@@ -210,7 +210,7 @@ async def test_failover(cluster: list[EtcdProcess]) -> None:
         with trio.fail_after(ENOUGH):
             while True:
                 try:
-                    last = await client.put(b"key", b"%d" % value)
+                    last = await client.put(b"key", b"%d" % value, timeout=1)
                 except Ambiguous:
                     value += 1
                 else:

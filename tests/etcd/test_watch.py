@@ -1,14 +1,15 @@
 """Watches against a real server that is killed, restarted, compacted and flooded."""
 
+import time
 from pathlib import Path
 
 import pytest
 import trio
 
-from dnpipefs.etcd import Client, Compacted, EventKind, Watch, open_client, prefix_end, put
+from dnpipefs.etcd import Client, Compacted, EventKind, Watch, open_client, prefix_end, put, watch_stream
 from dnpipefs.etcd import watch as watch_module
 from tests.support.etcd_process import EtcdProcess
-from tests.support.tcp_proxy import Mode, TcpProxy
+from tests.support.tcp_proxy import Mode, TcpProxy, open_proxy
 
 MIB = 2**20
 ENOUGH = 20.0
@@ -183,6 +184,72 @@ async def test_backlog_limit_stops_the_watcher_and_loses_nothing(
         got = [event.kv.mod_revision for event in held.events]
         got += [revision for _, revision in await read_until(watch, written[-1])]
         assert got == written
+
+
+async def test_stream_that_falls_silent_moves_to_another_endpoint(
+    server: EtcdProcess, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The connection stays up and says nothing, as behind a partition."""
+    monkeypatch.setattr(watch_stream, "PROGRESS_INTERVAL", 0.1)
+    monkeypatch.setattr(watch_stream, "SILENCE_LIMIT", 0.4)
+    async with (
+        open_proxy(server.port) as first,
+        open_proxy(server.port) as second,
+        open_client([server.endpoint], timeout=ENOUGH) as writer,
+        open_client([first.endpoint, second.endpoint], timeout=ENOUGH) as client,
+        client.watch(b"key") as watch,
+    ):
+        one = await writer.put(b"key", b"")
+        assert await read_until(watch, one) == [(b"key", one)]
+        assert second.accepted == 0
+        first.become(Mode.BLACK_HOLE)
+        two = await writer.put(b"key", b"")
+        assert await read_until(watch, two) == [(b"key", two)]
+        assert second.accepted == 1
+
+
+async def test_idle_stream_is_kept_by_its_progress_answers(
+    server: EtcdProcess, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(watch_stream, "PROGRESS_INTERVAL", 0.02)
+    monkeypatch.setattr(watch_stream, "SILENCE_LIMIT", 0.4)
+    async with (
+        open_proxy(server.port) as first,
+        open_proxy(server.port) as second,
+        open_client([first.endpoint, second.endpoint], timeout=ENOUGH) as client,
+        client.watch(b"key") as watch,
+    ):
+        with trio.move_on_after(1.0):
+            await watch.__anext__()
+        assert (first.accepted, second.accepted) == (1, 0)
+
+
+async def test_inbox_limit_holds_the_stream_and_loses_nothing(
+    client: Client, prefix: bytes, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A trio that is busy with something else: the reading thread stops at the limit."""
+    monkeypatch.setattr(watch_stream, "INBOX_LIMIT", 64 * 1024)
+    written: list[int] = []
+
+    async def write() -> None:
+        written.append(await client.put(prefix, bytes(32 * 1024)))
+
+    async with client.watch(prefix) as watch:
+        stream = client._watches._stream
+        assert stream is not None
+        async with trio.open_nursery() as nursery:
+            for _ in range(50):
+                nursery.start_soon(write)
+            await trio.lowlevel.checkpoint()
+            await trio.lowlevel.checkpoint()
+            deadline = time.monotonic() + ENOUGH
+            while stream.unread <= 64 * 1024 and time.monotonic() < deadline:
+                time.sleep(0.01)  # noqa: ASYNC251  # keeps trio from looking: this is what the test is about
+            time.sleep(0.2)  # noqa: ASYNC251  # time enough for all of them to arrive, if they did
+            assert 64 * 1024 < stream.unread < 50 * 32 * 1024 / 2
+        got = [revision for _, revision in await read_until(watch, max(written))]
+        assert got == sorted(written)
+        assert stream.unread == 0
 
 
 async def test_a_thousand_watchers(client: Client, prefix: bytes) -> None:
