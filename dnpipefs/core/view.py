@@ -147,7 +147,7 @@ class TopicView:
             entry = self._entries[index]
             if entry.start >= offset + size:
                 break
-            if entry.end > offset:
+            if entry.end > offset and entry.key.size:
                 found.append(entry)
         return found
 
