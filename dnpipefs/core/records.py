@@ -201,7 +201,7 @@ EMPTY_HEAD_VALUE: Final = Head().encode()
 
 def encode_time(time_ns: int) -> bytes:
     """Return the value of the epoch and last keys: when, in nanoseconds since 1970 UTC."""
-    return _dump({"time": time_ns})
+    return b'{"time":%d}' % time_ns  # JSON like the rest, in the hot path of every append
 
 
 def decode_time(key: bytes, raw: bytes) -> int:

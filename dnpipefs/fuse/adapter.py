@@ -399,6 +399,7 @@ async def serve(
                 await stop.wait()
                 pyfuse3.terminate()
                 await trio.sleep(STOP_GRACE_S)
+                files.give_up()
                 nursery.cancel_scope.cancel()
 
             nursery.start_soon(end_on_stop)

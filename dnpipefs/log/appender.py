@@ -4,10 +4,12 @@ A topic has one transaction under way; what comes meanwhile goes into its next b
 transaction carries the batches of many topics. The fence (`dnpipefs.core.append`) decides what an
 unanswered or refused transaction means.
 
-Tasks: COMMITTERS of `Appender.run`. Each holds the batches it has taken (their topics are `busy`)
-from taking them until every one is settled; nobody else touches a busy topic's sequence number.
-Callers of `append` hold only their own chunk. A caller that is cancelled while its chunk is queued
-takes it back; later its outcome is unknown to it.
+Tasks: a commit runs in the task of the caller that finds nobody committing (which saves a lone
+writer two switches of tasks), otherwise in one of the COMMITTERS of `Appender.run`; never more than
+COMMITTERS at once. Whoever commits holds the batches it has taken (their topics are `busy`) from
+taking them until every one is settled, shielded from cancellation; nobody else touches a busy
+topic's sequence number. A caller that is cancelled while its chunk is queued takes it back; later
+its outcome is unknown to it.
 """
 
 from __future__ import annotations
@@ -140,6 +142,8 @@ class Appender:
         self._work = trio.lowlevel.ParkingLot()
         self._queued_bytes = 0
         self._room = trio.lowlevel.ParkingLot()
+        self._shields: set[trio.CancelScope] = set()
+        """Of the commits under way."""
         self._attempts = 0
 
     async def append(self, topic: FileId, chunk: Chunk, *, born: Revision) -> Revision:
@@ -160,7 +164,13 @@ class Appender:
         self._queued_bytes += len(chunk.data)
         self._line_up(writer)
         try:
-            await push.settled.wait()
+            session = self._sessions.current()
+            if session is not None and len(self._shields) < COMMITTERS:
+                await self._commit(session)
+            else:
+                self._work.unpark()
+            if not push.settled.is_set():
+                await push.settled.wait()
         finally:
             if not push.settled.is_set() and push in writer.queue:
                 writer.queue.remove(push)
@@ -182,6 +192,11 @@ class Appender:
         if writer is not None and not writer.busy and not writer.queue:
             del self._writers[topic]
 
+    def give_up(self) -> None:
+        """End the commits under way; their callers get UnknownOutcome. For the end of the process."""
+        for shield in self._shields:
+            shield.cancel()
+
     async def run(self) -> None:
         """Commit until cancelled."""
         async with trio.open_nursery() as nursery:
@@ -197,7 +212,7 @@ class Appender:
 
     async def _commit_forever(self) -> None:
         while True:
-            if not self._ready:
+            if not self._ready or len(self._shields) >= COMMITTERS:
                 await self._work.park()
                 continue
             session = self._sessions.current()
@@ -206,22 +221,30 @@ class Appender:
                     session = await self._sessions.get()
             if session is None:
                 self._expire_queued()
-                continue
-            batches = self._take(session)
-            if not batches:
-                continue
-            try:
+            elif len(self._shields) < COMMITTERS:
+                await self._commit(session)
+
+    async def _commit(self, session: SessionId) -> None:
+        """Take what is ready and settle it; then see to it that somebody takes what came meanwhile."""
+        batches = self._take(session)
+        shield = trio.CancelScope(shield=True)
+        self._shields.add(shield)
+        try:
+            with shield:
                 await self._settle_all(batches)
-            except Exception:
-                # A fault of ours must not stop every later push of this host; its callers are told.
-                logger.exception("a commit failed unexpectedly")
-                for push in [push for batch in batches for push in batch.pushes]:
-                    if not push.settled.is_set():
-                        push.error = UnknownOutcome("a fault inside dnpipefs; the log has the details")
-                        push.settled.set()
-            finally:
-                for batch in batches:
-                    self._release(batch.writer)
+        except Exception:
+            # A fault of ours must not stop every later push of this host; its callers are told.
+            logger.exception("a commit failed unexpectedly")
+        finally:
+            for push in [push for batch in batches for push in batch.pushes]:
+                if not push.settled.is_set():
+                    push.error = UnknownOutcome("the commit was cut short; it may be in the topic, once")
+                    push.settled.set()
+            self._shields.discard(shield)
+            for batch in batches:
+                self._release(batch.writer)
+            if self._ready:
+                self._work.unpark()
 
     def _expire_queued(self) -> None:
         """Fail what waited too long for a session; none of it was sent."""
@@ -273,7 +296,6 @@ class Appender:
         if not (writer.ready or writer.busy):
             writer.ready = True
             self._ready.append(writer)
-            self._work.unpark()
 
     async def _settle_all(self, batches: list[_Batch]) -> None:
         """Send until every batch is settled: committed, failed, or out of time."""

@@ -146,6 +146,10 @@ class Log:
         self._appender.forget(topic)
         self.sweeper.wake()
 
+    def give_up(self) -> None:
+        """Wait no longer for pushes under way: the process is about to end."""
+        self._appender.give_up()
+
     async def run(self, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
         """Run the tasks of the log until cancelled."""
         async with trio.open_nursery() as nursery:

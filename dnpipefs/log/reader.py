@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import Final
 
 from dnpipefs.core.batch import Batch
-from dnpipefs.core.names import Offset
+from dnpipefs.core.names import Offset, Revision
 from dnpipefs.core.view import TailEntry, TopicView
 from dnpipefs.log.barrier import Barrier
 from dnpipefs.log.content import BatchCache
@@ -71,26 +71,31 @@ class Reader:
             view = await self.confirm()
             confirmed = True
 
-    async def messages(self, offset: Offset, size: int) -> tuple[list[Message], Offset]:
+    async def view(self) -> TopicView:
+        """Return the view as this host has it; a live object, so look before you await again."""
+        return await self._live.wait(lambda _: True)
+
+    async def messages(self, offset: Offset, size: int) -> tuple[Iterator[Message], Offset]:
         """Return the whole messages of some batches from the batch at *offset* on, and the offset behind.
 
-        *size* bounds the bytes by whole batches (at least one is returned). An empty list and
-        *offset* at the end of what the view holds.
+        *size* bounds the bytes by whole batches (at least one is returned). No messages and *offset*
+        itself at the end of what the view holds. The messages are cut from the batches as they are
+        taken: a megabyte of empty lines would be a hundred as objects.
         """
         while True:
-            view = await self._live.wait(lambda _: True)
+            view = await self.view()
             entries = view.locate(max(offset, view.first), size)
             if not entries:
-                return [], offset
+                return iter(()), offset
             batches = await self._content.fetch(self._live.topic, entries)
             if batches is not None:
-                found = [m for m in _messages(zip(entries, batches, strict=True)) if m.offset >= offset]
-                return found, entries[-1].end
+                found = _messages(zip(entries, batches, strict=True))
+                return (message for message in found if message.offset >= offset), entries[-1].end
             await self.confirm()
 
-    async def wait_beyond(self, offset: Offset) -> TopicView:
-        """Wait until the topic is longer than *offset*, or was reset below it."""
-        return await self._live.wait(lambda view: view.end != offset)
+    async def wait_beyond(self, offset: Offset, generation: Revision) -> TopicView:
+        """Wait until the topic is longer than *offset* or was reset since *generation*."""
+        return await self._live.wait(lambda view: view.end > offset or view.generation != generation)
 
 
 def _slice(entries: list[TailEntry], batches: list[Batch], offset: Offset, size: int) -> bytes:

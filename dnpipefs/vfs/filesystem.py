@@ -166,6 +166,10 @@ class FileSystem:
             del self._open[handle.topic]
         await handle.close()
 
+    def give_up(self) -> None:
+        """Wait no longer for writes under way: the mount is about to end."""
+        self._log.give_up()
+
     async def usage(self) -> Usage:
         """Return how full the cluster is: etcd's quota and use."""
         space = await self._cluster.space()

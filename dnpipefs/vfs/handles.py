@@ -74,7 +74,8 @@ class TopicHandle:
         Raises MessageTooLarge (nothing of that message is stored), NotInSequence, TopicGone,
         TimedOut, OutOfSpace.
         """
-        async with self._lock:
+        await self._acquire()
+        try:
             if not self._append:
                 self._check_sequence(offset)
             framed = self._framer.feed(data)
@@ -100,15 +101,22 @@ class TopicHandle:
                     raise
             self._position = offset + accepted
             return accepted
+        finally:
+            self._lock.release()
 
     async def flush(self) -> None:
         """Commit what was written behind the last newline, as a message. Raises as `write` does."""
-        async with self._lock:
+        if not self._framer.held and not self._lock.locked():
+            return
+        await self._acquire()
+        try:
             held, state = self._framer.flush()
             # Dropped if this fails: the caller of close or fsync hears of it and nobody would later.
             self._framer = state
             if held:
                 await self._push(held)
+        finally:
+            self._lock.release()
 
     async def close(self) -> None:
         """Let go of the topic, whatever becomes of the last flush."""
@@ -117,6 +125,12 @@ class TopicHandle:
         finally:
             if self._reading is not None:
                 self._log.close_reader(self._reading[1])
+
+    async def _acquire(self) -> None:
+        try:
+            self._lock.acquire_nowait()  # without the detour through the scheduler
+        except trio.WouldBlock:
+            await self._lock.acquire()
 
     def _check_sequence(self, offset: int) -> None:
         if offset == (self._position or 0):
