@@ -1,7 +1,8 @@
 """What a client says, and does, when the server or the way to it breaks in the middle."""
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import AsyncExitStack
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -13,7 +14,9 @@ from dnpipefs.etcd import (
     Client,
     SpaceExceeded,
     Unreachable,
+    compare_version,
     delete,
+    get,
     open_client,
     put,
 )
@@ -56,19 +59,48 @@ async def test_connection_lost_after_the_write_was_applied(server: EtcdProcess, 
         assert kv is None or kv.version == 1
 
 
-async def test_read_is_repeated_when_the_connection_is_lost(server: EtcdProcess, proxy: TcpProxy) -> None:
-    async with open_client([proxy.endpoint]) as client:
-        await client.put(b"key", b"value")
-        proxy.become(Mode.SWALLOW_ANSWERS)
+async def _lose_one_answer(proxy: TcpProxy, call: Callable[[], Awaitable[object]]) -> None:
+    """Make the call; cut the connection when its answer is on the way, then let everything through."""
+    proxy.become(Mode.SWALLOW_ANSWERS)
 
-        async def cut() -> None:
-            await proxy.swallowed.wait()
-            proxy.heal()
+    async def cut() -> None:
+        await proxy.swallowed.wait()
+        proxy.heal()
 
+    with trio.fail_after(ENOUGH):
         async with trio.open_nursery() as nursery:
             nursery.start_soon(cut)
-            kv = await client.get(b"key", timeout=ENOUGH)
-        assert kv is not None
+            await call()
+
+
+async def test_reads_are_repeated_when_the_connection_is_lost(server: EtcdProcess, proxy: TcpProxy) -> None:
+    async with open_client([proxy.endpoint], timeout=ENOUGH) as client:
+        lease = await client.lease_grant(60)
+        reads: list[Callable[[], Awaitable[object]]] = [
+            partial(client.get, b"key"),
+            partial(client.transaction, [compare_version(b"key") == 0], [get(b"key")]),
+            partial(client.lease_keepalive_once, lease.id),
+            client.members,
+        ]
+        for read in reads:
+            await client.get(b"connected")
+            await _lose_one_answer(proxy, read)
+
+
+async def test_writes_are_not_repeated(server: EtcdProcess, proxy: TcpProxy) -> None:
+    async with open_client([proxy.endpoint], timeout=ENOUGH) as client:
+        writes: list[Callable[[], Awaitable[object]]] = [
+            partial(client.put, b"key", b""),
+            partial(client.transaction, [], [get(b"key"), put(b"key", b"")]),
+            partial(client.transaction, [], [get(b"key")], [put(b"key", b"")]),
+            partial(client.transaction, [], [delete(b"key")]),
+            partial(client.delete, b"key"),
+            partial(client.lease_grant, 60),
+        ]
+        for write in writes:
+            await client.get(b"connected")
+            with pytest.RaisesGroup(Ambiguous):
+                await _lose_one_answer(proxy, write)
 
 
 async def test_write_that_was_never_sent_is_definite(server: EtcdProcess, proxy: TcpProxy) -> None:

@@ -246,6 +246,19 @@ async def test_token_is_renewed(guarded: EtcdProcess) -> None:
                 assert (await watch.__anext__()).revision == last
 
 
+async def test_token_is_renewed_by_a_watch_alone(guarded: EtcdProcess) -> None:
+    async with (
+        open_client([guarded.endpoint], credentials=ROOT, timeout=ENOUGH) as writer,
+        open_client([guarded.endpoint], credentials=ROOT, timeout=ENOUGH) as client,
+        client.watch(b"key") as watch,
+    ):
+        guarded.kill()
+        await trio.to_thread.run_sync(guarded.start)
+        revision = await writer.put(b"key", b"")
+        with trio.fail_after(ENOUGH):
+            assert (await watch.__anext__()).revision == revision
+
+
 async def test_token_is_renewed_by_a_write_first(guarded: EtcdProcess) -> None:
     async with open_client([guarded.endpoint], credentials=ROOT, timeout=ENOUGH) as client:
         await client.put(b"key", b"")
