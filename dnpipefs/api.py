@@ -1,0 +1,484 @@
+"""The Python API: push, pull, reset and the namespace as a few async functions, for any trio program.
+
+Beside the mount, the other face of the same services: what is pushed here is read there. Owns paths,
+what counts as one message, and how a reader goes on after a reset. Modes and owners of topics are
+recorded, not enforced: whoever may use the etcd prefix may do everything (a mount's kernel enforces).
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Iterable, Iterator, Sequence
+from contextlib import aclosing, asynccontextmanager, suppress
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+from itertools import chain, dropwhile
+from pathlib import Path
+from typing import Final, Literal, TypeVar
+
+import trio
+
+from dnpipefs import etcd
+from dnpipefs.cluster import Cluster, Settings, default_data_dir, open_cluster
+from dnpipefs.core.batch import Chunk
+from dnpipefs.core.framing import LineFramer
+from dnpipefs.core.keys import DEFAULT_PREFIX
+from dnpipefs.core.names import ROOT, START, VIEW_SEPARATOR, FileId, Kind, Offset, parse_path
+from dnpipefs.core.tree import Entry
+from dnpipefs.errors import (
+    AlreadyExists,
+    InvalidArgument,
+    InvalidName,
+    IsADirectory,
+    MessageTooLarge,
+    NotADirectory,
+    NotFound,
+    TopicGone,
+)
+from dnpipefs.log.appender import BATCH_LIMIT
+from dnpipefs.log.failures import DEFAULT_OP_TIMEOUT_S
+from dnpipefs.log.log import Log
+from dnpipefs.log.reader import Message
+
+MAX_MESSAGE: Final = BATCH_LIMIT
+"""Bytes of the largest message, its newline included."""
+PAGE_BYTES: Final = 256 << 10
+"""How much a pull takes from the log at once, bytes; whole batches, so at most one batch more."""
+STATS_AT_ONCE: Final = 32
+"""How many topics `Dnp.ls` looks at side by side."""
+
+PullStart = Literal["first", "last"] | int | datetime
+"""Where a pull begins: all there is, only what comes, a byte offset, or a time."""
+
+_EPOCH: Final = datetime(1970, 1, 1, tzinfo=UTC)
+_T = TypeVar("_T")
+
+
+@dataclass(frozen=True, slots=True)
+class Stat:
+    """A topic or directory, as `ls -l` shows it."""
+
+    name: str
+    """Last component of its path; bytes that are not UTF-8 are surrogates, as in `os.listdir`."""
+    is_directory: bool
+    size: int
+    """Bytes of the topic since its last reset; 0 for a directory and where it was not asked for."""
+    mode: int
+    """Permission bits."""
+    uid: int
+    gid: int
+    mtime_ns: int
+    """Last push or reset of a topic (its creation where sizes were not asked for), nanoseconds since 1970."""
+
+
+@asynccontextmanager
+async def connect(
+    endpoints: str | Sequence[str] | None = None,
+    *,
+    prefix: str = DEFAULT_PREFIX,
+    data_dir: str | os.PathLike[str] | None = None,
+    tls: etcd.Tls | None = None,
+    credentials: etcd.Credentials | None = None,
+    op_timeout: float = DEFAULT_OP_TIMEOUT_S,
+) -> AsyncIterator[Dnp]:
+    """Join a cluster until the block ends.
+
+        async with dnpipefs.connect() as dnp:
+            await dnp.push("greetings", "hello")
+
+    Without `endpoints` the embedded etcd of `data_dir` is used, and started if it does not run.
+    `op_timeout` is how long, in seconds, an operation waits for etcd before it raises `TimedOut`.
+
+    Raises SetupError, UnsupportedFormat, or an EtcdError that says why etcd cannot be used.
+    """
+    settings = Settings(
+        endpoints=(endpoints,) if isinstance(endpoints, str) else tuple(endpoints or ()),
+        prefix=prefix,
+        data_dir=Path(data_dir) if data_dir is not None else default_data_dir(),
+        tls=tls,
+        credentials=credentials,
+        op_timeout=op_timeout,
+    )
+    try:
+        async with open_cluster(settings) as cluster:
+            yield Dnp(cluster)
+    except BaseExceptionGroup as group:
+        # That there are tasks behind a connection is no concern of its user's `except NotFound`.
+        if len(group.exceptions) > 1:
+            raise
+        failure = group.exceptions[0]
+    else:
+        return
+    raise failure
+
+
+class Dnp:
+    """A connection to a cluster; made by `connect`. Its methods may be called from many tasks.
+
+    Paths are such as ``team/jobs``; a leading slash is allowed. Every method raises TimedOut when
+    etcd does not answer in time, and other ClusterErrors when it answers with a no.
+    """
+
+    def __init__(self, cluster: Cluster) -> None:
+        self._log: Final = cluster.log
+        self._namespace: Final = cluster.namespace
+
+    async def push(self, topic: str | bytes, *messages: str | bytes) -> None:
+        """Append messages, in order; return once all of them are committed.
+
+        Each argument is one message, and like `echo` this adds the newline where one lacks: the files
+        then hold exactly what ``echo message > topic`` would have written. A message that has newlines
+        inside stays one message for `pull` (and for consumer groups), though programs that read the
+        file line by line see its lines. A missing topic is created, as `>` does, a missing directory
+        is not.
+
+        Raises MessageTooLarge (nothing of that message is stored, those before it are), NotFound,
+        IsADirectory, InvalidName, OutOfSpace. Only after TimedOut and UnknownOutcome can messages that
+        were not acknowledged be in the topic all the same, each at most once.
+        """
+        async with self.writer(topic) as writer:
+            for chunk in _gather(messages):
+                await writer._commit(chunk)
+
+    @asynccontextmanager
+    async def writer(self, topic: str | bytes) -> AsyncIterator[Writer]:
+        """Open a topic for a stream of bytes in lines, as a program does that writes to the file.
+
+        Leaving the block commits a last line that has no newline, unless an exception leaves it.
+        Raises as `push` does.
+        """
+        parts = parse_path(topic)
+
+        async def reopen() -> Entry:
+            await self._namespace.sync()
+            return await self._topic(parts, create=True)
+
+        writer = Writer(self._log, await self._topic(parts, create=True), reopen)
+        yield writer
+        await writer.flush()
+
+    async def pull(
+        self, topic: str | bytes, *, start: PullStart = "first", follow: bool = False
+    ) -> AsyncGenerator[Message, None]:
+        """Iterate over a topic's messages, from `start` on.
+
+            async for message in dnp.pull("greetings"): ...
+
+        The topic is opened when the iteration begins, and every push that had returned anywhere
+        before is in it. Without `follow` the iteration ends at the end the topic had then, or when the
+        topic is reset. With `follow` it goes on with whatever comes, and after a reset from the new
+        beginning.
+
+        `start` is ``"first"``, ``"last"`` (from the present end on), a byte offset (begins at the first
+        message at or behind it), or a time (at the first message pushed then or later, by the pushing
+        hosts' clocks; naive means local time; the topic is read from its beginning to find it).
+
+        Raises NotFound, IsADirectory, InvalidArgument, and TopicGone when the topic is deleted.
+        """
+        async with aclosing(self.pull_pages(topic, start=start, follow=follow)) as pages:
+            async for page in pages:
+                for message in page:
+                    yield message
+
+    async def pull_pages(
+        self, topic: str | bytes, *, start: PullStart = "first", follow: bool = False
+    ) -> AsyncGenerator[Iterator[Message], None]:
+        """Do what `pull` does, with as many messages at a time as are at hand.
+
+        For callers that do something after each page, such as flushing an output. A page may be empty.
+        """
+        since_ns = _nanoseconds(start) if isinstance(start, datetime) else None
+        if isinstance(start, int) and start < 0:
+            raise InvalidArgument(f"offset {start}: offsets begin at 0")
+        reader, live = await self._with_topic(topic, lambda entry: self._log.open_reader(entry.id))
+        try:
+            view = await reader.view()
+            offset = view.end if start == "last" else Offset(start) if isinstance(start, int) else START
+            end, generation = view.end, view.generation
+            while follow or offset < end:
+                size = PAGE_BYTES if follow else min(PAGE_BYTES, end - offset)
+                page, behind = await reader.messages(offset, size)
+                view = await reader.view()
+                if view.generation != generation:  # what was read is gone, or another generation's
+                    if not follow:
+                        return
+                    offset, generation = START, view.generation
+                elif behind == offset:
+                    await reader.wait_beyond(offset, generation)
+                else:
+                    offset = behind
+                    if since_ns is not None:
+                        page, since_ns = _since(page, since_ns)
+                    yield page
+                await trio.lowlevel.checkpoint()  # cached pages come without one
+        finally:
+            self._log.close_reader(live)
+
+    async def reset(self, topic: str | bytes) -> None:
+        """Remove all messages of a topic, atomically for everybody. Raises NotFound, IsADirectory."""
+        await self._with_topic(topic, lambda entry: self._log.reset(entry.id))
+
+    async def stat(self, path: str | bytes) -> Stat:
+        """Return what there is to know of a topic or directory, size included. Raises NotFound."""
+
+        async def look() -> Stat:
+            return await self._stat(await self._resolve(parse_path(path)))
+
+        return await self._again_if_gone(look)
+
+    async def ls(self, path: str | bytes = "", *, sizes: bool = True) -> list[Stat]:
+        """Return the entries of a directory by name, or the one entry if the path is a topic's.
+
+        `sizes` looks at each topic's log for its size and the time of its last push. Raises NotFound.
+        """
+        await self._namespace.sync()
+        entry = await self._resolve(parse_path(path))
+        if not entry.is_directory:
+            return [await self.stat(path) if sizes else self._describe(entry, size=0, modified_ns=0)]
+        entries = [entry for _, entry in sorted(self._namespace.tree.children(entry.id).items())]
+        if not sizes:
+            return [self._describe(entry, size=0, modified_ns=0) for entry in entries]
+        return await self._stat_all(entries)
+
+    async def mkdir(self, path: str | bytes, mode: int = 0o777) -> None:
+        """Make a directory with `mode` as far as the umask lets it.
+
+        Raises AlreadyExists, NotFound (the one it shall be in), InvalidName.
+        """
+        await self._create(parse_path(path), Kind.DIRECTORY, mode)
+
+    async def remove(self, path: str | bytes) -> None:
+        """Delete a topic or an empty directory. Raises NotFound, NotEmpty."""
+        entry = await self._resolve(parse_path(path))
+        _refuse_root(entry)
+        if entry.is_directory:
+            await self._namespace.rmdir(entry.parent, entry.name)
+        else:
+            self._log.forget(await self._namespace.unlink(entry.parent, entry.name))
+
+    async def rename(self, source: str | bytes, target: str | bytes, *, replace: bool = True) -> None:
+        """Move a topic or directory as mv does; `replace` lets it take the place of another.
+
+        Raises NotFound, AlreadyExists, IsADirectory, NotADirectory, NotEmpty, InvalidArgument.
+        """
+        entry = await self._resolve(parse_path(source))
+        _refuse_root(entry)
+        parent, name = await self._place(parse_path(target))
+        ended = await self._namespace.rename((entry.parent, entry.name), (parent.id, name), replace=replace)
+        if ended is not None:
+            self._log.forget(ended)
+
+    async def _resolve(self, path: Sequence[bytes], *, directory: bool = False) -> Entry:
+        """Return the entry of a path, with *directory* of a directory's path.
+
+        NotFound and NotADirectory name the part that is to blame.
+        """
+        entry = self._namespace.tree.get(ROOT)
+        for index, name in enumerate(path):
+            try:
+                entry = await self._namespace.lookup(entry.id, name)
+            except NotFound:
+                shown = _shown(path[: index + 1])
+                if directory or index + 1 < len(path):
+                    raise NotFound(f"no directory {shown}; make it first: mkdir on a mount") from None
+                raise NotFound(f"no topic or directory {shown}") from None
+            except NotADirectory:
+                raise NotADirectory(f"{_shown(path[:index])} is a topic, not a directory") from None
+        if directory and not entry.is_directory:
+            raise NotADirectory(f"{_shown(path)} is a topic, not a directory")
+        return entry
+
+    async def _place(self, path: Sequence[bytes]) -> tuple[Entry, bytes]:
+        """Return the directory of a path that need not exist, and the name in it."""
+        if not path:
+            raise InvalidArgument("this is the root directory")
+        return await self._resolve(path[:-1], directory=True), path[-1]
+
+    async def _create(self, path: Sequence[bytes], kind: Kind, mode: int) -> Entry:
+        parent, name = await self._place(path)
+        return await self._namespace.create(
+            parent.id, name, kind, mode=mode & ~_umask(), uid=os.geteuid(), gid=os.getegid()
+        )
+
+    async def _topic(self, path: Sequence[bytes], *, create: bool = False) -> Entry:
+        if not create and path and VIEW_SEPARATOR in path[-1]:
+            raise InvalidName(f"{_shown(path)}: views (topic@, topic@group) are files of a mount")
+        while True:
+            try:
+                entry = await self._resolve(path)
+            except NotFound:
+                if not create:
+                    raise
+                try:
+                    return await self._create(path, Kind.TOPIC, 0o666)
+                except AlreadyExists:  # somebody was faster: that is the topic, then
+                    continue
+            if entry.is_directory:
+                raise IsADirectory(f"{_shown(path)} is a directory, not a topic")
+            return entry
+
+    async def _with_topic(self, path: str | bytes, action: Callable[[Entry], Awaitable[_T]]) -> _T:
+        parts = parse_path(path)
+
+        async def act() -> _T:
+            return await action(await self._topic(parts))
+
+        return await self._again_if_gone(act)
+
+    async def _again_if_gone(self, action: Callable[[], Awaitable[_T]]) -> _T:
+        """Do *action*, and again if it met a topic that was deleted or replaced a moment ago."""
+        try:
+            return await action()
+        except TopicGone:
+            await self._namespace.sync()
+            return await action()
+
+    async def _stat(self, entry: Entry) -> Stat:
+        if entry.is_directory:
+            return self._describe(entry, size=0, modified_ns=0)
+        async with self._log.reader(entry.id) as reader:
+            view = await reader.view()
+            return self._describe(entry, size=view.end, modified_ns=view.modified_ns)
+
+    async def _stat_all(self, entries: Sequence[Entry]) -> list[Stat]:
+        found: dict[FileId, Stat] = {}
+        waiting = iter(entries)
+
+        async def work() -> None:
+            for entry in waiting:
+                with suppress(TopicGone):  # deleted since it was listed
+                    found[entry.id] = await self._stat(entry)
+
+        try:
+            async with trio.open_nursery() as nursery:
+                for _ in range(min(STATS_AT_ONCE, len(entries))):
+                    nursery.start_soon(work)
+        except BaseExceptionGroup as group:
+            failure = group.exceptions[0]
+        else:
+            return [found[entry.id] for entry in entries if entry.id in found]
+        raise failure
+
+    def _describe(self, entry: Entry, *, size: int, modified_ns: int) -> Stat:
+        inode, tree = entry.inode, self._namespace.tree
+        if entry.is_directory:
+            modified_ns = tree.changed_ns(entry.id)
+        return Stat(
+            name=os.fsdecode(entry.name),
+            is_directory=entry.is_directory,
+            size=size,
+            mode=inode.mode,
+            uid=inode.uid,
+            gid=inode.gid,
+            mtime_ns=max(inode.mtime_ns, modified_ns),
+        )
+
+
+class Writer:
+    """Pushes a stream of bytes, a message a line; made by `Dnp.writer`."""
+
+    def __init__(self, log: Log, topic: Entry, reopen: Callable[[], Awaitable[Entry]]) -> None:
+        self._log: Final = log
+        self._topic = topic
+        self._reopen: Final = reopen
+        self._begun = False
+        self._framer = LineFramer(MAX_MESSAGE)
+
+    async def write(self, data: bytes) -> None:
+        """Push the lines that *data* completes; return once they are committed. The rest waits here.
+
+        Raises as `Dnp.push` does; after MessageTooLarge the rest of *data* is dropped, too.
+        """
+        while data:
+            framed = self._framer.feed(data)
+            for piece in framed.pieces:
+                await self._commit(Chunk.of_lines(piece.data))
+            self._framer = framed.state
+            if framed.too_large:
+                raise _too_large()
+            data = data[framed.consumed :]
+
+    async def flush(self) -> None:
+        """Push what has come since the last newline, as a message without one."""
+        held, self._framer = self._framer.flush()
+        if held:
+            await self._commit(Chunk.of_lines(held))
+
+    async def _commit(self, chunk: Chunk) -> None:
+        try:
+            await self._log.append(self._topic.id, chunk, born=self._topic.revision)
+        except TopicGone:
+            if self._begun:  # as with an open file: what was begun belongs to the topic that is gone
+                raise
+            self._topic = await self._reopen()
+            await self._log.append(self._topic.id, chunk, born=self._topic.revision)
+        self._begun = True
+
+
+def _gather(messages: Iterable[str | bytes]) -> Iterator[Chunk]:
+    """Make chunks of messages, newlines added, as few as possible; MessageTooLarge behind what is before."""
+    lines: list[bytes] = []
+    size = 0
+
+    def gathered() -> Iterator[Chunk]:
+        if lines:
+            yield Chunk(b"".join(lines), len(lines))
+            lines.clear()
+
+    for message in messages:
+        data = _encoded(message)
+        several = data.find(b"\n") + 1 < len(data)
+        if several or size + len(data) > BATCH_LIMIT:
+            yield from gathered()
+            size = 0
+        if len(data) > MAX_MESSAGE:
+            raise _too_large()
+        if several:
+            yield Chunk.of_message(data)
+        else:
+            lines.append(data)
+            size += len(data)
+    yield from gathered()
+
+
+def _encoded(message: str | bytes) -> bytes:
+    if isinstance(message, str):
+        try:
+            message = message.encode("utf-8", "surrogateescape")
+        except UnicodeEncodeError as error:
+            raise InvalidArgument(f"a message is not text: {error}") from None
+    return message if message.endswith(b"\n") else message + b"\n"
+
+
+def _too_large() -> MessageTooLarge:
+    return MessageTooLarge(
+        f"a message is larger than {MAX_MESSAGE} bytes: nothing of it is stored, what came before it is"
+    )
+
+
+def _since(page: Iterator[Message], since_ns: int) -> tuple[Iterator[Message], int | None]:
+    """Drop the messages before a time; None instead of the time once one was found."""
+    rest = dropwhile(lambda message: message.time_ns < since_ns, page)
+    first = next(rest, None)
+    return (iter(()), since_ns) if first is None else (chain((first,), rest), None)
+
+
+def _nanoseconds(moment: datetime) -> int:
+    """Return nanoseconds since 1970 UTC; a naive *moment* is local time."""
+    return (moment.astimezone(UTC) - _EPOCH) // timedelta(microseconds=1) * 1000
+
+
+def _shown(path: Sequence[bytes]) -> str:
+    return repr(b"/".join(path).decode(errors="backslashreplace"))
+
+
+def _refuse_root(entry: Entry) -> None:
+    if entry.id == ROOT:
+        raise InvalidArgument("the root directory can be neither moved nor removed")
+
+
+def _umask() -> int:
+    """Return this process's umask without changing it, as os.umask would for all its threads."""
+    found = re.search(r"^Umask:\s*([0-7]+)$", Path("/proc/self/status").read_text(), re.MULTILINE)
+    return int(found[1], 8) if found else 0o022
