@@ -14,7 +14,7 @@ import trio
 from dnpipefs.core.batch import Chunk
 from dnpipefs.core.framing import LineFramer
 from dnpipefs.core.names import FileId, Offset, Revision
-from dnpipefs.errors import DnpError, MessageTooLarge, NotInSequence
+from dnpipefs.errors import DnpError, MessageTooLarge, NotInSequence, TimedOut, UnknownOutcome
 from dnpipefs.log.appender import BATCH_LIMIT
 from dnpipefs.log.failures import deadline
 from dnpipefs.log.log import Log
@@ -23,6 +23,8 @@ from dnpipefs.log.views import LiveView
 
 MAX_MESSAGE: Final = BATCH_LIMIT
 """Bytes of the largest message, its newline included."""
+SPLIT_SIZE: Final = (1 << 20) - 4096
+"""A write above this may be one part of a larger write(2): the kernel cuts those into pages of 1 MiB."""
 REPORTED_SIZES: Final = 16
 """How many of the sizes last shown by stat are taken for "the end" in a positioned write."""
 
@@ -60,6 +62,12 @@ class TopicHandle:
         self._framer = LineFramer(MAX_MESSAGE)
         self._position: int | None = None
         """Offset the next positioned write must have; None before the first."""
+        self._may_be_cut = False
+        """The last write may have been the first part of a larger write(2)."""
+        self._unheard: DnpError | None = None
+        """A failure that the writer may not have been told of."""
+        self._in_doubt: DnpError | None = None
+        """The held part may be in the log already, with the end that the failed write brought."""
         self._lock: Final = trio.Lock()
 
     async def read(self, offset: Offset, size: int) -> bytes:
@@ -73,36 +81,57 @@ class TopicHandle:
         Fewer than given when something behind them could not be taken: the next write says why.
         Raises MessageTooLarge (nothing of that message is stored), NotInSequence, TopicGone,
         TimedOut, OutOfSpace.
+
+        When the kernel cuts one write(2) into parts, the failure of a later part shows as a short
+        write, and the program comes again with the rest: in the middle of a message that was
+        refused, or with one that may have been applied. So the failure is said once more.
         """
         await self._acquire()
+        may_be_cut, self._may_be_cut = self._may_be_cut, False
         try:
-            if not self._append:
-                self._check_sequence(offset)
-            framed = self._framer.feed(data)
-            accepted = 0
-            try:
-                for piece in framed.pieces:
-                    await self._push(piece.data)
-                    accepted = piece.consumed
-                    self._framer = LineFramer(MAX_MESSAGE)
-                if framed.state.held:
-                    # Nobody looks at the error of the close that will commit this part: take it only
-                    # while etcd answers.
-                    with deadline(self._op_timeout):
-                        await self._log.sessions.wait_healthy()
-                accepted = framed.consumed
-                self._framer = framed.state
-                if framed.too_large:
-                    raise MessageTooLarge(
-                        f"a message is larger than {MAX_MESSAGE} bytes; nothing of it is stored"
-                    )
-            except DnpError:
-                if not accepted:
-                    raise
-            self._position = offset + accepted
+            if self._unheard is not None:
+                error, self._unheard = self._unheard, None
+                raise error
+            accepted = await self._write(offset, data)
+        except (MessageTooLarge, TimedOut, UnknownOutcome) as error:
+            if may_be_cut:
+                self._unheard = error
+            raise
+        else:
+            self._may_be_cut = accepted == len(data) > SPLIT_SIZE
             return accepted
         finally:
             self._lock.release()
+
+    async def _write(self, offset: int, data: bytes) -> int:
+        if not self._append:
+            self._check_sequence(offset)
+        framed = self._framer.feed(data)
+        accepted = 0
+        try:
+            for piece in framed.pieces:
+                await self._push(piece.data)
+                accepted = piece.consumed
+                self._framer = LineFramer(MAX_MESSAGE)
+            if framed.state.held:
+                # Nobody looks at the error of the close that will commit this part: take it only
+                # while etcd answers.
+                with deadline(self._op_timeout):
+                    await self._log.sessions.wait_healthy()
+            accepted = framed.consumed
+            self._framer = framed.state
+            if framed.too_large:
+                raise MessageTooLarge(f"a message above {MAX_MESSAGE} bytes; nothing of it is stored")
+        except DnpError as error:
+            unknown = isinstance(error, (TimedOut, UnknownOutcome))
+            if not accepted:
+                self._in_doubt = error if unknown else None
+                raise
+            if unknown:
+                self._unheard = error
+        self._in_doubt = None
+        self._position = offset + accepted
+        return accepted
 
     async def flush(self) -> None:
         """Commit what was written behind the last newline, as a message. Raises as `write` does."""
@@ -113,6 +142,9 @@ class TopicHandle:
             held, state = self._framer.flush()
             # Dropped if this fails: the caller of close or fsync hears of it and nobody would later.
             self._framer = state
+            in_doubt, self._in_doubt = self._in_doubt, None
+            if held and in_doubt is not None:
+                raise in_doubt  # pushed once more it could be there twice
             if held:
                 await self._push(held)
         finally:

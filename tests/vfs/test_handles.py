@@ -1,0 +1,144 @@
+"""What a handle does with failures that its writer may not hear of, or whose outcome is unknown."""
+
+from types import SimpleNamespace
+from typing import Any, cast
+
+import pytest
+
+from dnpipefs.core.batch import Chunk
+from dnpipefs.core.names import FileId, Revision
+from dnpipefs.errors import MessageTooLarge, OutOfSpace, TimedOut, TopicGone, UnknownOutcome
+from dnpipefs.log.log import Log
+from dnpipefs.vfs.handles import MAX_MESSAGE, SPLIT_SIZE, OpenTopic, TopicHandle
+
+TOPIC = FileId(7)
+PART = MAX_MESSAGE  # of a large write(2), as the kernel cuts it
+
+
+class FakeLog:
+    """A log that keeps what is pushed and fails as often as it is told to."""
+
+    def __init__(self) -> None:
+        self.pushed: list[bytes] = []
+        self.failures: list[Exception | None] = []
+        self.sessions = SimpleNamespace(wait_healthy=self._healthy)
+
+    async def _healthy(self) -> None:
+        pass
+
+    async def append(self, topic: FileId, chunk: Chunk, **_: Any) -> Revision:
+        failure = self.failures.pop(0) if self.failures else None
+        if failure is not None:
+            raise failure
+        self.pushed.append(chunk.data)
+        return Revision(1)
+
+
+@pytest.fixture
+def log() -> FakeLog:
+    return FakeLog()
+
+
+@pytest.fixture
+def handle(log: FakeLog) -> TopicHandle:
+    return TopicHandle(
+        cast(Log, log), TOPIC, Revision(1), OpenTopic(), reading=None, append=True, op_timeout=1.0
+    )
+
+
+UNKNOWN = [TimedOut("planted"), UnknownOutcome("planted")]
+
+
+@pytest.mark.parametrize("failure", UNKNOWN, ids=["timed out", "unknown"])
+async def test_a_failure_hidden_by_a_cut_write_is_said_again(
+    handle: TopicHandle, log: FakeLog, failure: Exception
+) -> None:
+    """Otherwise the program, told of a short write, pushes a second time what may be in the log."""
+    lines = b"x" * 1023 + b"\n"
+    log.failures = [None, failure]
+    assert await handle.write(0, lines * (PART // 1024)) == PART
+    with pytest.raises(type(failure)):
+        await handle.write(PART, lines)
+    with pytest.raises(type(failure)):
+        await handle.write(PART, lines)
+    assert await handle.write(PART, b"next\n") == 5
+    assert log.pushed == [lines * (PART // 1024), b"next\n"]
+
+
+@pytest.mark.parametrize("failure", UNKNOWN, ids=["timed out", "unknown"])
+async def test_a_failure_behind_an_accepted_part_is_said_by_the_next_write(
+    handle: TopicHandle, log: FakeLog, failure: Exception
+) -> None:
+    held, line = b"h" * 1000, b"x" * 99 + b"\n"
+    await handle.write(0, held)
+    log.failures = [None, failure]
+    accepted = await handle.write(1000, line * 10_485)
+    assert accepted < 1_048_500
+    with pytest.raises(type(failure)):
+        await handle.write(1000 + accepted, line)
+    assert await handle.write(1000 + accepted, line) == 100
+
+
+async def test_a_failure_everybody_heard_is_said_once(handle: TopicHandle, log: FakeLog) -> None:
+    log.failures = [None, TimedOut("planted")]
+    assert await handle.write(0, b"x" * (SPLIT_SIZE - 1) + b"\n") == SPLIT_SIZE
+    with pytest.raises(TimedOut):
+        await handle.write(SPLIT_SIZE, b"two\n")
+    assert await handle.write(SPLIT_SIZE, b"three\n") == 6
+
+
+@pytest.mark.parametrize("failure", [TopicGone("planted"), OutOfSpace("planted")], ids=["gone", "full"])
+async def test_a_definite_failure_may_be_tried_again_at_once(
+    handle: TopicHandle, log: FakeLog, failure: Exception
+) -> None:
+    log.failures = [None, failure]
+    assert await handle.write(0, b"x" * (PART - 1) + b"\n") == PART
+    with pytest.raises(type(failure)):
+        await handle.write(PART, b"next\n")
+    assert await handle.write(PART, b"next\n") == 5
+
+
+async def test_the_rest_of_a_message_too_large_is_not_taken_for_a_message(
+    handle: TopicHandle, log: FakeLog
+) -> None:
+    assert await handle.write(0, b"x" * PART) == PART
+    for _ in range(2):  # the kernel hides the first
+        with pytest.raises(MessageTooLarge):
+            await handle.write(PART, b"rest\n")
+    await handle.close()
+    assert log.pushed == []
+
+
+@pytest.mark.parametrize("failure", UNKNOWN, ids=["timed out", "unknown"])
+async def test_a_held_part_in_doubt_is_not_pushed_by_close(
+    handle: TopicHandle, log: FakeLog, failure: Exception
+) -> None:
+    """It may be in the log, completed by the write that failed."""
+    await handle.write(0, b"begin")
+    log.failures = [failure]
+    with pytest.raises(type(failure)):
+        await handle.write(5, b" end\n")
+    with pytest.raises(type(failure)):
+        await handle.flush()
+    await handle.close()
+    assert log.pushed == []
+
+
+async def test_a_held_part_in_doubt_is_there_for_a_second_try(handle: TopicHandle, log: FakeLog) -> None:
+    await handle.write(0, b"begin")
+    log.failures = [TimedOut("planted")]
+    with pytest.raises(TimedOut):
+        await handle.write(5, b" end\n")
+    await handle.write(5, b" end\n")
+    await handle.write(10, b"more")
+    await handle.close()
+    assert log.pushed == [b"begin end\n", b"more"]
+
+
+async def test_a_held_part_survives_a_definite_failure(handle: TopicHandle, log: FakeLog) -> None:
+    await handle.write(0, b"begin")
+    log.failures = [OutOfSpace("planted")]
+    with pytest.raises(OutOfSpace):
+        await handle.write(5, b" end\n")
+    await handle.close()
+    assert log.pushed == [b"begin"]
