@@ -230,7 +230,7 @@ async def test_failover(cluster: list[EtcdProcess]) -> None:
         # The network of the member in use goes silent: reads move on within their deadline.
         (used,) = [proxy for proxy in proxies if proxy.accepted]
         used.become(Mode.BLACK_HOLE)
-        assert (await client.get(b"key", timeout=4)) is not None
+        assert (await client.get(b"key", timeout=2)) is not None
         await client.put(b"key", b"1")
         used.heal()
 
@@ -259,4 +259,4 @@ async def test_failover(cluster: list[EtcdProcess]) -> None:
         # Two of three are gone: nothing can be written, and it is said that there is no majority.
         next(member for member in cluster if member.alive).kill()
         with pytest.raises((Ambiguous, Unreachable)):
-            await client.put(b"key", b"lost", timeout=2)
+            await client.put(b"key", b"lost", timeout=1)
