@@ -100,14 +100,22 @@ async def connect(
         credentials=credentials,
         op_timeout=op_timeout,
     )
+    failure: BaseException | None = None
     try:
         async with open_cluster(settings) as cluster:
-            yield Dnp(cluster)
+            try:
+                yield Dnp(cluster)
+            except BaseException as error:
+                failure = error
+                raise
     except BaseExceptionGroup as group:
         # That there are tasks behind a connection is no concern of its user's `except NotFound`.
-        if len(group.exceptions) > 1:
+        inner: BaseException | None = group.split(trio.Cancelled)[1]
+        if inner is None:
             raise
-        failure = group.exceptions[0]
+        while isinstance(inner, BaseExceptionGroup) and inner is not failure and len(inner.exceptions) == 1:
+            inner = inner.exceptions[0]
+        failure = inner
     else:
         return
     raise failure

@@ -1,0 +1,9 @@
+"""The command line: arguments, output and exit codes; `dnpipefs.api` and `dnpipefs.mount` do the work.
+
+`program` puts the commands together and answers for their failures, `topics`, `listing` and `mounts` are
+the commands, `options` what they share, `running` how one of them runs and is interrupted.
+"""
+
+from dnpipefs.cli.program import main
+
+__all__ = ["main"]

@@ -1,0 +1,82 @@
+"""mount and umount."""
+
+from __future__ import annotations
+
+import os
+import stat
+import sys
+from pathlib import Path
+from typing import Final
+
+import click
+
+from dnpipefs.cli.exits import one_line
+from dnpipefs.cli.options import Connection, connection_options
+from dnpipefs.errors import SetupError
+from dnpipefs.mount import MountOptions, prepare_mountpoint, run_mount, start_in_background, unmount
+from dnpipefs.mount.background import report_failure, report_ready
+
+LOG_NAME: Final = "dnpipefs.log"
+_DIRECTORY: Final = click.Path(path_type=Path)
+
+
+@click.command()
+@click.argument("mountpoint", type=_DIRECTORY)
+@click.option("-f", "--foreground", is_flag=True, help="Stay until unmounted; log to standard error.")
+@click.option(
+    "--allow-other/--no-allow-other",
+    default=lambda: os.geteuid() == 0,
+    help="Let other users in, as far as modes and owners of topics do.  [default: on for root]",
+)
+@click.option(
+    "--log-file",
+    type=click.Path(dir_okay=False, path_type=Path),
+    metavar="FILE",
+    help=f"Log of a mount in the background.  [default: {LOG_NAME} in the data directory]",
+)
+@connection_options
+def mount(
+    connection: Connection, mountpoint: Path, *, foreground: bool, allow_other: bool, log_file: Path | None
+) -> None:
+    """Mount the topics as files on a directory.
+
+    Returns when they are there; `dnpipefs umount MOUNTPOINT` ends it.
+    """
+    connection.start_logging("info" if foreground else "warning")
+    settings = connection.settings()
+    if foreground:
+        try:
+            options = MountOptions(prepare_mountpoint(mountpoint), allow_other)
+            run_mount(settings, options, ready=report_ready)
+        except BaseException as error:
+            report_failure(one_line(error))
+            raise
+        return
+    mountpoint = prepare_mountpoint(mountpoint)
+    command = [
+        *(sys.executable, "-m", "dnpipefs", "mount", "--foreground"),
+        *connection.arguments(),
+        "--allow-other" if allow_other else "--no-allow-other",
+        *("--", str(mountpoint)),
+    ]
+    start_in_background(command, log_file or _default_log_file(connection.data_dir))
+
+
+@click.command()
+@click.argument("mountpoint", type=_DIRECTORY)
+def umount(mountpoint: Path) -> None:
+    """Unmount the topics. What was written to them is stored."""
+    unmount(mountpoint)
+
+
+def _default_log_file(data_dir: Path) -> Path:
+    """Return the log's place; make the directory private, as the etcd in it wants it, before it has a log."""
+    try:
+        data_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
+        if stat.S_IMODE(data_dir.stat().st_mode) & 0o077 and not any(data_dir.iterdir()):
+            data_dir.chmod(0o700)
+    except OSError as error:
+        raise SetupError(
+            f"data directory {data_dir} is not usable ({error.strerror}): choose another with --data-dir"
+        ) from error
+    return data_dir / LOG_NAME

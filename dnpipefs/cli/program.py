@@ -1,0 +1,66 @@
+"""The program: its commands, and what becomes of their failures."""
+
+from __future__ import annotations
+
+import logging
+import signal
+import sys
+from collections.abc import Sequence
+from typing import Final, NoReturn
+
+import click
+
+from dnpipefs.cli.exits import HELP, Ended, Exit, exit_code, one_line
+from dnpipefs.cli.listing import ls
+from dnpipefs.cli.mounts import mount, umount
+from dnpipefs.cli.topics import pull, push, reset
+from dnpipefs.cluster import VERSION
+
+PROGRAM: Final = "dnpipefs"
+COMMANDS: Final[Sequence[click.Command]] = (mount, umount, push, pull, reset, ls)
+"""In the order of the help text."""
+
+logger: Final = logging.getLogger(__name__)
+
+
+class _Group(click.Group):
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        return list(self.commands)
+
+
+@click.group(
+    cls=_Group,
+    epilog=HELP,
+    no_args_is_help=False,
+    context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
+)
+@click.version_option(VERSION, prog_name=PROGRAM)
+def program() -> None:
+    """Distributed named pipes: every topic of the cluster is a file, on etcd.
+
+    `dnpipefs mount` makes the topics files; push, pull, reset and ls do the same without a mount.
+    """
+
+
+for _command in COMMANDS:
+    program.add_command(_command)
+
+
+def main() -> NoReturn:
+    """Run the command line of this process and exit."""
+    sys.exit(run(sys.argv[1:]))
+
+
+def run(arguments: Sequence[str]) -> int:
+    """Run one command line; tell of a failure in one line and return the exit status."""
+    try:
+        # Not standalone: click would end the process itself, in its own words.
+        return program.main(list(arguments), PROGRAM, standalone_mode=False) or Exit.OK
+    except (click.Abort, KeyboardInterrupt):
+        return Ended(signal.SIGINT).code
+    except Ended as ended:
+        return ended.code
+    except Exception as error:
+        logger.debug("the command failed", exc_info=error)
+        click.echo(f"{PROGRAM}: {one_line(error)}", err=True)
+        return exit_code(error)

@@ -1,0 +1,128 @@
+"""Running one operation on a connection, to its end or to the first reason to end it.
+
+Also the two streams: blocking reads and writes are done in threads, so that the session is kept alive
+while a slow reader of our output, or a terminal, keeps us waiting.
+"""
+
+from __future__ import annotations
+
+import os
+import select
+import signal
+from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
+from typing import Final, Protocol
+
+import trio
+
+from dnpipefs.api import Dnp, connect
+from dnpipefs.cli.exits import Ended
+from dnpipefs.cli.options import Connection
+from dnpipefs.errors import SetupError
+
+READ_BYTES: Final = 1 << 20
+"""How much standard input is asked for at once."""
+_STDIN, _STDOUT = 0, 1
+
+
+class Operation(Protocol):
+    """What a command does once it is connected."""
+
+    def __call__(self, dnp: Dnp, /) -> Awaitable[None]:
+        """Do it."""
+
+
+def run_connected(
+    connection: Connection, operation: Operation, *, while_output_is_read: bool = False
+) -> None:
+    """Connect and run *operation*; end it in order on SIGINT, SIGTERM or SIGHUP.
+
+    `while_output_is_read` ends it also when nobody reads standard output any more, which an operation
+    that waits for messages would not notice. Raises Ended then, and whatever *operation* raises.
+    """
+    connection.start_logging()
+    settings = connection.settings()
+
+    async def connected() -> None:
+        async with connect(
+            settings.endpoints,
+            prefix=settings.prefix,
+            data_dir=settings.data_dir,
+            tls=settings.tls,
+            credentials=settings.credentials,
+            op_timeout=settings.op_timeout,
+        ) as dnp:
+            await operation(dnp)
+
+    ends = [_signal, _reader_left] if while_output_is_read else [_signal]
+    trio.run(_race, connected, ends)
+
+
+async def _race(
+    operation: Callable[[], Awaitable[None]], ends: Sequence[Callable[[], Awaitable[Ended]]]
+) -> None:
+    """Run *operation* until it ends or one of *ends* does; raise why, in no exception group."""
+    outcome: Exception | None = None
+    async with trio.open_nursery() as nursery:
+
+        async def watch(end: Callable[[], Awaitable[Ended]]) -> None:
+            nonlocal outcome
+            outcome = await end()
+            nursery.cancel_scope.cancel()
+
+        for end in ends:
+            nursery.start_soon(watch, end)
+        try:
+            await operation()
+        except Exception as error:
+            outcome = error
+        nursery.cancel_scope.cancel()
+    if outcome is not None:
+        raise outcome
+
+
+async def _signal() -> Ended:
+    wanted = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+    # What the shell or nohup has told us to ignore stays ignored.
+    heeded = [number for number in wanted if signal.getsignal(number) is not signal.SIG_IGN]
+    with trio.open_signal_receiver(*heeded) as signals:
+        async for number in signals:
+            return Ended(number)
+    raise AssertionError("unreachable: signals do not end")
+
+
+async def _reader_left() -> Ended:
+    poll = select.poll()
+    poll.register(_STDOUT, 0)  # errors and hang-ups are told unasked
+    await trio.to_thread.run_sync(poll.poll, abandon_on_cancel=True)
+    return Ended(signal.SIGPIPE)
+
+
+async def read_input() -> AsyncGenerator[bytes, None]:
+    """Yield what comes on standard input, as it comes. Raises SetupError if it cannot be read."""
+    while True:
+        try:
+            data = await trio.to_thread.run_sync(os.read, _STDIN, READ_BYTES, abandon_on_cancel=True)
+        except OSError as error:
+            raise SetupError(f"cannot read standard input: {error.strerror}") from error
+        if not data:
+            return
+        yield data
+
+
+async def write_output(data: bytes) -> None:
+    """Write to standard output, at once. Raises Ended if nobody reads it, SetupError if it fails."""
+    try:
+        await trio.to_thread.run_sync(_write_all, data, abandon_on_cancel=True)
+    except BrokenPipeError:
+        raise Ended(signal.SIGPIPE) from None
+    except OSError as error:
+        raise SetupError(f"cannot write to standard output: {error.strerror}") from error
+
+
+def _write_all(data: bytes) -> None:
+    rest = memoryview(data)
+    while rest:
+        try:
+            rest = rest[os.write(_STDOUT, rest) :]
+        except BlockingIOError:  # somebody who shares the terminal made it so
+            select.select([], [_STDOUT], [])

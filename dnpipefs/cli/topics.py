@@ -1,0 +1,137 @@
+"""push, pull and reset."""
+
+from __future__ import annotations
+
+import base64
+import json
+import re
+from contextlib import aclosing
+from datetime import UTC, datetime
+from itertools import islice
+from typing import Final, cast
+
+import click
+
+from dnpipefs.api import Dnp, PullStart
+from dnpipefs.cli.options import Connection, connection_options
+from dnpipefs.cli.running import read_input, run_connected, write_output
+from dnpipefs.log.reader import Message
+
+MESSAGES_AT_ONCE: Final = 4096
+"""How many messages are made ready to be written together."""
+
+
+@click.command()
+@click.argument("topic")
+@click.argument("messages", metavar="[MSG]...", nargs=-1)
+@connection_options
+def push(connection: Connection, topic: str, messages: tuple[str, ...]) -> None:
+    """Push messages to a topic, which is created if it does not exist.
+
+    Each MSG is one message, with a newline added as echo does. Without MSG each line of standard input is
+    one, pushed as it comes. When this command returns with success, everything is stored.
+    """
+
+    async def operation(dnp: Dnp) -> None:
+        if messages:
+            await dnp.push(topic, *messages)
+            return
+        async with dnp.writer(topic) as writer, aclosing(read_input()) as blocks:
+            async for block in blocks:
+                await writer.write(block)
+
+    run_connected(connection, operation)
+
+
+class _Start(click.ParamType[PullStart]):
+    name = "start"
+
+    def convert(self, value: object, param: click.Parameter | None, ctx: click.Context | None) -> PullStart:
+        text = str(value)
+        if text in ("first", "last"):
+            return cast("PullStart", text)
+        if re.fullmatch(r"[0-9]+", text):
+            return int(text)
+        try:
+            return datetime.fromisoformat(text)
+        except ValueError:
+            self.fail(
+                f"{text!r} is neither 'first', 'last', an offset in bytes nor a time such as "
+                "2026-11-21 or 2026-11-21T08:00:00Z",
+                param,
+                ctx,
+            )
+
+
+@click.command()
+@click.argument("topic")
+@click.option("-f", "--follow", is_flag=True, help="Go on with whatever comes, until interrupted.")
+@click.option(
+    "--from",
+    "start",
+    type=_Start(),
+    default="first",
+    show_default=True,
+    metavar="first|last|OFFSET|TIMESTAMP",
+    help="Where to begin: at the first message, at the present end, at the first message at or behind a "
+    "byte offset, or at the first one pushed at a time (ISO 8601, local time unless it says otherwise) "
+    "or later.",
+)
+@click.option("-n", "--count", type=click.IntRange(min=1), help="End after that many messages.")
+@click.option(
+    "--format",
+    "form",
+    type=click.Choice(["raw", "json"]),
+    default="raw",
+    show_default=True,
+    help="raw: the bytes as they are. json: an object a line, with offset, time, and data, or data_base64 "
+    "if it is not UTF-8.",
+)
+@connection_options
+def pull(
+    connection: Connection, topic: str, *, start: PullStart, follow: bool, count: int | None, form: str
+) -> None:
+    """Print the messages of a topic. They stay there: pulling removes nothing."""
+    render = _as_json if form == "json" else _as_it_is
+
+    async def operation(dnp: Dnp) -> None:
+        left = count
+        async with aclosing(dnp.pull_pages(topic, start=start, follow=follow)) as pages:
+            async for page in pages:
+                while block := list(islice(page, _at_once(left))):
+                    await write_output(b"".join([render(message) for message in block]))
+                    if left is not None and not (left := left - len(block)):
+                        return
+
+    run_connected(connection, operation, while_output_is_read=True)
+
+
+@click.command()
+@click.argument("topic")
+@connection_options
+def reset(connection: Connection, topic: str) -> None:
+    """Remove all messages of a topic."""
+    run_connected(connection, lambda dnp: dnp.reset(topic))
+
+
+def _at_once(left: int | None) -> int:
+    return MESSAGES_AT_ONCE if left is None else min(left, MESSAGES_AT_ONCE)
+
+
+def _as_it_is(message: Message) -> bytes:
+    return message.data
+
+
+def _as_json(message: Message) -> bytes:
+    record: dict[str, object] = {"offset": message.offset, "time": _timestamp(message.time_ns)}
+    try:
+        record["data"] = message.data.decode()
+    except UnicodeDecodeError:
+        record["data_base64"] = base64.b64encode(message.data).decode()
+    return json.dumps(record, ensure_ascii=False).encode() + b"\n"
+
+
+def _timestamp(time_ns: int) -> str:
+    """Return a time as RFC 3339 has it, in UTC with nanoseconds."""
+    seconds, fraction = divmod(time_ns, 10**9)
+    return f"{datetime.fromtimestamp(seconds, UTC):%Y-%m-%dT%H:%M:%S}.{fraction:09}Z"
