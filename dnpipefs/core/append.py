@@ -51,14 +51,13 @@ class Observed:
     """What one linearizable read found: the epoch's mod_revision and the writer key, None if absent.
 
     `session_alive` (the session's own key, on the same lease, exists) tells "never appended" from
-    "appended, and the writer key went with its lease". Hosts that do not read it must not let an
-    unanswered first append of a session meet a reset.
+    "appended, and the writer key went with its lease".
     """
 
     generation: Revision | None
     writer: tuple[int, int] | None
     """(sequence, attempt)."""
-    session_alive: bool = True
+    session_alive: bool
 
 
 @dataclass(frozen=True, slots=True)

@@ -23,6 +23,7 @@ from pyfuse3 import EntryAttributes, FileHandleT, FileInfo, FlagT, FUSEError, In
 
 from dnpipefs import errors, etcd
 from dnpipefs.core.names import FileId, Offset
+from dnpipefs.fuse import readiness
 from dnpipefs.fuse.nodes import NodeId, NodeTable
 from dnpipefs.vfs import Attributes, FileSystem, TopicHandle
 
@@ -368,7 +369,7 @@ def _entry(attributes: Attributes, node: int | None = None) -> EntryAttributes:
     return entry
 
 
-MIN_IDLE_TASKS: Final = 16
+MIN_IDLE_TASKS: Final = 64
 STOP_GRACE_S: Final = 3.0
 """How long a stopping mount waits for requests under way."""
 MAX_TASKS: Final = 10_000
@@ -390,6 +391,7 @@ async def serve(
 
     Raises RuntimeError when the kernel refuses the mount.
     """
+    readiness.install()
     pyfuse3.init(Adapter(files), mountpoint, {*pyfuse3.default_options, *options})
     try:
         ready()

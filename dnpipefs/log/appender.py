@@ -165,7 +165,7 @@ class Appender:
         self._line_up(writer)
         try:
             session = self._sessions.current()
-            if session is not None and len(self._shields) < COMMITTERS:
+            if writer.ready and session is not None and len(self._shields) < COMMITTERS:
                 await self._commit(session)
             else:
                 self._work.unpark()
@@ -327,7 +327,7 @@ class Appender:
                 for batch in batches:
                     self._succeed(batch, Revision(result.revision))
                 return
-            batches = self._still_open(batches, result.responses)
+            batches = await self._look_and_settle(batches)
             refusals += 1
             if refusals > 2:  # a reset or two in a row are normal, more are not
                 await backoff.wait()
@@ -342,13 +342,10 @@ class Appender:
                 self._fail(batch, timed_out(self._op_timeout, batch.failure))
         return [batch for batch in batches if batch.deadline > now]
 
-    def _transaction(
-        self, batches: Sequence[_Batch]
-    ) -> tuple[list[etcd.Compare], list[etcd.Op], list[etcd.Op]]:
+    def _transaction(self, batches: Sequence[_Batch]) -> tuple[list[etcd.Compare], list[etcd.Op]]:
         keys = self._keys
         compare: list[etcd.Compare] = []
         success: list[etcd.Op] = []
-        failure: list[etcd.Op] = []
         for batch in batches:
             topic, fence = batch.writer.topic, batch.fence
             epoch, writer = keys.epoch(topic), keys.writer(topic, batch.session)
@@ -357,22 +354,35 @@ class Appender:
             success.append(etcd.put(writer, fence.encode(), lease=batch.session))
             success.append(etcd.put(batch.key(keys), batch.value()))
             success.append(etcd.put(keys.last(topic), encode_time(batch.time_ns)))
-            failure.append(etcd.get(epoch, keys_only=True))
-            failure.append(etcd.get(writer))
-        return compare, success, failure
+        return compare, success
 
-    def _still_open(self, batches: Sequence[_Batch], responses: Sequence[etcd.OpResult]) -> list[_Batch]:
+    async def _look_and_settle(self, batches: Sequence[_Batch]) -> list[_Batch]:
         """Settle batches by what etcd holds; return those that have to be sent (again)."""
-        still_open = []
-        for index, batch in enumerate(batches):
-            if self._is_open(batch, _first(responses[2 * index]), _first(responses[2 * index + 1])):
-                still_open.append(batch)
-        return still_open
+        session = batches[0].session
+        # Whether the session lives must be read: etcd compares before it looks at the lease, so a
+        # lost session shows as a refusal like any other.
+        reads = [etcd.get(self._keys.session(session), keys_only=True)]
+        for batch in batches:
+            reads.append(etcd.get(self._keys.epoch(batch.writer.topic), keys_only=True))
+            reads.append(etcd.get(self._keys.writer(batch.writer.topic, session)))
+        try:
+            found = [_first(response) for response in (await self._client.transaction((), reads)).responses]
+        except TRANSIENT as error:
+            for batch in batches:
+                batch.failure = error
+            return list(batches)  # sending them again is always safe
+        for batch in batches:
+            batch.failure = None
+        if found[0] is None:
+            return await self._settle_lost_session(batches)
+        pairs = zip(batches, found[1::2], found[2::2], strict=True)
+        return [batch for batch, epoch, writer in pairs if self._is_open(batch, epoch, writer)]
 
     def _is_open(self, batch: _Batch, epoch: etcd.KeyValue | None, writer: etcd.KeyValue | None) -> bool:
         observed = Observed(
             Revision(epoch.mod_revision) if epoch else None,
             fence_rules.decode_writer(writer.key, writer.value) if writer else None,
+            session_alive=True,
         )
         match fence_rules.settle(batch.fence, observed):
             case fence_rules.Committed():
@@ -380,11 +390,14 @@ class Appender:
             case fence_rules.Gone():
                 self._fail(batch, TopicGone("the topic was deleted"))
             case fence_rules.SessionLost():
-                return True  # the next try is refused for its lease and settled there
+                self._fail(batch, UnknownOutcome("the fence of this host's pushes was removed from etcd"))
             case fence_rules.Retry(generation, sequence):
                 batch.writer.generation = generation
                 batch.writer.sequence = sequence - 1
-                batch.fence = Fence(generation, sequence, batch.fence.attempt)
+                fence = Fence(generation, sequence, batch.fence.attempt)
+                # What was sent with another fence can not be applied any more.
+                batch.sent_unanswered &= fence == batch.fence
+                batch.fence = fence
                 return True
         return False
 
@@ -393,16 +406,13 @@ class Appender:
 
         The write that crosses the quota is applied, later ones are refused: only a read tells.
         """
-        reads = [op for batch in batches for op in self._transaction([batch])[2]]
-        try:
-            responses = (await self._client.transaction((), reads)).responses
-        except etcd.EtcdError as failure:
-            logger.warning("etcd is out of space and does not answer what was written: %s", failure)
-            for batch in batches:
-                self._fail(batch, UnknownOutcome(f"{error}; whether this was written is unknown"))
-            return
-        for batch in self._still_open(batches, responses):
-            self._fail(batch, error)
+        for batch in await self._look_and_settle(batches):
+            if batch.failure is None and not batch.sent_unanswered:
+                self._fail(batch, error)
+                continue
+            logger.warning("etcd is out of space and does not tell what was written: %s", batch.failure)
+            batch.writer.abandoned = batch.fence.sequence
+            self._fail(batch, UnknownOutcome(f"{error}; whether this was written is unknown"))
 
     async def _settle_lost_session(self, batches: Sequence[_Batch]) -> list[_Batch]:
         """Settle batches whose session's lease is gone; return those to send under the new one."""

@@ -264,7 +264,7 @@ class Host:
 
     def _decide(self, seen: Observed) -> None:
         if self.careless.overlooks_lost_sessions:
-            seen = Observed(seen.generation, seen.writer)
+            seen = Observed(seen.generation, seen.writer, session_alive=True)
         fate = settle(self.fence, seen)
         self.seen[f"settle: {type(fate).__name__}"] += 1
         if (
