@@ -69,7 +69,7 @@ class FileSystem:
         found = await self._log.stat(file)
         opened = self._open.get(file)
         if opened is not None:
-            opened.reported.append(found.end)
+            opened.report(found.end)
         return self._attributes(entry, found)
 
     async def list(self, directory: FileId) -> list[tuple[bytes, Attributes]]:

@@ -35,6 +35,15 @@ class OpenTopic:
     def __init__(self) -> None:
         self.handles = 0
         self.reported: deque[int] = deque(maxlen=REPORTED_SIZES)
+        self.shrinks = 0
+        """How often they were shown a smaller size than before: the topic was reset."""
+
+    def report(self, size: int) -> None:
+        """Note that *size* is shown to somebody."""
+        if self.reported and size < self.reported[-1]:
+            self.reported.clear()
+            self.shrinks += 1
+        self.reported.append(size)
 
 
 class TopicHandle:
@@ -62,6 +71,8 @@ class TopicHandle:
         self._framer = LineFramer(MAX_MESSAGE)
         self._position: int | None = None
         """Offset the next positioned write must have; None before the first."""
+        self._shrinks = shared.shrinks
+        """As the topic's at the last write."""
         self._may_be_cut = False
         """The last write may have been the first part of a larger write(2)."""
         self._unheard: DnpError | None = None
@@ -131,6 +142,7 @@ class TopicHandle:
                 self._unheard = error
         self._in_doubt = None
         self._position = offset + accepted
+        self._shrinks = self._shared.shrinks
         return accepted
 
     async def flush(self) -> None:
@@ -165,10 +177,13 @@ class TopicHandle:
             await self._lock.acquire()
 
     def _check_sequence(self, offset: int) -> None:
-        if offset == (self._position or 0):
+        position = self._position or 0
+        if offset == position:
             return
-        if offset in self._shared.reported:
-            return  # the end, as this writer was shown it
+        # The end, as this writer was shown it; below what it wrote only if a reset came between,
+        # else a program that rewrites in place would believe that it worked.
+        if offset in self._shared.reported and (offset > position or self._shrinks != self._shared.shrinks):
+            return
         raise NotInSequence(f"a write at offset {offset}: topics are append-only")
 
     async def _push(self, data: bytes) -> None:

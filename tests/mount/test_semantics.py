@@ -129,6 +129,20 @@ def test_a_write_at_the_end_as_stat_shows_it_appends(topic: Path, hosts: Hosts) 
     assert hosts.read_there() == b"old\nnew\n"
 
 
+def test_a_size_that_was_shown_earlier_is_not_the_end(topic: Path, hosts: Hosts) -> None:
+    with opened(topic, os.O_RDWR | os.O_CREAT) as fd:
+        for n in range(3):
+            assert os.fstat(fd).st_size == 2 * n
+            os.pwrite(fd, b"%d\n" % n, 2 * n)
+        for offset in (0, 2, 4):
+            with refused(errno.ESPIPE):
+                os.pwrite(fd, b"x\n", offset)
+        by_path(topic, 0)
+        os.lseek(fd, 0, os.SEEK_END)
+        os.write(fd, b"after a reset\n")
+    assert hosts.read_there() == b"after a reset\n"
+
+
 def test_bytes_are_kept(topic: Path, hosts: Hosts) -> None:
     data = random.Random(1).randbytes(300_000)
     topic.write_bytes(data)
