@@ -10,6 +10,7 @@ from typing import Final, NoReturn
 
 import click
 
+from dnpipefs.cli.bench import bench
 from dnpipefs.cli.exits import HELP, Ended, Exit, exit_code, one_line
 from dnpipefs.cli.listing import ls
 from dnpipefs.cli.mounts import mount, umount
@@ -17,7 +18,7 @@ from dnpipefs.cli.topics import pull, push, reset
 from dnpipefs.cluster import VERSION
 
 PROGRAM: Final = "dnpipefs"
-COMMANDS: Final[Sequence[click.Command]] = (mount, umount, push, pull, reset, ls)
+COMMANDS: Final[Sequence[click.Command]] = (mount, umount, push, pull, reset, ls, bench)
 """In the order of the help text."""
 
 logger: Final = logging.getLogger(__name__)

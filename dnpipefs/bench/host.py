@@ -1,0 +1,260 @@
+"""A host of the cluster as a process of the benchmark: a mount, or a client that works when it is told to.
+
+The first line of standard input says which (a *setting*), then one JSON object a line comes in and one a
+line goes out. It ends, and unmounts, when its standard input does: whatever becomes of the process that
+started it. A client does raw etcd's part and the log's through the same connection.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import signal
+import sys
+import threading
+import time
+from collections.abc import AsyncGenerator, Awaitable, Callable
+from contextlib import aclosing
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any, Final
+
+import trio
+
+from dnpipefs import etcd
+from dnpipefs.api import Dnp
+from dnpipefs.bench.load import PATIENCE_S, STAMP_DIGITS, Reply, line, stamped
+from dnpipefs.cluster import Cluster, Settings, open_cluster
+from dnpipefs.mount import MountOptions, prepare_mountpoint, run_mount
+
+REMOVED_AT_ONCE: Final = 1000
+"""Keys deleted in one step."""
+VALUES_AT_ONCE: Final = 8
+"""Values of 1 MiB asked for in one raw range read."""
+
+
+def encode_settings(settings: Settings) -> dict[str, Any]:
+    """Return settings as JSON has them."""
+    return {**asdict(settings), "data_dir": str(settings.data_dir), "tls": _encode_tls(settings.tls)}
+
+
+def decode_settings(fields: dict[str, Any]) -> Settings:
+    """Undo `encode_settings`."""
+    tls, credentials = fields["tls"], fields["credentials"]
+    return Settings(
+        **{
+            **fields,
+            "endpoints": tuple(fields["endpoints"]),
+            "data_dir": Path(fields["data_dir"]),
+            "tls": etcd.Tls(*(None if path is None else Path(path) for path in tls)) if tls else None,
+            "credentials": etcd.Credentials(**credentials) if credentials else None,
+        }
+    )
+
+
+def _encode_tls(tls: etcd.Tls | None) -> list[str | None] | None:
+    if tls is None:
+        return None
+    return [None if path is None else str(path) for path in asdict(tls).values()]
+
+
+class Host:
+    """The operations of a client; each takes the fields of a request and returns those of the reply."""
+
+    def __init__(self, cluster: Cluster, raw_prefix: str) -> None:
+        self._cluster: Final = cluster
+        self._client: Final = cluster.client
+        self._dnp: Final = Dnp(cluster)
+        self._raw: Final = raw_prefix.encode()
+        self._keys = 0
+
+    async def status(self) -> Reply:
+        """Tell the server's version."""
+        return {"version": (await self._client.status()).version}
+
+    async def create(self, topics: list[str]) -> Reply:
+        """Make topics with one message in each."""
+        for topic in topics:
+            await self._dnp.push(topic, "first")
+        return {}
+
+    async def transactions(self, size: int, start: float, end: float) -> Reply:
+        """Raw: transactions of one put, one after another."""
+        value = line(size)
+
+        async def put() -> None:
+            await self._client.transaction((), (etcd.put(self._new_key(), value),))
+
+        return await _timed(put, start, end)
+
+    async def puts(self, size: int, start: float, end: float, tasks: int = 1) -> Reply:
+        """Raw: puts, one after another in each of some tasks."""
+        value = line(size)
+
+        async def put() -> None:
+            await self._client.put(self._new_key(), value)
+
+        return await _timed(put, start, end, tasks)
+
+    async def put_stamped(self, size: int, start: float, end: float, interval: float) -> Reply:
+        """Raw: puts that say when they were sent, one every *interval* seconds; then the last one."""
+        count = 0
+        while (moment := start + count * interval) < end:
+            await _wait_until(moment)
+            await self._client.put(self._raw + b"stamp", stamped(time.monotonic_ns(), size))
+            count += 1
+        await self._client.put(self._raw + b"stamp", stamped(0, size))
+        return {"count": count}
+
+    async def watch_stamped(self) -> Reply:
+        """Raw: watch what `put_stamped` of another host puts; tell how long ago each was sent."""
+
+        async def values() -> AsyncGenerator[bytes, None]:
+            async with self._client.watch(self._raw + b"stamp") as watch:
+                async for batch in watch:
+                    for event in batch.events:
+                        yield event.kv.value
+
+        return await _delays(values())
+
+    async def put_values(self, size: int, count: int) -> Reply:
+        """Raw: *count* values of *size* bytes, one after another; they are what `get_values` reads."""
+        value = os.urandom(size)  # nothing on the way may get smaller
+        begun = time.monotonic_ns()
+        for number in range(count):
+            await self._client.put(self._value_key(number), value)
+        return {"nanoseconds": time.monotonic_ns() - begun}
+
+    async def get_values(self, count: int) -> Reply:
+        """Raw: read what `put_values` put, in ranges."""
+        begun = time.monotonic_ns()
+        size = 0
+        for number in range(0, count, VALUES_AT_ONCE):
+            last = min(number + VALUES_AT_ONCE, count)
+            found = await self._client.range(self._value_key(number), self._value_key(last))
+            size += sum(len(kv.value) for kv in found.kvs)
+        return {"nanoseconds": time.monotonic_ns() - begun, "bytes": size}
+
+    async def append(self, topic: str, size: int, start: float, end: float) -> Reply:
+        """Append to a topic, one message after another, through this host's own log."""
+        data = line(size)
+        async with self._dnp.writer(topic) as writer:
+            return await _timed(lambda: writer.write(data), start, end)
+
+    async def follow_stamped(self, topic: str) -> Reply:
+        """Wait for messages as a program that uses the Python API; tell how long ago each was sent."""
+
+        async def values() -> AsyncGenerator[bytes, None]:
+            async with aclosing(self._dnp.pull(topic, start="last", follow=True)) as messages:
+                async for message in messages:
+                    yield message.data
+
+        return await _delays(values())
+
+    async def remove(self) -> Reply:
+        """Remove every key of the benchmark, in steps."""
+        for prefix in (self._cluster.settings.prefix.encode(), self._raw):
+            while keys := (await self._client.get_prefix(prefix, limit=REMOVED_AT_ONCE, keys_only=True)).kvs:
+                await self._client.delete(keys[0].key, keys[-1].key + b"\0")
+        return {}
+
+    def _new_key(self) -> bytes:
+        self._keys += 1
+        return b"%bput/%x/%016x" % (self._raw, os.getpid(), self._keys)
+
+    def _value_key(self, number: int) -> bytes:
+        return b"%bvalue/%08x" % (self._raw, number)
+
+
+async def _timed(
+    operation: Callable[[], Awaitable[object]], start: float, end: float, tasks: int = 1
+) -> Reply:
+    """Repeat an operation until *end* and tell how long each that ended by then took."""
+    clock = time.monotonic_ns
+    latencies: list[int] = []
+    stop = int(end * 1e9)
+
+    async def repeat() -> None:
+        begun = clock()
+        while True:
+            await operation()
+            ended = clock()
+            if ended > stop:
+                return
+            latencies.append(ended - begun)
+            begun = ended
+
+    await _wait_until(start)
+    async with trio.open_nursery() as nursery:
+        for _ in range(tasks):
+            nursery.start_soon(repeat)
+    return {"latencies": latencies}
+
+
+async def _delays(values: AsyncGenerator[bytes, None]) -> Reply:
+    delays: list[int] = []
+    with trio.fail_after(PATIENCE_S) as scope:
+        async with aclosing(values):
+            async for value in values:
+                now = time.monotonic_ns()
+                sent = int(value[:STAMP_DIGITS])
+                if not sent:
+                    break
+                delays.append(now - sent)
+                scope.deadline = trio.current_time() + PATIENCE_S
+    return {"delays": delays}
+
+
+async def _wait_until(moment: float) -> None:
+    await trio.sleep(max(0.0, moment - time.monotonic()))
+
+
+async def _serve(settings: Settings, raw_prefix: str) -> None:
+    async with open_cluster(settings) as cluster:
+        host = Host(cluster, raw_prefix)
+        _reply({"ready": True})
+        while request := await trio.to_thread.run_sync(sys.stdin.readline, abandon_on_cancel=True):
+            fields = json.loads(request)
+            try:
+                reply: Reply = await getattr(host, fields.pop("op"))(**fields)
+            except Exception as error:  # the other side knows what to do about it
+                reply = {"error": f"{type(error).__name__}: {error}"}
+            _reply(reply)
+
+
+def _mount(settings: Settings, mountpoint: Path) -> None:
+    def end_with_input() -> None:
+        while sys.stdin.readline():
+            pass
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    def ready() -> None:
+        threading.Thread(target=end_with_input, daemon=True).start()
+        _reply({"ready": True})
+
+    run_mount(settings, MountOptions(prepare_mountpoint(mountpoint)), ready=ready)
+
+
+def _reply(reply: Reply) -> None:
+    sys.stdout.write(json.dumps(reply) + "\n")
+    sys.stdout.flush()
+
+
+def main() -> None:
+    """Be the host that the first line of standard input describes."""
+    logging.basicConfig(level="WARNING", format="%(asctime)s %(levelname)s %(name)s: %(message)s")
+    setting = json.loads(sys.stdin.readline())
+    settings = decode_settings(setting["settings"])
+    try:
+        if setting["mountpoint"] is not None:
+            _mount(settings, Path(setting["mountpoint"]))
+        else:
+            trio.run(_serve, settings, setting["raw_prefix"])
+    except Exception as error:
+        _reply({"error": f"{type(error).__name__}: {error}"})
+        raise
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,60 @@
+"""A run of the benchmark: measurements one after another, their arms by turns."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from typing import Final
+
+from dnpipefs.bench.figures import Sample, cpu_per_operation, evaluate
+from dnpipefs.bench.measurements import Arm, Measurement, Scale
+from dnpipefs.bench.report import Report
+from dnpipefs.bench.stage import Stage, open_stage
+from dnpipefs.cluster import Settings
+
+WARM_UP_S: Final = 0.2
+"""Each arm runs that long once before it counts: caches, connections, code paths."""
+
+
+async def run_bench(
+    settings: Settings,
+    measurements: Sequence[Measurement],
+    scale: Scale,
+    *,
+    throwaway: bool,
+    progress: Callable[[str], None],
+) -> Report:
+    """Measure and return the report; see `open_stage` for *throwaway*.
+
+    Raises MeasurementFailed, SetupError, or what says why etcd cannot be used.
+    """
+    results, cpu = [], {}
+    async with open_stage(settings, throwaway=throwaway) as (stage, machine):
+        for measurement in measurements:
+            progress(f"{measurement.id}: {measurement.title}")
+            samples = await _measure(stage, measurement, scale)
+            results += [evaluate(measurement.id, line, samples) for line in measurement.lines(scale)]
+            cpu[measurement.id] = {arm: cpu_per_operation(taken) for arm, taken in samples.items()}
+    machine["rounds"] = f"{scale.rounds} of {scale.seconds:g} s each; medians"
+    return Report(machine, results, cpu)
+
+
+async def _measure(stage: Stage, measurement: Measurement, scale: Scale) -> dict[str, list[Sample]]:
+    async with measurement.arms(stage, scale) as arms:
+        names = list(arms)
+        samples: dict[str, list[Sample]] = {name: [] for name in names}
+        for name in names:
+            await arms[name].run(min(WARM_UP_S, scale.seconds))
+        for number in range(scale.rounds):
+            first = number % len(names)  # nobody always goes first
+            for name in (*names[first:], *names[:first]):
+                samples[name].append(await _sample(stage, arms[name], scale.seconds))
+        return samples
+
+
+async def _sample(stage: Stage, arm: Arm, seconds: float) -> Sample:
+    await arm.prepare()
+    before = stage.cpu()
+    sample = await arm.run(seconds)
+    used = {role: seconds - before.get(role, 0.0) for role, seconds in stage.cpu().items()}
+    return replace(sample, cpu_seconds=used)
