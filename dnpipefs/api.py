@@ -110,12 +110,11 @@ async def connect(
                 raise
     except BaseExceptionGroup as group:
         # That there are tasks behind a connection is no concern of its user's `except NotFound`.
-        inner: BaseException | None = group.split(trio.Cancelled)[1]
-        if inner is None:
-            raise
-        while isinstance(inner, BaseExceptionGroup) and inner is not failure and len(inner.exceptions) == 1:
-            inner = inner.exceptions[0]
-        failure = inner
+        leaves = list(_leaves(group))
+        if failure is None or leaves != list(_leaves(failure)):
+            if len(leaves) != 1:
+                raise
+            failure = leaves[0]
     else:
         return
     raise failure
@@ -381,6 +380,15 @@ class Dnp:
             gid=inode.gid,
             mtime_ns=max(inode.mtime_ns, modified_ns),
         )
+
+
+def _leaves(error: BaseException) -> Iterator[BaseException]:
+    """Yield what a group consists of, cancellations left out."""
+    if isinstance(error, BaseExceptionGroup):
+        for inner in error.exceptions:
+            yield from _leaves(inner)
+    elif not isinstance(error, trio.Cancelled):
+        yield error
 
 
 class Writer:

@@ -10,7 +10,8 @@ Task: one, `Sweeper.run`. It holds one order at a time.
 from __future__ import annotations
 
 import logging
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator
+from contextlib import aclosing
 from typing import Final
 
 import trio
@@ -70,22 +71,24 @@ class Sweeper:
             return
         keys = self._keys
         for part in (keys.tail(topic), keys.segments(topic), keys.writers(topic), keys.groups(topic)):
-            async for page in self._pages(part):
-                await self._client.delete(page[0].key, page[-1].key + b"\0")
+            async with aclosing(self._pages(part)) as pages:
+                async for page in pages:
+                    await self._client.delete(page[0].key, page[-1].key + b"\0")
 
     async def _sweep_generations_before(self, topic: FileId, generation: int) -> None:
-        async for page in self._pages(self._keys.tail(topic)):
-            # One writer's batches of old generations stand before its newer ones.
-            newest: dict[SessionId, int] = {}
-            for kv in page:
-                key = self._keys.parse_tail(topic, kv.key)
-                if key is not None and kv.mod_revision < generation:
-                    newest[key.session] = max(key.sequence, newest.get(key.session, 0))
-            for session, sequence in newest.items():
-                old = self._keys.batches_through(topic, session, sequence)
-                await self._client.delete(old.start, old.end)
+        async with aclosing(self._pages(self._keys.tail(topic))) as pages:
+            async for page in pages:
+                # One writer's batches of old generations stand before its newer ones.
+                newest: dict[SessionId, int] = {}
+                for kv in page:
+                    key = self._keys.parse_tail(topic, kv.key)
+                    if key is not None and kv.mod_revision < generation:
+                        newest[key.session] = max(key.sequence, newest.get(key.session, 0))
+                for session, sequence in newest.items():
+                    old = self._keys.batches_through(topic, session, sequence)
+                    await self._client.delete(old.start, old.end)
 
-    async def _pages(self, keys: KeyRange) -> AsyncIterator[list[etcd.KeyValue]]:
+    async def _pages(self, keys: KeyRange) -> AsyncGenerator[list[etcd.KeyValue], None]:
         start = keys.start
         while True:
             result = await self._client.range(start, keys.end, limit=STEP_KEYS, keys_only=True)

@@ -1,0 +1,67 @@
+"""Connecting, and how failures reach whoever connected."""
+
+from pathlib import Path
+
+import pytest
+import trio
+
+import dnpipefs
+from dnpipefs import EtcdError, NotFound, SetupError, TimedOut
+from tests.api.conftest import Connect
+from tests.support.etcd_process import EtcdProcess, free_port
+
+
+async def test_an_error_leaves_the_block_as_it_is(connect: Connect) -> None:
+    with pytest.raises(NotFound):
+        async with connect() as dnp:
+            await dnp.reset("missing")
+
+
+async def test_a_group_of_the_users_own_stays_one(connect: Connect) -> None:
+    mine = ExceptionGroup("mine", [ZeroDivisionError()])
+    with pytest.raises(ExceptionGroup) as caught:
+        async with connect():
+            raise mine
+    assert caught.value is mine
+
+
+async def test_an_error_beside_a_cancellation_leaves_as_it_is(connect: Connect) -> None:
+    with pytest.raises(ZeroDivisionError), trio.CancelScope() as scope:  # noqa: PT012 - the block is the point
+        async with connect():
+            scope.cancel()
+            raise ZeroDivisionError
+
+
+async def test_cancelling_leaves_the_block(connect: Connect) -> None:
+    with trio.CancelScope() as scope:
+        async with connect() as dnp:
+            scope.cancel()
+            await dnp.push("t", "x")
+    assert scope.cancelled_caught
+
+
+async def test_an_etcd_of_its_own_keeps_what_was_pushed(tmp_path: Path) -> None:
+    for _ in range(2):
+        async with dnpipefs.connect(data_dir=tmp_path / "data") as dnp:
+            await dnp.push("t", "x")
+    async with dnpipefs.connect(data_dir=str(tmp_path / "data")) as dnp:
+        assert [message.data async for message in dnp.pull("t")] == [b"x\n", b"x\n"]
+
+
+async def test_endpoints_that_do_not_answer() -> None:
+    with pytest.raises(EtcdError, match="check that etcd runs"):
+        async with dnpipefs.connect([f"http://127.0.0.1:{free_port()}"]):
+            pass
+    with pytest.raises(SetupError, match="write host:port"):
+        async with dnpipefs.connect("nonsense"):
+            pass
+
+
+async def test_an_etcd_that_stops_answering_is_a_timeout(server: EtcdProcess) -> None:
+    async with dnpipefs.connect(server.endpoint, op_timeout=0.5) as dnp:
+        await dnp.push("t", "x")
+        server.pause()
+        for operation in (dnp.push("t", "y"), dnp.reset("t"), dnp.ls(), dnp.push("new", "x")):
+            with pytest.raises(TimedOut):
+                await operation
+        server.resume()
