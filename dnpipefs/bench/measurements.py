@@ -17,7 +17,7 @@ import trio
 
 from dnpipefs.bench.figures import NS, Bar, Line, Quantity, Sample
 from dnpipefs.bench.load import Reply
-from dnpipefs.bench.stage import Child, MeasurementFailed, Stage
+from dnpipefs.bench.stage import Child, MeasurementFailed, Stage, side_by_side
 
 MESSAGE_BYTES: Final = 100
 VALUE_BYTES: Final = 1 << 20
@@ -38,8 +38,8 @@ PACE_S: Final = 0.005
 class Scale:
     """How much is measured."""
 
-    rounds: int = 5
-    seconds: float = 1.0
+    rounds: int = 9
+    seconds: float = 0.5
     """Of each arm in each round."""
     writers: int = 64
     hosts: int = 16
@@ -87,7 +87,8 @@ def _latency_lines(_scale: Scale) -> list[Line]:
 
 @asynccontextmanager
 async def _latency_arms(stage: Stage, _scale: Scale) -> AsyncIterator[Arms]:
-    async with stage.client() as raw, stage.mount() as mount, stage.load() as load:
+    raw, mount = stage.client, stage.mount
+    async with stage.start.load() as load:
         yield {
             "raw": Arm(lambda seconds: _timed(raw, "transactions", seconds)),
             "write": Arm(lambda seconds: _timed(load, "write", seconds, path=str(mount / "held"))),
@@ -110,7 +111,8 @@ def _writers_lines(scale: Scale) -> list[Line]:
 
 @asynccontextmanager
 async def _writers_arms(stage: Stage, scale: Scale) -> AsyncIterator[Arms]:
-    async with stage.client() as raw, stage.mount() as mount, stage.load() as load:
+    raw, mount = stage.client, stage.mount
+    async with stage.start.load() as load:
         topics = [str(mount / f"topic{number}") for number in range(scale.writers)]
         await _join(load, "one", [str(mount / "shared")] * scale.writers)
         await _join(load, "many", topics)
@@ -149,7 +151,8 @@ def _bulk_lines(_scale: Scale) -> list[Line]:
 
 @asynccontextmanager
 async def _bulk_arms(stage: Stage, _scale: Scale) -> AsyncIterator[Arms]:
-    async with stage.client() as raw, stage.mount() as mount, stage.load() as load:
+    raw, mount = stage.client, stage.mount
+    async with stage.start.load() as load:
 
         async def put(seconds: float) -> Sample:
             count = _values(seconds)
@@ -211,16 +214,15 @@ def _replay_lines(_scale: Scale) -> list[Line]:
 async def _replay_arms(stage: Stage, scale: Scale) -> AsyncIterator[Arms]:
     count = min(_values(scale.seconds), REPLAY_VALUES)
     source = _text_file(stage.directory / "text", count * VALUE_BYTES)
-    async with stage.client() as raw, stage.load() as load, AsyncExitStack() as mounted:
-        async with stage.mount() as mount:
-            await load.ask("copy", source=str(source), path=str(mount / "history"), how="dd")
+    raw, current = stage.client, stage.mount
+    async with stage.start.load() as load, AsyncExitStack() as mounted:
+        await load.ask("copy", source=str(source), path=str(current / "history"), how="dd")
         await raw.ask("put_values", size=VALUE_BYTES, count=count)
-        current = await mounted.enter_async_context(stage.mount())
 
         async def mount_anew() -> None:
             nonlocal current
             await mounted.aclose()
-            current = await mounted.enter_async_context(stage.mount())
+            current = await mounted.enter_async_context(stage.start.mount())
 
         async def read(_seconds: float) -> Sample:
             reply = await load.ask("read_all", path=str(current / "history"))
@@ -248,13 +250,12 @@ def _delivery_lines(_scale: Scale) -> list[Line]:
 
 @asynccontextmanager
 async def _delivery_arms(stage: Stage, _scale: Scale) -> AsyncIterator[Arms]:
+    sender, here = stage.client, stage.mount
     async with (
-        stage.client() as sender,
-        stage.client() as receiver,
-        stage.mount() as here,
-        stage.mount() as there,
-        stage.load() as writer,
-        stage.load() as poller,
+        stage.start.client() as receiver,
+        stage.start.mount() as there,
+        stage.start.load() as writer,
+        stage.start.load() as poller,
     ):
         await sender.ask("create", topics=["followed", "polled"])
 
@@ -310,7 +311,7 @@ def _hosts_lines(scale: Scale) -> list[Line]:
 
 @asynccontextmanager
 async def _hosts_arms(stage: Stage, scale: Scale) -> AsyncIterator[Arms]:
-    async with stage.clients(scale.hosts) as hosts:
+    async with side_by_side([stage.start.client("host") for _ in range(scale.hosts)]) as hosts:
         await hosts[0].ask("create", topics=["shared"])
 
         async def all_of(op: str, seconds: float, **fields: str) -> Sample:

@@ -6,10 +6,10 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Final
 
-from dnpipefs.bench.figures import Sample, cpu_per_operation, evaluate
+from dnpipefs.bench.figures import Sample, cpu_per_operation, evaluate, others_cpu
 from dnpipefs.bench.measurements import Arm, Measurement, Scale
 from dnpipefs.bench.report import Report
-from dnpipefs.bench.stage import Stage, open_stage
+from dnpipefs.bench.stage import WHOLE_MACHINE, Stage, open_stage
 from dnpipefs.cluster import Settings
 
 WARM_UP_S: Final = 0.2
@@ -29,13 +29,16 @@ async def run_bench(
     Raises MeasurementFailed, SetupError, or what says why etcd cannot be used.
     """
     results, cpu = [], {}
+    all_samples: list[Sample] = []
     async with open_stage(settings, throwaway=throwaway) as (stage, machine):
         for measurement in measurements:
             progress(f"{measurement.id}: {measurement.title}")
             samples = await _measure(stage, measurement, scale)
             results += [evaluate(measurement.id, line, samples) for line in measurement.lines(scale)]
+            all_samples += [sample for taken in samples.values() for sample in taken]
             cpu[measurement.id] = {arm: cpu_per_operation(taken) for arm, taken in samples.items()}
     machine["rounds"] = f"{scale.rounds} of {scale.seconds:g} s each; medians"
+    machine["others"] = f"{others_cpu(all_samples):.2f} CPUs were busy with other programs meanwhile"
     return Report(machine, results, cpu)
 
 
@@ -54,7 +57,8 @@ async def _measure(stage: Stage, measurement: Measurement, scale: Scale) -> dict
 
 async def _sample(stage: Stage, arm: Arm, seconds: float) -> Sample:
     await arm.prepare()
-    before = stage.cpu()
+    before = stage.start.cpu()
     sample = await arm.run(seconds)
-    used = {role: seconds - before.get(role, 0.0) for role, seconds in stage.cpu().items()}
-    return replace(sample, cpu_seconds=used)
+    used = {role: seconds - before.get(role, 0.0) for role, seconds in stage.start.cpu().items()}
+    others = max(0.0, used.pop(WHOLE_MACHINE) - sum(used.values()))
+    return replace(sample, cpu_seconds=used, others_cpu_seconds=others)

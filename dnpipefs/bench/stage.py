@@ -17,10 +17,10 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import AsyncIterator, Mapping, Sequence
-from contextlib import AsyncExitStack, asynccontextmanager, suppress
+from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, TypeVar
 
 import trio
 
@@ -37,9 +37,12 @@ logger: Final = logging.getLogger(__name__)
 START_LIMIT_S: Final = 60.0
 END_LIMIT_S: Final = 10.0
 ANSWER_LIMIT_S: Final = 120.0
+WHOLE_MACHINE: Final = "machine"
+"""The role in `Starter.cpu` that stands for all processes there are."""
 _READ_BYTES: Final = 1 << 16
 _IN_MEMORY: Final = ("tmpfs", "ramfs")
 _TICKS: Final = os.sysconf("SC_CLK_TCK")
+_T = TypeVar("_T")
 
 
 class MeasurementFailed(DnpError):
@@ -64,7 +67,7 @@ class Child:
 
     async def send(self, request: Mapping[str, Any]) -> None:
         """Send one line."""
-        assert self._process.stdin is not None  # noqa: S101 - `Stage` starts it with pipes
+        assert self._process.stdin is not None  # noqa: S101 - `Starter` starts it with pipes
         try:
             await self._process.stdin.send_all(json.dumps(request).encode() + b"\n")
         except trio.BrokenResourceError:
@@ -81,7 +84,7 @@ class Child:
         raise self._failed(f"gave no answer for {limit_s:g} s")
 
     async def _line(self) -> bytes:
-        assert self._process.stdout is not None  # noqa: S101 - `Stage` starts it with pipes
+        assert self._process.stdout is not None  # noqa: S101 - `Starter` starts it with pipes
         searched = 0
         while (end := self._received.find(b"\n", searched)) < 0:
             searched = len(self._received)
@@ -95,7 +98,7 @@ class Child:
 
     async def end(self) -> None:
         """End it in order; kill it if that takes too long."""
-        assert self._process.stdin is not None  # noqa: S101 - `Stage` starts it with pipes
+        assert self._process.stdin is not None  # noqa: S101 - `Starter` starts it with pipes
         await self._process.stdin.aclose()
         with trio.move_on_after(END_LIMIT_S) as scope:
             await self._process.wait()
@@ -126,11 +129,10 @@ class Ground:
     """None if the server is not ours."""
 
 
-class Stage:
-    """Starts the processes of measurements."""
+class Starter:
+    """Starts processes."""
 
     def __init__(self, ground: Ground) -> None:
-        self.directory: Final = ground.directory
         self._ground: Final = ground
         self._children: list[Child] = []
         self._started = 0
@@ -140,20 +142,6 @@ class Stage:
         """Run a host without a mount (see `dnpipefs.bench.host.Host`)."""
         async with self._host(role, None) as child:
             yield child
-
-    @asynccontextmanager
-    async def clients(self, count: int) -> AsyncIterator[Sequence[Child]]:
-        """Run several hosts without a mount; they start side by side."""
-        async with AsyncExitStack() as stack:
-            started: list[Child] = []
-
-            async def start() -> None:
-                started.append(await stack.enter_async_context(self.client("host")))
-
-            async with trio.open_nursery() as nursery:
-                for _ in range(count):
-                    nursery.start_soon(start)
-            yield started
 
     @asynccontextmanager
     async def mount(self) -> AsyncIterator[Path]:
@@ -174,12 +162,13 @@ class Stage:
             yield child
 
     def cpu(self) -> dict[str, float]:
-        """Return the CPU seconds used so far by the processes there are, by role."""
+        """Return the CPU seconds used so far by the processes there are, by role, and the whole machine's."""
         used: dict[str, float] = {}
         for child in self._children:
             used[child.role] = used.get(child.role, 0.0) + sum(map(_cpu_seconds, child.pids))
         if self._ground.etcd_pid is not None:
             used["etcd"] = _cpu_seconds(self._ground.etcd_pid)
+        used[WHOLE_MACHINE] = _machine_cpu_seconds()
         return used
 
     @asynccontextmanager
@@ -217,7 +206,36 @@ class Stage:
 
     def _new_path(self, kind: str) -> Path:
         self._started += 1
-        return self.directory / f"{kind}{self._started}"
+        return self._ground.directory / f"{kind}{self._started}"
+
+
+@dataclass(frozen=True, slots=True)
+class Stage:
+    """What all measurements share."""
+
+    start: Starter
+    client: Child
+    """A host without a mount: raw etcd's part."""
+    mount: Path
+    directory: Path
+    """For files of any size; removed in the end."""
+
+
+@asynccontextmanager
+async def side_by_side(
+    contexts: Sequence[AbstractAsyncContextManager[_T]],
+) -> AsyncIterator[Sequence[_T]]:
+    """Enter all at the same time."""
+    async with AsyncExitStack() as stack:
+        entered: dict[int, _T] = {}
+
+        async def enter(index: int) -> None:
+            entered[index] = await stack.enter_async_context(contexts[index])
+
+        async with trio.open_nursery() as nursery:
+            for index in range(len(contexts)):
+                nursery.start_soon(enter, index)
+        yield [entered[index] for index in range(len(contexts))]
 
 
 @asynccontextmanager
@@ -242,16 +260,16 @@ async def open_stage(settings: Settings, *, throwaway: bool) -> AsyncIterator[tu
             server = await stack.enter_async_context(embedded_server(settings.data_dir, log=logger))
             etcd_pid = server.pid
             machine["storage"] = _file_system(settings.data_dir)
-        stage = Stage(Ground(settings, raw_prefix, directory, etcd_pid))
-        async with stage.client() as client:
-            machine["etcd"] = (await client.ask("status"))["version"]
+        start = Starter(Ground(settings, raw_prefix, directory, etcd_pid))
+        client = await stack.enter_async_context(start.client())
+        machine["etcd"] = (await client.ask("status"))["version"]
         try:
-            yield stage, machine
+            async with start.mount() as mount:
+                yield Stage(start, client, mount, directory), machine
         finally:
             if not throwaway:
                 with trio.CancelScope(shield=True):
-                    async with stage.client() as client:
-                        await client.ask("remove")
+                    await client.ask("remove")
 
 
 async def _in_thread_to_the_end(function: Any, *arguments: Any) -> None:
@@ -266,6 +284,14 @@ def _cpu_seconds(pid: int) -> float:
     except OSError:
         return 0.0
     return sum(map(int, after_name[11:15])) / _TICKS
+
+
+def _machine_cpu_seconds() -> float:
+    """Return the CPU seconds of all processes, and those a hypervisor withheld, since the start."""
+    user, nice, system, _idle, _iowait, irq, softirq, steal = map(
+        int, Path("/proc/stat").read_text().split(maxsplit=9)[1:9]
+    )
+    return (user + nice + system + irq + softirq + steal) / _TICKS
 
 
 def _machine() -> dict[str, str]:
