@@ -1,0 +1,31 @@
+"""Looking into an etcd from outside, without the client under test: its JSON gateway."""
+
+import base64
+import json
+import urllib.request
+from typing import Any
+
+
+def _call(endpoint: str, method: str, body: dict[str, Any]) -> dict[str, Any]:
+    request = urllib.request.Request(f"{endpoint}/v3/{method}", json.dumps(body).encode())  # noqa: S310 - http
+    with urllib.request.urlopen(request, timeout=20) as response:  # noqa: S310 - the same
+        answer: dict[str, Any] = json.load(response)
+        return answer
+
+
+def keys_below(endpoint: str, prefix: str) -> list[str]:
+    """Return all keys that begin with `prefix` (ASCII, ending in a slash)."""
+    start, end = prefix.encode(), prefix[:-1].encode() + b"0"
+    body = {
+        "key": base64.b64encode(start).decode(),
+        "range_end": base64.b64encode(end).decode(),
+        "keys_only": True,
+    }
+    found = _call(endpoint, "kv/range", body)
+    return [base64.b64decode(kv["key"]).decode(errors="replace") for kv in found.get("kvs", [])]
+
+
+def compact(endpoint: str) -> None:
+    """Forget all revisions before the newest."""
+    status = _call(endpoint, "maintenance/status", {})
+    _call(endpoint, "kv/compaction", {"revision": status["header"]["revision"], "physical": True})
