@@ -91,9 +91,12 @@ async def _signal() -> Ended:
 
 
 async def _reader_left() -> Ended:
-    poll = select.poll()
-    poll.register(_STDOUT, 0)  # errors and hang-ups are told unasked
-    await trio.to_thread.run_sync(poll.poll, abandon_on_cancel=True)
+    with select.epoll() as poll:
+        try:
+            poll.register(_STDOUT, 0)  # errors and hang-ups are told unasked
+        except PermissionError:  # a file
+            await trio.sleep_forever()
+        await trio.lowlevel.wait_readable(poll.fileno())
     return Ended(signal.SIGPIPE)
 
 

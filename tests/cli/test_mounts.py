@@ -1,0 +1,68 @@
+"""mount and umount as commands; what the mounted files do is tested elsewhere."""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.cli.conftest import Command
+from tests.support.etcd_process import free_port
+from tests.support.mounts import why_no_mounts
+from tests.support.processes import mounts_below
+
+pytestmark = pytest.mark.skipif(why_no_mounts() is not None, reason=why_no_mounts() or "")
+
+
+@pytest.fixture
+def mountpoint(tmp_path: Path, embedded: Command) -> Iterator[Path]:
+    directory = tmp_path / "mnt"
+    directory.mkdir()
+    yield directory
+    if mounts_below(directory):
+        embedded.run("umount", directory)
+
+
+def unmount(command: Command, directory: Path) -> None:
+    assert Command([]).out("umount", directory) == b""
+    assert mounts_below(directory) == []
+
+
+def test_a_mount_in_the_background(embedded: Command, mountpoint: Path) -> None:
+    embedded.out("push", "t", "pushed")
+    embedded.out("mount", mountpoint)
+    assert (mountpoint / "t").read_bytes() == b"pushed\n"
+    with (mountpoint / "t").open("a") as topic:
+        topic.write("written\n")
+    assert embedded.out("pull", "t") == b"pushed\nwritten\n"
+    assert f"{mountpoint} is mounted already" in embedded.fails(1, "mount", mountpoint)
+    log = (Path(embedded.options[1]) / "dnpipefs.log").read_text()
+    assert f"mounted on {mountpoint}" in log
+    unmount(embedded, mountpoint)
+    assert embedded.out("pull", "t") == b"pushed\nwritten\n"
+
+
+def test_a_data_directory_made_beforehand_becomes_private(embedded: Command, mountpoint: Path) -> None:
+    data = Path(embedded.options[1])
+    data.mkdir(mode=0o755)
+    embedded.out("mount", mountpoint)
+    assert data.stat().st_mode & 0o777 == 0o700
+    unmount(embedded, mountpoint)
+
+
+def test_options_reach_the_mount(dnp: Command, mountpoint: Path, tmp_path: Path) -> None:
+    dnp.out("push", "t", "x")
+    log = tmp_path / "here.log"
+    dnp.out("mount", mountpoint, "--log-file", log, "--log-level", "debug", "--op-timeout", "7")
+    assert (mountpoint / "t").read_bytes() == b"x\n"
+    unmount(dnp, mountpoint)
+    assert "INFO" in log.read_text()
+
+
+def test_a_mount_that_fails_in_the_background_says_why(mountpoint: Path, tmp_path: Path) -> None:
+    command = Command(["--endpoints", f"127.0.0.1:{free_port()}", "--data-dir", str(tmp_path / "data")])
+    assert "check that etcd runs and listens there" in command.fails(1, "mount", mountpoint)
+    assert mounts_below(mountpoint) == []
+
+
+def test_a_mount_without_an_etcd(embedded: Command, mountpoint: Path, no_programs: dict[str, str]) -> None:
+    assert "apt-get install etcd-server" in embedded.fails(1, "mount", mountpoint, env=no_programs)
