@@ -27,14 +27,13 @@ Invariants:
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Final
+from typing import Final, NamedTuple
 
 from dnpipefs.core.names import Revision
 from dnpipefs.errors import CorruptData
 
 
-@dataclass(frozen=True, slots=True)
-class Fence:
+class Fence(NamedTuple):
     """What a transaction was sent with."""
 
     generation: Revision

@@ -32,7 +32,7 @@ import struct
 import zlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Final
+from typing import Final, NamedTuple
 
 from dnpipefs.core.names import Revision, SessionId
 from dnpipefs.errors import CorruptData, UnsupportedFormat
@@ -89,8 +89,7 @@ def count_lines(data: bytes) -> int:
     return data.count(b"\n") + (not data.endswith(b"\n") and data != b"")
 
 
-@dataclass(frozen=True, slots=True)
-class Chunk:
+class Chunk(NamedTuple):
     """Whole messages of one write, in order: what group commit gathers into batches."""
 
     data: bytes

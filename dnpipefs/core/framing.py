@@ -22,10 +22,10 @@ Invariants:
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import NamedTuple
 
 
-@dataclass(frozen=True, slots=True)
-class Piece:
+class Piece(NamedTuple):
     """Complete messages, and how much of the input they and all before them used up."""
 
     data: bytes
@@ -45,6 +45,8 @@ class LineFramer:
 
     def feed(self, data: bytes) -> Framed:
         """Return what *data* completes. *data* may be of any size; pieces are at most `limit` large."""
+        if data.endswith(b"\n") and not self.held and not self.skipping and len(data) <= self.limit:
+            return Framed((Piece(data, len(data)),), self, len(data), too_large=False)  # the usual case
         start = 0
         if self.skipping:
             start = data.find(b"\n") + 1
@@ -77,8 +79,7 @@ class LineFramer:
         return self.held, LineFramer(self.limit)
 
 
-@dataclass(frozen=True, slots=True)
-class Framed:
+class Framed(NamedTuple):
     """The answer of `LineFramer.feed`."""
 
     pieces: tuple[Piece, ...]

@@ -23,7 +23,6 @@ from dnpipefs.etcd.model import (
     key_value,
     prefix_end,
     range_result,
-    transaction_result,
 )
 from dnpipefs.etcd.pool import Credentials, Pool, probe
 from dnpipefs.etcd.proto import rpc_pb2 as pb
@@ -143,7 +142,7 @@ class Client(LeaseCalls, MaintenanceCalls):
         """
         request = pb.TxnRequest(compare=compare, success=success, failure=failure)
         once = not all(op.HasField("request_range") for ops in (success, failure) for op in ops)
-        return transaction_result(await self._pool.call(TXN, request, timeout, once=once))
+        return TransactionResult(await self._pool.call(TXN, request, timeout, once=once))
 
     def watch(self, key: bytes, range_end: bytes | None = None, start_revision: int | None = None) -> Watch:
         """Follow `key`, or `[key, range_end)`, from `start_revision` on (inclusive).

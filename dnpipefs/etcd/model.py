@@ -47,12 +47,20 @@ class DeleteResult(NamedTuple):
 OpResult = RangeResult | PutResult | DeleteResult
 
 
-class TransactionResult(NamedTuple):
+class TransactionResult:
     """Which branch ran, at which revision, and one result for each of its operations."""
 
-    succeeded: bool
-    revision: int
-    responses: list[OpResult]
+    __slots__ = ("_message", "revision", "succeeded")
+
+    def __init__(self, message: rpc_pb2.TxnResponse) -> None:
+        self.succeeded = message.succeeded
+        self.revision = message.header.revision
+        self._message = message
+
+    @property
+    def responses(self) -> list[OpResult]:
+        """Results in the order of the operations; made when asked for, since most puts' never are."""
+        return [_op_result(answer, self.revision) for answer in self._message.responses]
 
 
 class Lease(NamedTuple):
@@ -146,18 +154,13 @@ def delete_result(response: rpc_pb2.DeleteRangeResponse, revision: int) -> Delet
     return DeleteResult(response.deleted, revision, [key_value(kv) for kv in response.prev_kvs])
 
 
-def transaction_result(response: rpc_pb2.TxnResponse) -> TransactionResult:
-    """Copy a transaction's response."""
-    revision = response.header.revision
-    results: list[OpResult] = []
-    for answer in response.responses:
-        match answer.WhichOneof("response"):
-            case "response_put":
-                results.append(PutResult(revision))
-            case "response_range":
-                results.append(range_result(answer.response_range, revision))
-            case "response_delete_range":
-                results.append(delete_result(answer.response_delete_range, revision))
-            case other:
-                raise AssertionError(f"etcd answered an operation nobody sent: {other}")
-    return TransactionResult(response.succeeded, revision, results)
+def _op_result(answer: rpc_pb2.ResponseOp, revision: int) -> OpResult:
+    match answer.WhichOneof("response"):
+        case "response_put":
+            return PutResult(revision)
+        case "response_range":
+            return range_result(answer.response_range, revision)
+        case "response_delete_range":
+            return delete_result(answer.response_delete_range, revision)
+        case other:
+            raise AssertionError(f"etcd answered an operation nobody sent: {other}")

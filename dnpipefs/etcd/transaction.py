@@ -10,6 +10,8 @@ Everything here builds protobuf messages directly, since transactions are the ho
 etcd checks and this module does not: 128 operations, 1.5 MiB, no key put twice in one transaction.
 """
 
+from typing import Any
+
 from dnpipefs.etcd.proto import rpc_pb2
 
 Op = rpc_pb2.RequestOp
@@ -30,11 +32,14 @@ class _Subject:
         self._range_end = range_end
 
     def _compare(self, result: rpc_pb2.Compare.CompareResult, value: object) -> Compare:
-        message = Compare(result=result, target=self._target, key=self._key)
-        setattr(message, self._field, value)
-        if self._range_end is not None:
-            message.range_end = self._range_end
-        return message
+        operand: dict[str, Any] = {self._field: value}
+        return Compare(
+            result=result,
+            target=self._target,
+            key=self._key,
+            range_end=self._range_end,
+            **operand,
+        )
 
     def __eq__(self, value: object) -> Compare:  # type: ignore[override]
         return self._compare(Compare.EQUAL, value)
@@ -77,7 +82,13 @@ def compare_value(key: bytes, range_end: bytes | None = None) -> _Subject:
 
 def put(key: bytes, value: bytes, lease: int = 0) -> Op:
     """Set a key, on a lease if one is given."""
-    return Op(request_put=rpc_pb2.PutRequest(key=key, value=value, lease=lease))
+    operation = Op()
+    request = operation.request_put  # filled in place: a message given to the constructor is copied
+    request.key = key
+    request.value = value
+    if lease:
+        request.lease = lease
+    return operation
 
 
 def get(

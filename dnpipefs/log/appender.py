@@ -36,8 +36,12 @@ from dnpipefs.log.session import SessionKeeper
 
 logger: Final = logging.getLogger(__name__)
 
-COMMITTERS: Final = 2
-"""Transactions under way at once on one host."""
+COMMITTERS: Final = 4
+"""Transactions under way at once on one host, when some are slow."""
+QUICK_BYTES: Final = 64 << 10
+QUICK_S: Final = 0.01
+"""A commit smaller than QUICK_BYTES and younger than QUICK_S is worth waiting for: what gathers meanwhile
+goes into one transaction. A larger or older one holds nobody up."""
 BATCH_LIMIT: Final = 1 << 20
 """Bytes of message data in one transaction; etcd takes 1.5 MiB with keys and all."""
 TOPICS_PER_TRANSACTION: Final = 40
@@ -84,6 +88,8 @@ class _Batch:
 
     writer: _Writer
     pushes: Sequence[_Push]
+    chunks: Sequence[Chunk]
+    size: int
     session: SessionId
     fence: Fence
     time_ns: int
@@ -92,22 +98,12 @@ class _Batch:
     """Why the last try did not settle it."""
 
     @property
-    def chunks(self) -> list[Chunk]:
-        return [push.chunk for push in self.pushes]
-
-    @property
     def deadline(self) -> float:
         return max(push.deadline for push in self.pushes)
 
     def key(self, keys: KeySchema) -> bytes:
-        chunks = self.chunks
-        return keys.batch(
-            self.writer.topic,
-            self.session,
-            self.fence.sequence,
-            sum([len(chunk.data) for chunk in chunks]),
-            sum([chunk.messages for chunk in chunks]),
-        )
+        messages = sum([chunk.messages for chunk in self.chunks])
+        return keys.batch(self.writer.topic, self.session, self.fence.sequence, self.size, messages)
 
     def value(self) -> bytes:
         """The same bytes for each try with the same fence."""
@@ -118,6 +114,15 @@ class _Batch:
             session=self.session,
             sequence=self.fence.sequence,
         )
+
+
+@dataclass(slots=True, eq=False)
+class _Commit:
+    """A transaction under way, with all its retries."""
+
+    since: float
+    size: int
+    shield: trio.CancelScope = field(default_factory=lambda: trio.CancelScope(shield=True))
 
 
 class Appender:
@@ -142,8 +147,7 @@ class Appender:
         self._work = trio.lowlevel.ParkingLot()
         self._queued_bytes = 0
         self._room = trio.lowlevel.ParkingLot()
-        self._shields: set[trio.CancelScope] = set()
-        """Of the commits under way."""
+        self._commits: set[_Commit] = set()
         self._attempts = 0
 
     async def append(self, topic: FileId, chunk: Chunk, *, born: Revision) -> Revision:
@@ -156,7 +160,8 @@ class Appender:
         TimedOut and UnknownOutcome can the chunk be in the log all the same, at most once.
         """
         push = _Push(chunk, trio.current_time() + self._op_timeout)
-        await self._wait_for_room(push)
+        if self._queued_bytes + len(chunk.data) > QUEUE_LIMIT:
+            await self._wait_for_room(push)
         writer = self._writers.get(topic)
         if writer is None:
             writer = self._writers[topic] = _Writer(topic, born)
@@ -165,17 +170,18 @@ class Appender:
         self._line_up(writer)
         try:
             session = self._sessions.current()
-            if writer.ready and session is not None and len(self._shields) < COMMITTERS:
+            if writer.ready and session is not None and self._may_commit():
                 await self._commit(session)
-            else:
-                self._work.unpark()
+            elif session is None:
+                self._work.unpark()  # to wait for one; otherwise who commits now sees to what follows
             if not push.settled.is_set():
                 await push.settled.wait()
         finally:
             if not push.settled.is_set() and push in writer.queue:
                 writer.queue.remove(push)
             self._queued_bytes -= len(chunk.data)
-            self._room.unpark_all()
+            if self._room:
+                self._room.unpark_all()
         if push.error is not None:
             raise push.error
         assert push.revision is not None  # noqa: S101 - settled means one or the other
@@ -194,8 +200,8 @@ class Appender:
 
     def give_up(self) -> None:
         """End the commits under way; their callers get UnknownOutcome. For the end of the process."""
-        for shield in self._shields:
-            shield.cancel()
+        for commit in self._commits:
+            commit.shield.cancel()
 
     async def run(self) -> None:
         """Commit until cancelled."""
@@ -212,7 +218,7 @@ class Appender:
 
     async def _commit_forever(self) -> None:
         while True:
-            if not self._ready or len(self._shields) >= COMMITTERS:
+            if not (self._ready and self._may_commit()):
                 await self._work.park()
                 continue
             session = self._sessions.current()
@@ -221,16 +227,22 @@ class Appender:
                     session = await self._sessions.get()
             if session is None:
                 self._expire_queued()
-            elif len(self._shields) < COMMITTERS:
+            elif self._may_commit():
                 await self._commit(session)
+
+    def _may_commit(self) -> bool:
+        now = trio.current_time()
+        return len(self._commits) < COMMITTERS and all(
+            commit.size > QUICK_BYTES or now - commit.since > QUICK_S for commit in self._commits
+        )
 
     async def _commit(self, session: SessionId) -> None:
         """Take what is ready and settle it; then see to it that somebody takes what came meanwhile."""
         batches = self._take(session)
-        shield = trio.CancelScope(shield=True)
-        self._shields.add(shield)
+        commit = _Commit(trio.current_time(), sum([batch.size for batch in batches]))
+        self._commits.add(commit)
         try:
-            with shield:
+            with commit.shield:
                 await self._settle_all(batches)
         except Exception:
             # A fault of ours must not stop every later push of this host; its callers are told.
@@ -240,7 +252,7 @@ class Appender:
                 if not push.settled.is_set():
                     push.error = UnknownOutcome("the commit was cut short; it may be in the topic, once")
                     push.settled.set()
-            self._shields.discard(shield)
+            self._commits.discard(commit)
             for batch in batches:
                 self._release(batch.writer)
             if self._ready:
@@ -285,7 +297,9 @@ class Appender:
         writer.busy = True
         self._attempts += 1
         fence = Fence(writer.generation, writer.sequence + 1, self._attempts)
-        return _Batch(writer, pushes, session, fence, self._clock.now_ns())
+        chunks = [push.chunk for push in pushes]
+        size = sum([len(chunk.data) for chunk in chunks])
+        return _Batch(writer, pushes, chunks, size, session, fence, self._clock.now_ns())
 
     def _release(self, writer: _Writer) -> None:
         writer.busy = False

@@ -27,6 +27,7 @@ SPLIT_SIZE: Final = (1 << 20) - 4096
 """A write above this may be one part of a larger write(2): the kernel cuts those into pages of 1 MiB."""
 REPORTED_SIZES: Final = 16
 """How many of the sizes last shown by stat are taken for "the end" in a positioned write."""
+_NOTHING_HELD: Final = LineFramer(MAX_MESSAGE)
 
 
 class OpenTopic:
@@ -68,7 +69,7 @@ class TopicHandle:
         self._reading: Final = reading
         self._append: Final = append
         self._op_timeout: Final = op_timeout
-        self._framer = LineFramer(MAX_MESSAGE)
+        self._framer = _NOTHING_HELD
         self._position: int | None = None
         """Offset the next positioned write must have; None before the first."""
         self._shrinks = shared.shrinks
@@ -123,7 +124,7 @@ class TopicHandle:
             for piece in framed.pieces:
                 await self._push(piece.data)
                 accepted = piece.consumed
-                self._framer = LineFramer(MAX_MESSAGE)
+                self._framer = _NOTHING_HELD
             if framed.state.held:
                 # Nobody looks at the error of the close that will commit this part: take it only
                 # while etcd answers.
