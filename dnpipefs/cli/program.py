@@ -5,28 +5,40 @@ from __future__ import annotations
 import logging
 import signal
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from importlib import import_module
 from typing import Final, NoReturn
 
 import click
 
-from dnpipefs.cli.bench import bench
 from dnpipefs.cli.exits import HELP, Ended, Exit, exit_code, one_line
-from dnpipefs.cli.listing import ls
-from dnpipefs.cli.mounts import mount, umount
-from dnpipefs.cli.topics import pull, push, reset
 from dnpipefs.cluster import VERSION
 
 PROGRAM: Final = "dnpipefs"
-COMMANDS: Final[Sequence[click.Command]] = (mount, umount, push, pull, reset, ls, bench)
-"""In the order of the help text."""
+COMMANDS: Final[Mapping[str, str]] = {
+    "mount": "dnpipefs.cli.mounts",
+    "umount": "dnpipefs.cli.mounts",
+    "push": "dnpipefs.cli.topics",
+    "pull": "dnpipefs.cli.topics",
+    "reset": "dnpipefs.cli.topics",
+    "ls": "dnpipefs.cli.listing",
+    "bench": "dnpipefs.cli.bench",
+}
+"""The modules that hold the commands, as functions of their names; in the order of the help text."""
 
 logger: Final = logging.getLogger(__name__)
 
 
 class _Group(click.Group):
+    """Imports what is asked for: a push in a shell loop need not wait for all that a mount is made of."""
+
     def list_commands(self, ctx: click.Context) -> list[str]:
-        return list(self.commands)
+        return list(COMMANDS)
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        module = COMMANDS.get(cmd_name)
+        command: click.Command | None = getattr(import_module(module), cmd_name) if module else None
+        return command
 
 
 @click.group(
@@ -41,10 +53,6 @@ def program() -> None:
 
     `dnpipefs mount` makes the topics files; push, pull, reset and ls do the same without a mount.
     """
-
-
-for _command in COMMANDS:
-    program.add_command(_command)
 
 
 def main() -> NoReturn:

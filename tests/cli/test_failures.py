@@ -68,11 +68,10 @@ def test_help_and_version(capsys: pytest.CaptureFixture[str]) -> None:
     assert program.run(["--help"]) == 0
     text = capsys.readouterr().out
     assert "Exit status:" in text
-    for command in program.COMMANDS:
-        assert command.name is not None
-        assert command.name in text
-        assert program.run([command.name, "--help"]) == 0
-        assert "Usage: dnpipefs " + command.name in capsys.readouterr().out
+    for name in program.COMMANDS:
+        assert name in text
+        assert program.run([name, "--help"]) == 0
+        assert "Usage: dnpipefs " + name in capsys.readouterr().out
 
 
 def test_a_fault_of_ours(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
