@@ -1,0 +1,169 @@
+"""The documents say what is so: names, numbers, tables and links against the code."""
+
+import errno
+import inspect
+import re
+import subprocess
+import sys
+
+import pytest
+
+from dnpipefs.core.batch import HEADER_BYTES, decode
+from dnpipefs.core.keys import KeySchema
+from dnpipefs.core.names import FileId
+from dnpipefs.core.records import Head, Inode, Mark, Meta, decode_time
+from dnpipefs.etcd.server import DEFAULT_QUOTA_BYTES
+from dnpipefs.etcd.watch import WATCH_BACKLOG_LIMIT
+from dnpipefs.etcd.watch_stream import INBOX_LIMIT
+from dnpipefs.fuse.adapter import ERRNO, MAX_TASKS, STOP_GRACE_S
+from dnpipefs.fuse.nodes import MAX_ALIASES
+from dnpipefs.fuse.readiness import IN_A_ROW
+from dnpipefs.log.appender import QUEUE_LIMIT, TOPICS_PER_TRANSACTION
+from dnpipefs.log.content import CACHE_LIMIT, FETCH_LIMIT
+from dnpipefs.log.failures import DEFAULT_OP_TIMEOUT_S
+from dnpipefs.log.session import SESSION_TTL_S
+from dnpipefs.log.sweeper import STEP_KEYS
+from dnpipefs.log.views import LINGER_S
+from dnpipefs.vfs import MAX_MESSAGE
+from tests.docs.documents import ARCHITECTURE, DOCUMENTS, FORMAT, README, REPOSITORY, SEMANTICS, Document
+
+MIB = 1 << 20
+
+
+@pytest.mark.parametrize("document", DOCUMENTS, ids=lambda document: document.name)
+def test_links_resolve(document: Document) -> None:
+    for link in document.links:
+        if "://" in link:
+            continue
+        name, _, anchor = link.partition("#")
+        target = document.path.parent / name if name else document.path
+        assert target.exists(), link
+        if anchor:
+            assert anchor in Document(str(target.resolve().relative_to(REPOSITORY))).anchors, link
+
+
+@pytest.mark.parametrize("document", DOCUMENTS, ids=lambda document: document.name)
+def test_what_is_named_exists(document: Document) -> None:
+    tests = "".join(path.read_text() for path in (REPOSITORY / "tests").rglob("test_*.py"))
+    for name in re.findall(r"`(test_\w+)`", document.text):
+        assert f"def {name}(" in tests, name
+    for path in re.findall(r"`(\w+/[\w/]+\.py)`", document.text):
+        assert (REPOSITORY / "dnpipefs" / path).exists() or (REPOSITORY / path).exists(), path
+    makefile = (REPOSITORY / "Makefile").read_text()
+    for target in re.findall(r"`make (\w+)", document.text):
+        assert f"\n{target}:" in makefile, target
+
+
+def test_every_module_has_an_owner_in_the_architecture() -> None:
+    described = "\n".join(row[0] for row in ARCHITECTURE.rows)
+    for unit in ("core", "etcd", "log", "fuse", "mount"):
+        for path in (REPOSITORY / "dnpipefs" / unit).glob("[!_]*.py"):
+            assert re.search(rf"\b{unit}/.*\b{path.stem}`", described), path
+
+
+def test_the_commands_of_the_readme_exist() -> None:
+    help_text = subprocess.run(
+        [sys.executable, "-m", "dnpipefs", "--help"], capture_output=True, text=True, check=True
+    ).stdout
+    named = set(re.findall(r"^dnpipefs (\w+)", "".join(README.of_kind("sh")), re.MULTILINE))
+    assert {"mount", "umount", "push", "pull", "reset", "ls"} <= named
+    assert {name for name in named if f"\n  {name} " not in help_text} == set()
+
+
+@pytest.mark.parametrize(
+    ("document", "phrase"),
+    [
+        (README, f"at most {MAX_MESSAGE // MIB} MiB with its newline"),
+        (README, f"{DEFAULT_QUOTA_BYTES >> 30} GiB for the embedded one"),
+        (SEMANTICS, f"The limit is {MAX_MESSAGE // MIB} MiB with the newline"),
+        (SEMANTICS, f"`--op-timeout` ({DEFAULT_OP_TIMEOUT_S:g} s)"),
+        (SEMANTICS, f"Total: {DEFAULT_QUOTA_BYTES >> 30} GiB"),
+        (SEMANTICS, f"kernel inodes of\ntheir own (up to {MAX_ALIASES})"),
+        (FORMAT, f"or {SESSION_TTL_S} s after its death"),
+        (FORMAT, f"batches of up to {TOPICS_PER_TRANSACTION} topics in one"),
+        (ARCHITECTURE, f"of up to {TOPICS_PER_TRANSACTION} topics and {MAX_MESSAGE // MIB} MiB"),
+        (ARCHITECTURE, f"The view lives {LINGER_S:g} s longer"),
+        (ARCHITECTURE, f"{STEP_KEYS} keys a step"),
+        (ARCHITECTURE, f"while {INBOX_LIMIT // MIB} MiB are unread"),
+        (ARCHITECTURE, f"{QUEUE_LIMIT // MIB} MiB of queued pushes"),
+        (ARCHITECTURE, f"{WATCH_BACKLOG_LIMIT // MIB} MiB of events a watcher"),
+        (ARCHITECTURE, f"{CACHE_LIMIT // MIB} MiB of cached\nbatches, {FETCH_LIMIT // MIB} MiB a fetch"),
+        (ARCHITECTURE, f"{MAX_TASKS:,} FUSE requests"),
+        (ARCHITECTURE, f"those under way get {STOP_GRACE_S:g} s"),
+        (ARCHITECTURE, f"at most {IN_A_ROW} times in a row"),
+    ],
+)
+def test_numbers_are_the_codes(document: Document, phrase: str) -> None:
+    assert phrase in document.text
+
+
+def test_every_key_is_described() -> None:
+    members = {name for name, _ in inspect.getmembers(KeySchema())}
+    keys = {name for name in members if not name.startswith(("_", "parse_"))} - {"prefix"}
+    assert len(keys) > 15
+    assert {name for name in keys if f"`{name}`" not in FORMAT.text} == set()
+
+
+def test_the_errno_table_is_the_adapters() -> None:
+    described = {(row[0].strip("`"), row[1].strip("`")) for row in SEMANTICS.rows if row[0].startswith("`E")}
+    adapter = {(errno.errorcode[number], kind.__name__) for kind, number in ERRNO}
+    assert described - adapter == {("EIO", "")}, "the fault of our own"
+    assert adapter - described == set()
+
+
+def golden(label: str) -> bytes:
+    return bytes.fromhex(FORMAT.labelled(label))
+
+
+def test_the_golden_batch_is_what_its_table_says() -> None:
+    raw = golden("golden")
+    batch = decode(raw)
+    table = FORMAT.prose.split("<!-- golden fields -->")[1].split("\n\n")[0].splitlines()[3:]
+    rows = [[cell.strip() for cell in line.strip("|").split("|")] for line in table]
+    fields = [bytes.fromhex(row[1].strip("`")) for row in rows]
+    assert b"".join(fields) == raw
+    assert [int(row[0]) for row in rows] == [sum(map(len, fields[:n])) for n in range(len(rows))]
+    for row, field in zip(rows[:-1], fields[:-1], strict=True):
+        assert int(row[3], 0) == int.from_bytes(field), row
+    (generation, time_ns, session, sequence, messages, size), said = rows[5:11], rows[11][3]
+    assert (batch.generation, batch.time_ns) == (int(generation[3]), int(time_ns[3]))
+    assert (batch.session, batch.sequence) == (int(session[3], 16), int(sequence[3]))
+    assert (batch.messages, len(batch.data)) == (int(messages[3]), int(size[3]))
+    assert batch.data == said.strip("`").encode().decode("unicode_escape").encode()
+    assert f"The first batch of the example, {len(raw)} bytes" in FORMAT.prose
+
+
+def test_the_golden_batch_with_lengths_is_what_the_text_says() -> None:
+    raw = golden("golden lengths")
+    batch = decode(raw)
+    assert batch.lengths == (4,)
+    assert list(batch.split()) == [b"a\nb\n"]
+    assert len(raw) - HEADER_BYTES == 5
+
+
+def example() -> list[tuple[bytes, bytes]]:
+    """Return keys and values of the worked example."""
+    lines = FORMAT.labelled("example").encode().splitlines()
+    return list(zip(lines[::2], lines[1::2], strict=True))
+
+
+def test_the_example_is_read_as_it_says() -> None:
+    keys = KeySchema()
+    for key, value in example():
+        kind, _, rest = key.removeprefix(b"/dnp/").partition(b"/")
+        match kind:
+            case b"meta":
+                Meta.decode(key, value)
+            case b"ns":
+                keys.parse_entry(key)
+                Inode.decode(key, value)
+            case b"epoch" | b"last":
+                decode_time(key, value)
+            case b"head":
+                assert Head.decode(key, value) == Head()
+            case b"tail":
+                if keys.parse_tail(FileId(int(rest[:16], 16)), key) is None:
+                    Mark.decode(key, value)
+    batch = decode(golden("golden"))
+    topic = FileId(0xB9B7D0C75108D)
+    assert keys.batch(topic, batch.session, 1, len(batch.data), batch.messages) in dict(example())

@@ -1,0 +1,175 @@
+"""What the documents tell to type is typed: on a real etcd and, where it says /dnp, on a real mount."""
+
+import json
+import os
+import re
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from dnpipefs import etcd
+from tests.docs.documents import FORMAT, README
+from tests.docs.test_docs import example
+from tests.support.etcd_process import EtcdProcess
+from tests.support.mounts import Mount, Mounts, why_no_mounts
+from tests.support.processes import mounts_below
+from tests.support.waiting import eventually
+
+LIMIT_S = 30.0
+"""For a command that takes a second, on a machine that has other things to do."""
+PROGRAMS = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
+
+needs_mounts = pytest.mark.skipif(why_no_mounts() is not None, reason=why_no_mounts() or "")
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[EtcdProcess]:
+    process = EtcdProcess(tmp_path_factory.mktemp("etcd"), os.environ.get("DNPIPEFS_TEST_ETCD", "etcd"))
+    try:
+        process.start()
+        yield process
+    finally:
+        process.kill()
+
+
+@pytest.fixture(scope="module")
+def mount(server: EtcdProcess, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Mount]:
+    """A mount of the default prefix, on an empty etcd."""
+    mounts = Mounts(tmp_path_factory.mktemp("mounts"))
+    try:
+        with mounts.guarded():
+            host = mounts.make(endpoints=[server.endpoint], prefix="/dnp/")
+            host.start()
+            yield host
+            assert host.stop() == 0
+    finally:
+        mounts.clear()
+
+
+@pytest.fixture
+def directory(tmp_path: Path) -> Iterator[Path]:
+    """A mount point for the commands to use."""
+    point = tmp_path / "mnt"
+    point.mkdir()
+    yield point
+    for left in mounts_below(point):
+        subprocess.run(["fusermount3", "-u", "-z", left], check=False)
+
+
+def placed(text: str, mountpoint: Path) -> str:
+    """Return a command line with the mount point in place of /dnp."""
+    return re.sub(r"(?<!\S)/dnp(?=[/\s]|$)", str(mountpoint), text)
+
+
+def start(command: str) -> subprocess.Popen[bytes]:
+    # `exec`: a signal is for the program, not for the shell.
+    return subprocess.Popen(
+        ["bash", "-c", f"exec {command}"],
+        env={**os.environ, "PATH": PROGRAMS},
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+    )
+
+
+def output(command: str) -> str:
+    """Return what a command line says that ends with success."""
+    done = subprocess.run(
+        ["bash", "-c", command],
+        env={**os.environ, "PATH": PROGRAMS},
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        timeout=LIMIT_S,
+        check=False,
+    )
+    assert done.returncode == 0, f"{command}\n{done.stdout}"
+    return done.stdout
+
+
+@needs_mounts
+async def test_the_example_of_the_format(mount: Mount, server: EtcdProcess) -> None:
+    """First in this file: it wants an empty etcd."""
+    (commands,) = FORMAT.of_kind("sh")
+    for line in commands.splitlines():
+        assert output(placed(line, mount.path)) == ""
+    async with etcd.open_client([server.endpoint]) as client:
+        stored = await client.range(b"/dnp/", etcd.prefix_end(b"/dnp/"))
+    assert [shape(kv.key, kv.value) for kv in stored.kvs] == [shape(*pair) for pair in example()]
+
+
+def shape(key: bytes, value: bytes) -> tuple[str, str]:
+    """Return a key without its ids, and a value with the types of its fields or as it is."""
+    if b"/tail/" in key and not key.endswith(b"/mark"):
+        return re.sub("[0-9a-f]{16}", "#", key.decode()), ""
+    if not value.startswith(b"{"):
+        return re.sub("[0-9a-f]{16}", "#", key.decode()), value.decode()
+    fields = {name: type(content).__name__ for name, content in json.loads(value).items()}
+    return re.sub("[0-9a-f]{16}", "#", key.decode()), json.dumps(fields)
+
+
+@needs_mounts
+def test_the_session_of_the_readme(mount: Mount) -> None:
+    (session,) = README.of_kind("console")
+    steps = re.findall(r"^\$ (.*)\n((?:(?!\$ ).*\n)*)", session, re.MULTILINE)
+    assert len(steps) == 5
+    for command, expected in steps:
+        if " -f " in command:
+            with start(placed(command, mount.path)) as process:
+                assert process.stdout is not None
+                assert process.stdout.read(len(expected)).decode() == expected
+                process.terminate()
+                assert process.stdout.read() == b""
+        else:
+            assert output(placed(command, mount.path)) == expected, command
+    assert (mount.path / "builds").read_bytes() == b""
+
+
+@needs_mounts
+def test_the_command_line_of_the_readme(directory: Path, tmp_path: Path) -> None:
+    for line in README.of_kind("sh")[1].splitlines():
+        command = placed(line, directory)
+        if not command.startswith("dnpipefs umount"):
+            command = re.sub(r"^dnpipefs \w+", rf"\g<0> --data-dir {tmp_path}/data", command)
+        if "--follow" in command:
+            see_what_comes(command, directory / "builds")
+        else:
+            said = output(command)
+            assert said == "" or " ls " in command, said
+            assert said.endswith(" builds\n") == (" ls " in command), said
+    assert mounts_below(directory) == []
+
+
+def see_what_comes(command: str, topic: Path) -> None:
+    with start(command) as process:
+        assert process.stdout is not None
+        os.set_blocking(process.stdout.fileno(), False)
+
+        def pushed_and_seen() -> bool:
+            with topic.open("a") as file:
+                file.write("pushed later\n")
+            return b"pushed later\n" in (process.stdout.read() or b"") if process.stdout else False
+
+        eventually(pushed_and_seen)
+        process.terminate()
+
+
+@needs_mounts
+def test_several_hosts_name_the_same_etcd(server: EtcdProcess, directory: Path, tmp_path: Path) -> None:
+    (line,) = README.of_kind("sh")[0].splitlines()
+    command = re.sub(r"http://etcd1\S*", server.endpoint, placed(line, directory))
+    assert command != placed(line, directory)
+    assert output(f"{command} --log-file {tmp_path}/log") == ""
+    assert (directory / "builds").exists() or (directory / "team").exists(), "the other mount's topics"
+    assert output(f"dnpipefs umount {directory}") == ""
+
+
+def test_the_python_of_the_readme(server: EtcdProcess, tmp_path: Path) -> None:
+    (program,) = README.of_kind("python")
+    script = tmp_path / "program.py"
+    script.write_text(program.replace("http://etcd1:2379", server.endpoint))
+    assert output(f"python {script}").rstrip().endswith("b'build 9 is done\\n'")
