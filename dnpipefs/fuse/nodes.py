@@ -17,7 +17,8 @@ otherwise                   the alias with the fewest writers
 
 Invariants:
 
-1. A node is known from its first lookup until the kernel has forgotten all lookups of it.
+1. A node is known from its first lookup until the kernel has forgotten all lookups of it and its
+   writers are closed (FORGET can overtake RELEASE: the kernel has a queue of its own for it).
 2. A handle that never writes keeps nobody off the first node, so flock(2) on a topic that nobody
    writes to means one inode for all.
 3. A topic never has more than MAX_ALIASES aliases.
@@ -48,11 +49,12 @@ class _Node:
     lookups: int = 0
     writers: int = 0
     """Open handles that have written."""
-    reserved_by: int = 0
+    reserved_by: int | None = None
+    """A pid; 0 is that of any process of another PID namespace."""
     reserved_until: float = 0.0
 
     def free(self, now: float) -> bool:
-        return not self.writers and (not self.reserved_by or now >= self.reserved_until)
+        return not self.writers and (self.reserved_by is None or now >= self.reserved_until)
 
 
 @dataclass(slots=True, eq=False)
@@ -79,21 +81,17 @@ class NodeTable:
 
     def looked_up(self, file: FileId, *, pid: int, now: float) -> NodeId:
         """Choose the node for a lookup by *pid* at *now* (seconds, monotonic) and count it."""
-        node = self._choose(file, pid, now)
-        node.lookups += 1
-        return node.id
+        return self._count(self._choose(file, pid, now))
 
     def listed(self, file: FileId) -> NodeId:
         """Return the first node, counted as a lookup: for directories and directory listings."""
-        node = self._topic(file).first
-        node.lookups += 1
-        return node.id
+        return self._count(self._topic(file).first)
 
     def opened(self, node: NodeId, *, pid: int) -> None:
         """The process that looked the node up has opened it."""
         found = self._nodes[node]
         if found.reserved_by == pid:
-            found.reserved_by = 0
+            found.reserved_by = None
 
     def began_writing(self, node: NodeId) -> None:
         """A handle on the node has written for the first time."""
@@ -101,26 +99,35 @@ class NodeTable:
 
     def stopped_writing(self, node: NodeId) -> None:
         """A handle that had written was closed."""
-        self._nodes[node].writers -= 1
+        found = self._nodes[node]
+        found.writers -= 1
+        self._drop_if_unused(found)
 
     def forget(self, node: NodeId, lookups: int) -> None:
         """The kernel has dropped *lookups* of its references to a node."""
         found = self._nodes[node]
         found.lookups -= lookups
-        if found.lookups > 0 or found.file == ROOT:
+        self._drop_if_unused(found)
+
+    def _drop_if_unused(self, node: _Node) -> None:
+        if node.lookups > 0 or node.writers or node.file == ROOT:
             return
-        del self._nodes[node]
-        topic = self._topics[found.file]
-        if found is not topic.first:
-            topic.aliases.remove(found)
-        if topic.first.lookups <= 0 and not topic.aliases:
-            del self._topics[found.file]
+        del self._nodes[node.id]
+        topic = self._topics[node.file]
+        if node is not topic.first:
+            topic.aliases.remove(node)
+        if topic.first.id not in self._nodes and not topic.aliases:
+            del self._topics[node.file]
+
+    def _count(self, node: _Node) -> NodeId:
+        self._nodes[node.id] = node
+        node.lookups += 1
+        return node.id
 
     def _topic(self, file: FileId) -> _Topic:
         topic = self._topics.get(file)
         if topic is None:
             topic = self._topics[file] = _Topic(_Node(NodeId(file), file))
-        self._nodes[topic.first.id] = topic.first
         return topic
 
     def _choose(self, file: FileId, pid: int, now: float) -> _Node:
@@ -136,7 +143,6 @@ class NodeTable:
             if len(topic.aliases) >= MAX_ALIASES:
                 return min(topic.aliases, key=lambda alias: alias.writers)
             node = _Node(NodeId(next(self._alias_ids)), file)
-            self._nodes[node.id] = node
             topic.aliases.append(node)
         node.reserved_by, node.reserved_until = pid, now + RESERVATION_S
         return node
