@@ -100,24 +100,8 @@ async def connect(
         credentials=credentials,
         op_timeout=op_timeout,
     )
-    failure: BaseException | None = None
-    try:
-        async with open_cluster(settings) as cluster:
-            try:
-                yield Dnp(cluster)
-            except BaseException as error:
-                failure = error
-                raise
-    except BaseExceptionGroup as group:
-        # That there are tasks behind a connection is no concern of its user's `except NotFound`.
-        leaves = list(_leaves(group))
-        if failure is None or leaves != list(_leaves(failure)):
-            if len(leaves) != 1:
-                raise
-            failure = leaves[0]
-    else:
-        return
-    raise failure
+    async with open_cluster(settings) as cluster:
+        yield Dnp(cluster)
 
 
 class Dnp:
@@ -380,15 +364,6 @@ class Dnp:
             gid=inode.gid,
             mtime_ns=max(inode.mtime_ns, modified_ns),
         )
-
-
-def _leaves(error: BaseException) -> Iterator[BaseException]:
-    """Yield what a group consists of, cancellations left out."""
-    if isinstance(error, BaseExceptionGroup):
-        for inner in error.exceptions:
-            yield from _leaves(inner)
-    elif not isinstance(error, trio.Cancelled):
-        yield error
 
 
 class Writer:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterator
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -78,12 +78,39 @@ class Cluster:
 
 
 @asynccontextmanager
+async def _ungrouped() -> AsyncIterator[None]:
+    """Let an error of the block out alone, not in the group that the nursery around it makes of it.
+
+    That there are tasks behind a connection is no concern of its user's `except NotFound`.
+    """
+    failure: BaseException | None = None
+    try:
+        yield
+    except BaseExceptionGroup as group:
+        leaves = list(_leaves(group))
+        if len(leaves) != 1:
+            raise
+        failure = leaves[0]
+    if failure is not None:
+        raise failure
+
+
+def _leaves(error: BaseException) -> Iterator[BaseException]:
+    """Yield what a group consists of, cancellations left out."""
+    if isinstance(error, BaseExceptionGroup):
+        for inner in error.exceptions:
+            yield from _leaves(inner)
+    elif not isinstance(error, trio.Cancelled):
+        yield error
+
+
+@asynccontextmanager
 async def open_cluster(settings: Settings, *, mountpoint: str | None = None) -> AsyncIterator[Cluster]:
     """Join the cluster until the block ends.
 
     Raises SetupError, UnsupportedFormat, or an EtcdError that says why etcd cannot be used.
     """
-    async with AsyncExitStack() as stack:
+    async with _ungrouped(), AsyncExitStack() as stack:
         endpoints = settings.endpoints
         if not endpoints:
             server = await stack.enter_async_context(embedded_server(settings.data_dir, log=logger))

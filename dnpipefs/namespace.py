@@ -219,12 +219,13 @@ class Namespace:
                 await self._follow(self.tree)
             except etcd.Compacted:
                 logger.info("the watch of the namespace was compacted; taking a new snapshot")
-            except TRANSIENT as error:
+            except etcd.EtcdError as error:
                 logger.warning("the namespace cannot be watched, trying again: %s", error)
                 await backoff.wait()
             try:
                 await self._load()
-            except TRANSIENT as error:
+                backoff = Backoff()
+            except etcd.EtcdError as error:
                 logger.warning("the namespace cannot be read, trying again: %s", error)
                 await backoff.wait()
 

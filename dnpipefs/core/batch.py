@@ -97,6 +97,11 @@ class Chunk(NamedTuple):
     lengths: tuple[int, ...] | None = None
     """None: newlines end messages, and only the last may lack one."""
 
+    @property
+    def encoded_limit(self) -> int:
+        """Bytes it can take in a batch at most, a table of lengths included (LEB128: 1 per 7 bits)."""
+        return len(self.data) + self.messages + len(self.data) // 64
+
     @classmethod
     def of_lines(cls, data: bytes) -> Chunk:
         """Make a chunk of text lines."""

@@ -278,11 +278,11 @@ class Appender:
             writer = self._ready[0]
             pushes: list[_Push] = []
             while writer.queue:
-                size = len(writer.queue[0].chunk.data)
-                if size > room and (pushes or batches):
+                cost = writer.queue[0].chunk.encoded_limit
+                if cost > room and (pushes or batches):
                     break
                 pushes.append(writer.queue.popleft())
-                room -= size
+                room -= cost
             if pushes:
                 batches.append(self._batch(writer, pushes, session))
             if writer.queue and not pushes:

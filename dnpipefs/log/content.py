@@ -14,6 +14,7 @@ from dnpipefs.core.batch import Batch, decode
 from dnpipefs.core.keys import KeySchema
 from dnpipefs.core.names import FileId, Revision
 from dnpipefs.core.view import TailEntry
+from dnpipefs.log.failures import TRANSIENT, timed_out
 
 CACHE_LIMIT: Final = 64 << 20
 """Bytes of batches kept in memory."""
@@ -26,9 +27,12 @@ FETCH_KEYS: Final = 120
 class BatchCache:
     """Batches by topic and revision."""
 
-    def __init__(self, client: etcd.Client, keys: KeySchema, *, limit: int = CACHE_LIMIT) -> None:
+    def __init__(
+        self, client: etcd.Client, keys: KeySchema, *, op_timeout: float, limit: int = CACHE_LIMIT
+    ) -> None:
         self._client: Final = client
         self._keys: Final = keys
+        self._op_timeout: Final = op_timeout
         self._limit: Final = limit
         self._batches: OrderedDict[tuple[FileId, Revision], bytes | Batch] = OrderedDict()
         self._bytes = 0
@@ -45,7 +49,7 @@ class BatchCache:
     async def fetch(self, topic: FileId, entries: Sequence[TailEntry]) -> list[Batch] | None:
         """Return the batches of *entries*; None if one is not in etcd any more (reset or sealed).
 
-        Raises EtcdError, CorruptData, UnsupportedFormat.
+        Raises TimedOut, another EtcdError, CorruptData or UnsupportedFormat.
         """
         found: dict[Revision, Batch] = {}
         missing: list[TailEntry] = []
@@ -57,8 +61,11 @@ class BatchCache:
                 found[entry.revision] = batch
         for group in _groups(missing):
             reads = [etcd.get(self._keys.batch(topic, *entry.key)) for entry in group]
-            responses = (await self._client.transaction((), reads)).responses
-            for entry, response in zip(group, responses, strict=True):
+            try:
+                result = await self._client.transaction((), reads, timeout=self._op_timeout)
+            except TRANSIENT as error:
+                raise timed_out(self._op_timeout, error) from error
+            for entry, response in zip(group, result.responses, strict=True):
                 assert isinstance(response, etcd.RangeResult)  # noqa: S101 - the client keeps the order
                 if not response.kvs:
                     return None

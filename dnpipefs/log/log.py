@@ -56,7 +56,7 @@ class Log:
         self._barrier: Final = barrier
         self._op_timeout: Final = op_timeout
         self.sessions: Final = sessions
-        self.content: Final = BatchCache(client, keys)
+        self.content: Final = BatchCache(client, keys, op_timeout=op_timeout)
         self.sweeper: Final = Sweeper(client, keys)
         self._views: Final = Views(client, keys, self.content, op_timeout=op_timeout)
         self._appender: Final = Appender(client, keys, sessions, clock, op_timeout=op_timeout)
@@ -101,9 +101,11 @@ class Log:
             return TopicStat(view.end, view.first, view.messages, view.modified_ns)
 
     def peek(self, topic: FileId) -> TopicStat | None:
-        """Return what `stat` would if this host has a view of the topic, without asking etcd."""
+        """Return what `stat` would if that is known without waiting for anything."""
         view = self._views.peek(topic)
-        return TopicStat(view.end, view.first, view.messages, view.modified_ns) if view is not None else None
+        if view is None or view.revision < self._appender.newest(topic):
+            return None
+        return TopicStat(view.end, view.first, view.messages, view.modified_ns)
 
     async def reset(self, topic: FileId) -> None:
         """Remove all messages of a topic, atomically for everybody.

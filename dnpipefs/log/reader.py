@@ -13,6 +13,7 @@ from typing import Final
 from dnpipefs.core.batch import Batch
 from dnpipefs.core.names import Offset, Revision
 from dnpipefs.core.view import TailEntry, TopicView
+from dnpipefs.errors import CorruptData
 from dnpipefs.log.barrier import Barrier
 from dnpipefs.log.content import BatchCache
 from dnpipefs.log.failures import deadline
@@ -55,19 +56,17 @@ class Reader:
 
         A read before the first retained byte continues at it. Raises TopicGone, TimedOut.
         """
-        view = await self._live.wait(lambda _: True)
+        view = await self.view()
         confirmed = False
         while True:
             offset = max(offset, view.first)
             entries = view.locate(offset, size)
-            if not entries:
-                if confirmed:
-                    return b""
-            else:
-                batches = await self._content.fetch(self._live.topic, entries)
+            if entries:
+                batches = await self._fetch(entries, view.generation)
                 if batches is not None:
                     return _slice(entries, batches, offset, size)
-            # The end, or batches that a reset removed while we fetched them: see where the topic is.
+            elif confirmed:
+                return b""
             view = await self.confirm()
             confirmed = True
 
@@ -87,11 +86,17 @@ class Reader:
             entries = view.locate(max(offset, view.first), size)
             if not entries:
                 return iter(()), offset
-            batches = await self._content.fetch(self._live.topic, entries)
+            batches = await self._fetch(entries, view.generation)
             if batches is not None:
                 found = _messages(zip(entries, batches, strict=True))
                 return (message for message in found if message.offset >= offset), entries[-1].end
-            await self.confirm()
+
+    async def _fetch(self, entries: list[TailEntry], generation: Revision) -> list[Batch] | None:
+        """Return the contents of *entries*; None if the topic was reset meanwhile."""
+        batches = await self._content.fetch(self._live.topic, entries)
+        if batches is None and (await self.confirm()).generation == generation:
+            raise CorruptData("a batch of the topic is missing in etcd")
+        return batches
 
     async def wait_beyond(self, offset: Offset, generation: Revision) -> TopicView:
         """Wait until the topic is longer than *offset* or was reset since *generation*."""

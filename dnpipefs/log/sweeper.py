@@ -19,7 +19,6 @@ import trio
 from dnpipefs import etcd
 from dnpipefs.core.keys import KeyRange, KeySchema
 from dnpipefs.core.names import FileId, SessionId
-from dnpipefs.log.failures import TRANSIENT
 
 logger: Final = logging.getLogger(__name__)
 
@@ -49,8 +48,9 @@ class Sweeper:
             self._wake = trio.Event()
             try:
                 await self.sweep_all()
-            except (*TRANSIENT, etcd.Compacted) as error:
-                logger.info("sweeping old keys waits for etcd: %s", error)
+            except etcd.EtcdError as error:
+                # Nobody waits for it, and a round from now it may go: a reason to say, not to end.
+                logger.warning("old keys are not swept yet: %s", error)
             with trio.move_on_after(ROUND_S):
                 await self._wake.wait()
 

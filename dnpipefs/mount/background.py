@@ -23,9 +23,13 @@ def start_in_background(command: Sequence[str], log_file: Path) -> None:
 
     Its output goes to *log_file*. Raises SetupError with the reason the child gave.
     """
-    log_file.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+    try:
+        log_file.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+        log = log_file.open("ab")
+    except OSError as error:
+        raise SetupError(f"the log file {log_file} cannot be written: {error.strerror}") from None
     reading, writing = os.pipe()
-    with log_file.open("ab") as log:
+    with log:
         child = subprocess.Popen(
             command,
             stdin=subprocess.DEVNULL,

@@ -33,6 +33,8 @@ class Attributes:
     """Of 512 bytes."""
     mtime_ns: int
     ctime_ns: int
+    exact: bool
+    """Size and times are what this host has now; otherwise only `FileSystem.attributes` tells them."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,7 +61,10 @@ class FileSystem:
         Raises NotFound (confirmed with etcd), NotADirectory, NameTooLong, TimedOut.
         """
         entry = await self._namespace.lookup(parent, name)
-        return self._attributes(entry, None if entry.is_directory else self._log.peek(entry.id))
+        found = None if entry.is_directory else self._log.peek(entry.id)
+        if found is not None and (opened := self._open.get(entry.id)) is not None:
+            opened.report(found.end)
+        return self._attributes(entry, found)
 
     async def attributes(self, file: FileId) -> Attributes:
         """Return current attributes. Raises TopicGone, TimedOut."""
@@ -148,6 +153,9 @@ class FileSystem:
             raise
         shared = self._open.setdefault(topic, OpenTopic())
         shared.handles += 1
+        shown = self._log.peek(topic)
+        if shown is not None:
+            shared.report(shown.end)  # the lookup before this open has shown it
         return TopicHandle(
             self._log,
             topic,
@@ -201,4 +209,5 @@ class FileSystem:
                 inode.mtime_ns, tree.changed_ns(entry.id) if directory else 0, log.modified_ns if log else 0
             ),
             ctime_ns=max(inode.ctime_ns, modified_ns),
+            exact=directory or log is not None,
         )
