@@ -15,7 +15,7 @@ from dnpipefs.core.records import Head, Inode, Mark, Meta, decode_time
 from dnpipefs.etcd.server import DEFAULT_QUOTA_BYTES
 from dnpipefs.etcd.watch import WATCH_BACKLOG_LIMIT
 from dnpipefs.etcd.watch_stream import INBOX_LIMIT
-from dnpipefs.fuse.adapter import ERRNO, MAX_TASKS, STOP_GRACE_S
+from dnpipefs.fuse.adapter import ERRNO, FRESH_S, MAX_TASKS, STOP_GRACE_S
 from dnpipefs.fuse.nodes import MAX_ALIASES
 from dnpipefs.fuse.readiness import IN_A_ROW
 from dnpipefs.log.appender import QUEUE_LIMIT, TOPICS_PER_TRANSACTION
@@ -79,6 +79,7 @@ def test_the_commands_of_the_readme_exist() -> None:
         (SEMANTICS, f"`--op-timeout` ({DEFAULT_OP_TIMEOUT_S:g} s)"),
         (SEMANTICS, f"Total: {DEFAULT_QUOTA_BYTES >> 30} GiB"),
         (SEMANTICS, f"kernel inodes of\ntheir own (up to {MAX_ALIASES})"),
+        (SEMANTICS, f"attributes for {FRESH_S * 1000:g} ms at most"),
         (FORMAT, f"or {SESSION_TTL_S} s after its death"),
         (FORMAT, f"batches of up to {TOPICS_PER_TRANSACTION} topics in one"),
         (ARCHITECTURE, f"of up to {TOPICS_PER_TRANSACTION} topics and {MAX_MESSAGE // MIB} MiB"),
