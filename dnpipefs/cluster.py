@@ -78,21 +78,29 @@ class Cluster:
 
 
 @asynccontextmanager
-async def _ungrouped() -> AsyncIterator[None]:
-    """Let an error of the block out alone, not in the group that the nursery around it makes of it.
+async def open_cluster(settings: Settings, *, mountpoint: str | None = None) -> AsyncIterator[Cluster]:
+    """Join the cluster until the block ends.
 
-    That there are tasks behind a connection is no concern of its user's `except NotFound`.
+    Raises SetupError, UnsupportedFormat, or an EtcdError that says why etcd cannot be used. What the
+    block raises comes out as it is, not in the group that the tasks behind the cluster make of it.
     """
     failure: BaseException | None = None
     try:
-        yield
+        async with _join(settings, mountpoint) as cluster:
+            try:
+                yield cluster
+            except BaseException as error:
+                failure = error
+                raise
     except BaseExceptionGroup as group:
         leaves = list(_leaves(group))
-        if len(leaves) != 1:
-            raise
-        failure = leaves[0]
-    if failure is not None:
-        raise failure
+        if failure is None or leaves != list(_leaves(failure)):
+            if len(leaves) != 1:
+                raise
+            failure = leaves[0]
+    else:
+        return
+    raise failure
 
 
 def _leaves(error: BaseException) -> Iterator[BaseException]:
@@ -105,12 +113,8 @@ def _leaves(error: BaseException) -> Iterator[BaseException]:
 
 
 @asynccontextmanager
-async def open_cluster(settings: Settings, *, mountpoint: str | None = None) -> AsyncIterator[Cluster]:
-    """Join the cluster until the block ends.
-
-    Raises SetupError, UnsupportedFormat, or an EtcdError that says why etcd cannot be used.
-    """
-    async with _ungrouped(), AsyncExitStack() as stack:
+async def _join(settings: Settings, mountpoint: str | None) -> AsyncIterator[Cluster]:
+    async with AsyncExitStack() as stack:
         endpoints = settings.endpoints
         if not endpoints:
             server = await stack.enter_async_context(embedded_server(settings.data_dir, log=logger))

@@ -20,7 +20,6 @@ from dnpipefs import etcd
 from dnpipefs.core.keys import KeySchema
 from dnpipefs.core.names import SessionId
 from dnpipefs.core.records import encode_session
-from dnpipefs.log.failures import TRANSIENT
 
 logger: Final = logging.getLogger(__name__)
 
@@ -92,14 +91,18 @@ class SessionKeeper:
             await self._end()
 
     async def _begin(self) -> SessionId:
+        said = ""
         while True:
             try:
                 lease = await self._client.lease_grant(self._ttl)
                 session = SessionId(lease.id)
                 await self._client.put(self._keys.session(session), self._value, lease=lease.id)
-            except (*TRANSIENT, etcd.LeaseNotFound) as error:
-                # A grant whose answer was lost leaves a lease that runs out by itself.
-                logger.warning("no session yet: %s", error)
+            except etcd.EtcdError as error:
+                # Whatever it is may pass, and reads go on without a session. A grant whose answer was
+                # lost leaves a lease that runs out by itself.
+                if str(error) != said:
+                    said = str(error)
+                    logger.warning("no session yet, so nothing can be pushed; trying again: %s", said)
                 await trio.sleep(_RETRY_S)
                 continue
             self._lost = trio.Event()
@@ -114,7 +117,9 @@ class SessionKeeper:
                 return
             try:
                 await self._client.lease_keepalive_once(session)
-            except TRANSIENT as error:
+            except etcd.LeaseNotFound:
+                raise
+            except etcd.EtcdError as error:
                 logger.warning("the session was not confirmed, trying again: %s", error)
                 await trio.sleep(_RETRY_S)
                 continue

@@ -24,7 +24,7 @@ from dnpipefs.core.keys import KeySchema
 from dnpipefs.core.names import FileId, Revision
 from dnpipefs.core.records import Head, Mark, decode_time
 from dnpipefs.core.view import Appended, Deleted, Reset, Snapshot, TailEvent, TopicView, ViewBroken
-from dnpipefs.errors import DnpError, TopicGone
+from dnpipefs.errors import CorruptData, DnpError, TopicGone
 from dnpipefs.log.content import BatchCache
 from dnpipefs.log.failures import TRANSIENT, Backoff, deadline
 
@@ -134,7 +134,7 @@ class Views:
             while live.failure is None:
                 try:
                     snapshot = await self._snapshot(live.topic)
-                    live.view = TopicView(snapshot)
+                    live.view = _view(snapshot)
                     live.wake()
                     backoff = Backoff()
                     await self._watch(live, live.view)
@@ -214,3 +214,10 @@ class Views:
             elif key is None:
                 translated.append(Reset(Mark.decode(kv.key, kv.value).time_ns))
         return translated
+
+
+def _view(snapshot: Snapshot) -> TopicView:
+    try:
+        return TopicView(snapshot)
+    except ViewBroken as broken:  # here no watch is to blame: it is so in etcd
+        raise CorruptData(f"the tail of the topic does not fit: {broken}") from None
