@@ -283,6 +283,19 @@ def test_stat_tells_size_time_and_blocks(topic: Path, hosts: Hosts) -> None:
     eventually(lambda: (hosts.there / "topic").stat().st_mtime_ns == reset.st_mtime_ns)
 
 
+def test_a_writer_sees_its_own_pushes_and_resets_in_the_size_at_once(topic: Path) -> None:
+    with opened(topic) as fd:
+        for n in range(60):
+            if n % 20 == 19:
+                by_path(topic, 0)
+                assert topic.stat().st_size == os.fstat(fd).st_size == 0
+            size = topic.stat().st_size
+            os.write(fd, b"line\n")
+            assert topic.stat().st_size == size + 5
+            os.write(fd, b"line\n")
+            assert os.fstat(fd).st_size == os.lseek(fd, 0, os.SEEK_END) == size + 10
+
+
 def test_the_inode_number_is_the_same_everywhere_and_for_every_local_alias(here: Path, there: Path) -> None:
     topic = here / "topic"
     topic.touch()
