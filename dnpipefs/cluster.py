@@ -17,6 +17,7 @@ import trio
 
 from dnpipefs import etcd
 from dnpipefs.core.keys import DEFAULT_PREFIX, KeySchema
+from dnpipefs.etcd.releases import RECOMMENDED, known_fault
 from dnpipefs.etcd.server import DEFAULT_QUOTA_BYTES, embedded_server
 from dnpipefs.log.barrier import Barrier
 from dnpipefs.log.clock import SystemClock
@@ -122,7 +123,10 @@ async def _join(settings: Settings, mountpoint: str | None) -> AsyncIterator[Clu
         client = await stack.enter_async_context(
             etcd.open_client(endpoints, tls=settings.tls, credentials=settings.credentials)
         )
-        await client.check()
+        status = await client.check()
+        fault = known_fault(status.version)
+        if fault is not None:
+            logger.warning("%s: upgrade to %s", fault, RECOMMENDED)
         keys, clock, op_timeout = KeySchema(settings.prefix), SystemClock(), settings.op_timeout
         await ensure_format(client, keys, clock, uid=os.geteuid(), gid=os.getegid())
         sessions = SessionKeeper(

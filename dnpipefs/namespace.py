@@ -219,13 +219,13 @@ class Namespace:
                 await self._follow(self.tree)
             except etcd.Compacted:
                 logger.info("the watch of the namespace was compacted; taking a new snapshot")
-            except etcd.EtcdError as error:
+            except DnpError as error:  # an entry that does not parse must not end the mount, either
                 logger.warning("the namespace cannot be watched, trying again: %s", error)
                 await backoff.wait()
             try:
                 await self._load()
                 backoff = Backoff()
-            except etcd.EtcdError as error:
+            except DnpError as error:
                 logger.warning("the namespace cannot be read, trying again: %s", error)
                 await backoff.wait()
 

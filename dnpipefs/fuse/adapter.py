@@ -393,6 +393,7 @@ async def serve(
 
     On *stop* requests under way are answered first, for at most STOP_GRACE_S; what has not been
     answered by then fails at its caller (a write that was not acknowledged may be in the topic, once).
+    Lines without newline that open handles hold are committed.
 
     Raises RuntimeError when the kernel refuses the mount.
     """
@@ -413,4 +414,6 @@ async def serve(
             await pyfuse3.main(min_tasks=MIN_IDLE_TASKS, max_tasks=MAX_TASKS)
             nursery.cancel_scope.cancel()
     finally:
+        with trio.move_on_after(STOP_GRACE_S, shield=True):
+            await files.flush()
         pyfuse3.close(unmount=True)  # libfuse sees to it that nothing else is unmounted

@@ -16,7 +16,8 @@ from __future__ import annotations
 
 import logging
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Final
 
@@ -39,6 +40,8 @@ logger: Final = logging.getLogger(__name__)
 COMMITTERS: Final = 4
 """Transactions under way at once on one host, when some are slow."""
 QUICK_BYTES: Final = 64 << 10
+NO_SESSION_S: Final = 0.5
+"""How often pushes that wait for a session are looked through for those whose time is up."""
 QUICK_S: Final = 0.01
 """A commit smaller than QUICK_BYTES and younger than QUICK_S is worth waiting for: what gathers meanwhile
 goes into one transaction. A larger or older one holds nobody up."""
@@ -148,6 +151,8 @@ class Appender:
         self._queued_bytes = 0
         self._room = trio.lowlevel.ParkingLot()
         self._commits: set[_Commit] = set()
+        self._waiting = False
+        """A committer is awake for what is queued, and waits for something else."""
         self._attempts = 0
 
     async def append(self, topic: FileId, chunk: Chunk, *, born: Revision) -> Revision:
@@ -172,8 +177,8 @@ class Appender:
             session = self._sessions.current()
             if writer.ready and session is not None and self._may_commit():
                 await self._commit(session)
-            elif session is None:
-                self._work.unpark()  # to wait for one; otherwise who commits now sees to what follows
+            elif not self._waiting:
+                self._work.unpark()  # to wait for a session, or for a commit that may not be quick after all
             if not push.settled.is_set():
                 await push.settled.wait()
         finally:
@@ -218,17 +223,28 @@ class Appender:
 
     async def _commit_forever(self) -> None:
         while True:
-            if not (self._ready and self._may_commit()):
-                await self._work.park()
-                continue
             session = self._sessions.current()
-            if session is None:
-                with trio.move_on_after(1):
-                    session = await self._sessions.get()
-            if session is None:
+            if not self._ready or self._waiting:
+                await self._work.park()
+            elif session is None:
+                with self._waiting_at_most(NO_SESSION_S):
+                    await self._sessions.get()
                 self._expire_queued()
-            elif self._may_commit():
+            elif not self._may_commit():
+                with self._waiting_at_most(QUICK_S):
+                    await self._work.park()
+            else:
                 await self._commit(session)
+
+    @contextmanager
+    def _waiting_at_most(self, seconds: float) -> Iterator[None]:
+        """Let one committer wait on behalf of all."""
+        self._waiting = True
+        try:
+            with trio.move_on_after(seconds):
+                yield
+        finally:
+            self._waiting = False
 
     def _may_commit(self) -> bool:
         now = trio.current_time()
@@ -259,12 +275,14 @@ class Appender:
                 self._work.unpark()
 
     def _expire_queued(self) -> None:
-        """Fail what waited too long for a session; none of it was sent."""
+        """Fail what waited too long for a session, or waits in vain; none of it was sent."""
+        reason = self._sessions.failure
+        full = isinstance(reason, etcd.SpaceExceeded)
         now = trio.current_time()
         for writer in list(self._ready):
-            while writer.queue and writer.queue[0].deadline <= now:
+            while writer.queue and (full or writer.queue[0].deadline <= now):
                 push = writer.queue.popleft()
-                push.error = timed_out(self._op_timeout, None)
+                push.error = reason if full else timed_out(self._op_timeout, reason)
                 push.settled.set()
             if not writer.queue:
                 self._ready.remove(writer)
@@ -335,7 +353,7 @@ class Appender:
                 continue
             except etcd.EtcdError as error:
                 for batch in batches:
-                    self._fail(batch, error)
+                    self._refuse(batch, error)
                 return
             if result.succeeded:
                 for batch in batches:
@@ -421,12 +439,8 @@ class Appender:
         The write that crosses the quota is applied, later ones are refused: only a read tells.
         """
         for batch in await self._look_and_settle(batches):
-            if batch.failure is None and not batch.sent_unanswered:
-                self._fail(batch, error)
-                continue
-            logger.warning("etcd is out of space and does not tell what was written: %s", batch.failure)
-            batch.writer.abandoned = batch.fence.sequence
-            self._fail(batch, UnknownOutcome(f"{error}; whether this was written is unknown"))
+            batch.sent_unanswered |= batch.failure is not None
+            self._refuse(batch, error)
 
     async def _settle_lost_session(self, batches: Sequence[_Batch]) -> list[_Batch]:
         """Settle batches whose session's lease is gone; return those to send under the new one."""
@@ -486,6 +500,14 @@ class Appender:
         for push in batch.pushes:
             push.revision = revision
             push.settled.set()
+
+    def _refuse(self, batch: _Batch, error: etcd.EtcdError) -> None:
+        """Fail a batch that etcd does not take; an earlier try that went unanswered may be in."""
+        if batch.sent_unanswered:
+            batch.writer.abandoned = batch.fence.sequence
+            self._fail(batch, UnknownOutcome(f"{error}; an earlier try may have been applied, once"))
+        else:
+            self._fail(batch, error)
 
     def _fail(self, batch: _Batch, error: DnpError) -> None:
         for push in batch.pushes:

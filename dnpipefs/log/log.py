@@ -135,7 +135,11 @@ class Log:
                     await self._client.transaction(guard, writes)
                     break
                 except etcd.SpaceExceeded:
-                    raise
+                    # The write that crosses the quota is applied and answered so all the same.
+                    now = await self._client.get(keys.epoch(topic), timeout=self._op_timeout)
+                    if now is not None and now.mod_revision == epoch.mod_revision:
+                        raise
+                    break
                 except TRANSIENT:
                     await backoff.wait()
             if self._views.peek(topic) is not None:

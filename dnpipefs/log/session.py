@@ -48,6 +48,8 @@ class SessionKeeper:
         )
         self._session: SessionId | None = None
         self._confirmed_at: float = -1e9
+        self.failure: etcd.EtcdError | None = None
+        """Why there is no session, if that is known."""
         self._changed = trio.Event()
         self._lost = trio.Event()
 
@@ -91,7 +93,6 @@ class SessionKeeper:
             await self._end()
 
     async def _begin(self) -> SessionId:
-        said = ""
         while True:
             try:
                 lease = await self._client.lease_grant(self._ttl)
@@ -100,12 +101,13 @@ class SessionKeeper:
             except etcd.EtcdError as error:
                 # Whatever it is may pass, and reads go on without a session. A grant whose answer was
                 # lost leaves a lease that runs out by itself.
-                if str(error) != said:
-                    said = str(error)
-                    logger.warning("no session yet, so nothing can be pushed; trying again: %s", said)
+                if type(error) is not type(self.failure):
+                    logger.warning("no session yet, so nothing can be pushed; trying again: %s", error)
+                self.failure = error
                 await trio.sleep(_RETRY_S)
                 continue
             self._lost = trio.Event()
+            self.failure = None
             self._set(session)
             return session
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import stat
 from dataclasses import dataclass
 from typing import Any, Final
@@ -9,9 +10,11 @@ from typing import Any, Final
 from dnpipefs.cluster import Cluster
 from dnpipefs.core.names import FileId, Kind
 from dnpipefs.core.tree import Entry
-from dnpipefs.errors import InvalidArgument, IsADirectory, NotFound, NotPermitted, TopicGone
+from dnpipefs.errors import DnpError, InvalidArgument, IsADirectory, NotFound, NotPermitted, TopicGone
 from dnpipefs.log.log import TopicStat
 from dnpipefs.vfs.handles import OpenTopic, TopicHandle
+
+logger: Final = logging.getLogger(__name__)
 
 BLOCK: Final = 512
 """The unit of st_blocks."""
@@ -54,6 +57,7 @@ class FileSystem:
         self._log: Final = cluster.log
         self._namespace: Final = cluster.namespace
         self._open: dict[FileId, OpenTopic] = {}
+        self._handles: set[TopicHandle] = set()
 
     async def lookup(self, parent: FileId, name: bytes) -> Attributes:
         """Return a name's attributes; a topic's size is left at 0 unless this host has a view of it.
@@ -156,7 +160,7 @@ class FileSystem:
         shown = self._log.peek(topic)
         if shown is not None:
             shared.report(shown.end)  # the lookup before this open has shown it
-        return TopicHandle(
+        handle = TopicHandle(
             self._log,
             topic,
             entry.revision,
@@ -165,14 +169,28 @@ class FileSystem:
             append=append,
             op_timeout=self._cluster.settings.op_timeout,
         )
+        self._handles.add(handle)
+        return handle
 
     async def close(self, handle: TopicHandle) -> None:
         """Close a handle. Raises as its last flush does; it is closed all the same."""
+        self._handles.discard(handle)
         shared = self._open[handle.topic]
         shared.handles -= 1
         if not shared.handles:
             del self._open[handle.topic]
         await handle.close()
+
+    async def flush(self) -> None:
+        """Commit what open handles hold behind the last newline, before the mount ends.
+
+        A part that cannot be committed is logged: its writer was told that it is accepted.
+        """
+        for handle in list(self._handles):
+            try:
+                await handle.flush()
+            except DnpError as error:
+                logger.warning("the end of what was written to topic %x is lost: %s", handle.topic, error)
 
     def give_up(self) -> None:
         """Wait no longer for writes under way: the mount is about to end."""

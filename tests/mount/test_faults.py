@@ -186,7 +186,11 @@ def test_a_full_etcd_says_so_and_reads_go_on(mount: MakeMount, tmp_path: Path, e
         with refused(errno.ENOSPC):
             (hosts[0].path / "directory").mkdir()
         assert os.listdir(hosts[1].path) == ["topic"]
-        assert [host.alive for host in hosts] == [True, True]
+        hosts.append(mount(endpoint=etcd.endpoint))  # gets no session: etcd has no room for one
+        assert topic_of(hosts[2]).read_bytes() == topic_of(hosts[0]).read_bytes()
+        with refused(errno.ENOSPC):
+            topic_of(hosts[2]).write_bytes(b"line\n")
+        assert [host.alive for host in hosts] == [True, True, True]
     finally:
         for host in hosts:
             host.clear()

@@ -74,6 +74,8 @@ def test_a_mount_in_use_ends_when_told_to(mount: MakeMount, end: Callable[[Mount
     for fd in (writing, reading):
         with refused(errno.ENOTCONN):
             os.close(fd)
+    # The writer had been told that its unfinished line is accepted.
+    assert (mount().path / "topic").read_bytes() == b"line\nheld"
 
 
 def test_a_mount_in_use_is_not_unmounted_by_hand(mount: MakeMount) -> None:
