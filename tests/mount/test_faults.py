@@ -99,6 +99,25 @@ def test_invariant_1_when_the_session_is_lost(mount: MakeMount, own_etcd: EtcdPr
     assert history(writers, observations([frozen, other])).check() == []
 
 
+def test_invariant_1_when_the_session_is_lost_before_an_answer_comes(
+    mount: MakeMount, own_etcd: EtcdProcess, proxy: ProxyThread
+) -> None:
+    host = mount(endpoint=proxy.endpoint, session_ttl=2)
+    topic_of(host).touch()
+    writers = writers_on(host, 2)
+    with running(*writers):
+        for _ in range(2):
+            progress(writers, 20)
+            proxy.become(Mode.SWALLOW_ANSWERS)
+            proxy.wait_swallowed()  # of an append or its event: it was applied
+            proxy.become(Mode.REFUSE)
+            eventually(lambda: not session_keys(own_etcd, host))
+            proxy.become(Mode.PASS)
+            progress(writers, 20)
+    assert errors_of(*writers) == []
+    assert history(writers, observations([host])).check() == []
+
+
 # etcd
 
 
@@ -248,5 +267,6 @@ def test_invariant_5_when_resets_race_with_writers(mount: MakeMount) -> None:
     found = history(writers, seen, resets)
     assert found.check() == []
     assert seen[-1].data == seen[-2].data != b""
+    assert [host.log.count("taking a new snapshot") for host in hosts] == [0, 0]
     assert {push.outcome for push in found.pushes} == {Outcome.OK}
     assert {each.outcome for each in resets} == {Outcome.OK}
