@@ -8,6 +8,7 @@ from typing import Protocol
 
 import pytest
 
+from dnpipefs.etcd.server import DEFAULT_QUOTA_BYTES
 from tests.support.etcd_process import EtcdProcess
 from tests.support.mounts import OP_TIMEOUT_S, Mount, Mounts, why_no_mounts
 
@@ -25,7 +26,11 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 @pytest.fixture(scope="session")
 def shared_etcd(tmp_path_factory: pytest.TempPathFactory) -> Iterator[EtcdProcess]:
     """A server nobody harms; each test has a prefix of its own there."""
-    server = EtcdProcess(tmp_path_factory.mktemp("etcd"), os.environ.get("DNPIPEFS_TEST_ETCD", "etcd"))
+    server = EtcdProcess(
+        tmp_path_factory.mktemp("etcd"),
+        os.environ.get("DNPIPEFS_TEST_ETCD", "etcd"),
+        arguments=["--quota-backend-bytes", str(DEFAULT_QUOTA_BYTES)],
+    )
     try:
         server.start()
         yield server
