@@ -27,8 +27,8 @@ class Sample:
     bytes: int = 0
     cpu_seconds: Mapping[str, float] = field(default_factory=dict)
     """CPU time used meanwhile by each role of process of the benchmark."""
-    others_cpu_seconds: float = 0.0
-    """CPU time used meanwhile by everything else on the machine."""
+    others_cpus: float = 0.0
+    """How many CPUs everything else on the machine kept busy meanwhile."""
 
 
 class Quantity(enum.Enum):
@@ -139,12 +139,6 @@ def cpu_per_operation(samples: Sequence[Sample]) -> dict[str, float]:
         role: sum(sample.cpu_seconds.get(role, 0.0) for sample in samples) / operations * 1e6
         for role in roles
     }
-
-
-def others_cpu(samples: Sequence[Sample]) -> float:
-    """Return how many CPUs everything else on the machine kept busy: 0 is what a benchmark wants."""
-    seconds = sum(sample.seconds for sample in samples)
-    return sum(sample.others_cpu_seconds for sample in samples) / seconds if seconds else math.nan
 
 
 def spread(values: Sequence[float]) -> Spread:

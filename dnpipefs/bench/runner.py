@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Final
 
-from dnpipefs.bench.figures import Sample, cpu_per_operation, evaluate, others_cpu
+from dnpipefs.bench.figures import Sample, cpu_per_operation, evaluate, percentile
 from dnpipefs.bench.measurements import Arm, Measurement, Scale
 from dnpipefs.bench.report import Report
 from dnpipefs.bench.stage import WHOLE_MACHINE, Stage, open_stage
@@ -38,7 +39,9 @@ async def run_bench(
             all_samples += [sample for taken in samples.values() for sample in taken]
             cpu[measurement.id] = {arm: cpu_per_operation(taken) for arm, taken in samples.items()}
     machine["rounds"] = f"{scale.rounds} of {scale.seconds:g} s each; medians"
-    machine["others"] = f"{others_cpu(all_samples):.2f} CPUs were busy with other programs meanwhile"
+    machine["others"] = (
+        f"{percentile([sample.others_cpus for sample in all_samples], 0.5):.2f} CPUs busy meanwhile"
+    )
     return Report(machine, results, cpu)
 
 
@@ -57,8 +60,9 @@ async def _measure(stage: Stage, measurement: Measurement, scale: Scale) -> dict
 
 async def _sample(stage: Stage, arm: Arm, seconds: float) -> Sample:
     await arm.prepare()
-    before = stage.start.cpu()
+    before, begun = stage.start.cpu(), time.monotonic()
     sample = await arm.run(seconds)
-    used = {role: seconds - before.get(role, 0.0) for role, seconds in stage.start.cpu().items()}
-    others = max(0.0, used.pop(WHOLE_MACHINE) - sum(used.values()))
-    return replace(sample, cpu_seconds=used, others_cpu_seconds=others)
+    after, took = stage.start.cpu(), time.monotonic() - begun
+    used = {role: seconds - before.get(role, 0.0) for role, seconds in after.items()}
+    others = used.pop(WHOLE_MACHINE) - sum(used.values())
+    return replace(sample, cpu_seconds=used, others_cpus=max(0.0, others / took))

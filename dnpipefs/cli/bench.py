@@ -32,7 +32,13 @@ def _parse_only(_ctx: click.Context, _option: click.Parameter, value: str | None
 @click.option(
     "--only", "measurements", metavar="NAME,…", callback=_parse_only, help="Measure these.  [default: all]"
 )
-@click.option("--rounds", type=click.IntRange(min=1), default=_USUAL.rounds, show_default=True)
+@click.option(
+    "--rounds",
+    type=click.IntRange(min=1),
+    default=_USUAL.rounds,
+    show_default=True,
+    help="How often the sides take turns; the median counts.",
+)
 @click.option(
     "--seconds",
     type=click.FloatRange(min=0, min_open=True),

@@ -15,7 +15,6 @@ from dnpipefs.bench.figures import (
     Verdict,
     cpu_per_operation,
     evaluate,
-    others_cpu,
     percentile,
     spread,
 )
@@ -125,7 +124,3 @@ def test_cpu_is_told_by_operation_and_role() -> None:
 
 def test_cpu_of_no_operations_is_not_told() -> None:
     assert cpu_per_operation([Sample(0, 1.0, cpu_seconds={"mount": 0.1})]) == {}
-
-
-def test_what_others_did_is_told_in_cpus() -> None:
-    assert others_cpu([Sample(1, 2.0, others_cpu_seconds=1.0), Sample(1, 2.0)]) == 0.25
