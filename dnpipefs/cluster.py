@@ -18,7 +18,7 @@ import trio
 from dnpipefs import etcd
 from dnpipefs.core.keys import DEFAULT_PREFIX, KeySchema
 from dnpipefs.etcd.releases import RECOMMENDED, known_fault
-from dnpipefs.etcd.server import DEFAULT_QUOTA_BYTES, embedded_server
+from dnpipefs.etcd.server import embedded_server
 from dnpipefs.log.barrier import Barrier
 from dnpipefs.log.clock import SystemClock
 from dnpipefs.log.failures import DEFAULT_OP_TIMEOUT_S
@@ -55,14 +55,6 @@ class Settings:
 
 
 @dataclass(frozen=True, slots=True)
-class Space:
-    """etcd's database size and quota, bytes."""
-
-    used: int
-    quota: int
-
-
-@dataclass(frozen=True, slots=True)
 class Cluster:
     """The services of one host."""
 
@@ -71,11 +63,9 @@ class Cluster:
     log: Log
     namespace: Namespace
 
-    async def space(self) -> Space:
+    async def space(self) -> etcd.Space:
         """Return how full etcd is. Raises EtcdError."""
-        status = await self.client.status()
-        # etcd tells its quota from 3.6 on only; the default is what the embedded server runs with.
-        return Space(status.db_size, DEFAULT_QUOTA_BYTES)
+        return await self.client.space()
 
 
 @asynccontextmanager

@@ -5,8 +5,8 @@
 SOURCE is an unpacked go.etcd.io/etcd tree; without it, Debian's golang-etcd-server-dev is fetched
 with apt-get. Needs grpcio-tools 1.62 (`pip install 'grpcio-tools==1.62.*' setuptools` in a separate
 environment, not the one dnpipefs runs in): its generated code carries no runtime version check, so it
-loads with every protobuf from 4.25 on. The protos of etcd 3.4 serve servers 3.4 to 3.6: fields
-that were added later are not used, and protobuf skips what it does not know.
+loads with every protobuf from 4.25 on. The protos of etcd 3.4 serve servers 3.4 to 3.6: of the
+fields that were added later the ones in ADDITIONS are used, and protobuf skips what it does not know.
 """
 
 import re
@@ -22,6 +22,13 @@ SOURCES = {
     "rpc.proto": "etcdserver/etcdserverpb/rpc.proto",
     "kv.proto": "mvcc/mvccpb/kv.proto",
     "auth.proto": "auth/authpb/auth.proto",
+}
+ADDITIONS = {
+    # message of rpc.proto: what etcd 3.6 has there in addition
+    "StatusResponse": """\
+  // dbSizeQuota is the value of etcd's flag --quota-backend-bytes (since etcd 3.6).
+  int64 dbSizeQuota = 12;
+""",
 }
 TARGET = Path("dnpipefs/etcd/proto")
 REPOSITORY = Path(__file__).resolve().parent.parent
@@ -52,6 +59,16 @@ def strip(text: str) -> str:
     return MARK + re.sub(r"\n{3,}", "\n\n", text)
 
 
+def add(text: str) -> str:
+    """Put the ADDITIONS to the end of their messages."""
+    for message, fields in ADDITIONS.items():
+        text, count = re.subn(rf"^(message {message} {{\n.*?)^}}\n", rf"\1{fields}}}\n", text,
+                              flags=re.MULTILINE | re.DOTALL)  # fmt: skip
+        if count != 1:
+            sys.exit(f"there are {count} messages {message}")
+    return text
+
+
 def annotate(stub: Path) -> None:
     """Give protoc's bare `Mapping` its arguments, for mypy --strict."""
     head, mark, body = stub.read_text().partition("\nDESCRIPTOR:")
@@ -67,6 +84,8 @@ def main() -> None:
         (includes / TARGET).mkdir(parents=True)
         for proto, path in SOURCES.items():
             text = strip((source / path).read_text())
+            if proto == "rpc.proto":
+                text = add(text)
             (includes / TARGET / proto).write_text(text)
             (REPOSITORY / TARGET / proto).write_text(text)
         subprocess.run(

@@ -26,6 +26,7 @@ from dnpipefs.etcd.model import (
 )
 from dnpipefs.etcd.pool import Credentials, Pool, probe
 from dnpipefs.etcd.proto import rpc_pb2 as pb
+from dnpipefs.etcd.quota import Quota
 from dnpipefs.etcd.transaction import Compare, Op
 from dnpipefs.etcd.watch import Watch, WatchHub
 
@@ -41,8 +42,9 @@ class Client(LeaseCalls, MaintenanceCalls):
     Cancelling a write that is under way leaves its outcome unknown, too.
     """
 
-    def __init__(self, pool: Pool) -> None:
+    def __init__(self, pool: Pool, quota: Quota) -> None:
         self._pool = pool
+        self._quota = quota
         self._watches = WatchHub(pool)
 
     async def range(
@@ -191,7 +193,7 @@ async def open_client(
     `timeout` (seconds) is the default of every call. Make it after daemonizing: gRPC does not
     survive a fork. Raises `SetupError` for addresses or certificate files that cannot be used.
     """
-    client = Client(Pool(open_endpoints(endpoints, tls, Bridge()), credentials, timeout))
+    client = Client(Pool(open_endpoints(endpoints, tls, Bridge()), credentials, timeout), Quota(tls))
     try:
         yield client
     finally:

@@ -1,9 +1,10 @@
 """Calls about the cluster itself: its members' state, alarms, compaction, defragmentation."""
 
 from dnpipefs.etcd.endpoint import ALARM, COMPACT, DEFRAGMENT, HASH, MEMBERS, STATUS
-from dnpipefs.etcd.model import Alarm, AlarmKind, Hash, Member, Status
+from dnpipefs.etcd.model import Alarm, AlarmKind, Hash, Member, Space, Status
 from dnpipefs.etcd.pool import Pool
 from dnpipefs.etcd.proto import rpc_pb2 as pb
+from dnpipefs.etcd.quota import Quota
 
 
 def read_status(endpoint: str, response: pb.StatusResponse) -> Status:
@@ -13,6 +14,7 @@ def read_status(endpoint: str, response: pb.StatusResponse) -> Status:
         version=response.version,
         db_size=response.dbSize,
         db_size_in_use=response.dbSizeInUse,
+        db_size_quota=response.dbSizeQuota,
         leader=response.leader,
         member_id=response.header.member_id,
         revision=response.header.revision,
@@ -27,6 +29,7 @@ class MaintenanceCalls:
     """The maintenance part of `Client`. `endpoint` is one of the client's, as it was written."""
 
     _pool: Pool
+    _quota: Quota
 
     async def status(self, endpoint: str | None = None, *, timeout: float | None = None) -> Status:
         """Return the state of the member at `endpoint`, or of the one in use."""
@@ -34,6 +37,15 @@ class MaintenanceCalls:
         target = self._pool.named(endpoint) if endpoint else await self._pool.ready(deadline)
         response = await self._pool.call(STATUS, pb.StatusRequest(), timeout, once=False, endpoint=target)
         return read_status(target.name, response)
+
+    async def space(self, *, timeout: float | None = None) -> Space:
+        """Return how full the member in use is.
+
+        The size is etcd's at this moment; the quota may be etcd's default where it does not tell (`Quota`).
+        """
+        status = await self.status(timeout=timeout)
+        address = self._pool.named(status.endpoint).address
+        return Space(status.db_size, await self._quota.ask(address, status.db_size_quota))
 
     async def members(self, *, timeout: float | None = None) -> list[Member]:
         """Return the members of the cluster."""

@@ -87,6 +87,8 @@ class Status:
     version: str
     db_size: int
     db_size_in_use: int
+    db_size_quota: int
+    """Its flag --quota-backend-bytes; 0 if it was not set or etcd is older than 3.6."""
     leader: int
     member_id: int
     revision: int
@@ -94,6 +96,14 @@ class Status:
     raft_term: int
     is_learner: bool
     errors: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Space:
+    """The size of a member's database and its quota, bytes."""
+
+    used: int
+    quota: int
 
 
 @dataclass(frozen=True, slots=True)

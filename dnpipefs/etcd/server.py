@@ -33,11 +33,13 @@ import signal
 import stat
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import ExitStack, asynccontextmanager, contextmanager, suppress
+from functools import partial
 from pathlib import Path
 
 import trio
 
 from dnpipefs.errors import SetupError
+from dnpipefs.etcd.http import HttpFailed, http_get
 
 DEFAULT_QUOTA_BYTES = 8 * 1024**3
 """Size of etcd's database before it answers "no space": the largest that etcd's makers recommend."""
@@ -474,26 +476,17 @@ async def _ask_version(socket: str) -> str | None:
     still work. The port answers nothing before the server takes part in its cluster, and refuses RPCs
     until the cluster's version is decided.
     """
-    answer = bytearray()
-    with trio.move_on_after(_ANSWER_TIMEOUT_S) as scope:
-        try:
-            async with await trio.open_unix_socket(socket) as stream:
-                await stream.send_all(b"GET /version HTTP/1.0\r\nHost: localhost\r\n\r\n")
-                while len(answer) < _ANSWER_LIMIT_BYTES and (chunk := await stream.receive_some()):
-                    answer += chunk
-        except (OSError, trio.BrokenResourceError):
-            return None
-    if scope.cancelled_caught:
-        return None
-    return _parse_version(bytes(answer))
+    connect = partial(trio.open_unix_socket, socket)
+    with trio.move_on_after(_ANSWER_TIMEOUT_S), suppress(HttpFailed):
+        return _parse_version(
+            await http_get(connect, "/version", host="localhost", limit_bytes=_ANSWER_LIMIT_BYTES)
+        )
+    return None
 
 
-def _parse_version(answer: bytes) -> str | None:
-    head, _, body = answer.partition(b"\r\n\r\n")
-    if b" 200 " not in head.split(b"\r\n")[0]:
-        return None
+def _parse_version(document: bytes) -> str | None:
     try:
-        versions = json.loads(body)
+        versions = json.loads(document)
         decided = versions["etcdcluster"] != "not_decided"
         return str(versions["etcdserver"]) if decided else None
     except (ValueError, KeyError, TypeError):

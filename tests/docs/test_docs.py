@@ -12,6 +12,7 @@ from dnpipefs.core.batch import HEADER_BYTES, decode
 from dnpipefs.core.keys import KeySchema
 from dnpipefs.core.names import FileId
 from dnpipefs.core.records import Head, Inode, Mark, Meta, decode_time
+from dnpipefs.etcd.quota import BELIEVED_S, ETCD_DEFAULT_BYTES
 from dnpipefs.etcd.server import DEFAULT_QUOTA_BYTES
 from dnpipefs.etcd.watch import WATCH_BACKLOG_LIMIT
 from dnpipefs.etcd.watch_stream import INBOX_LIMIT
@@ -77,7 +78,7 @@ def test_the_commands_of_the_readme_exist() -> None:
         (README, f"{DEFAULT_QUOTA_BYTES >> 30} GiB for the embedded one"),
         (SEMANTICS, f"The limit is {MAX_MESSAGE // MIB} MiB with the newline"),
         (SEMANTICS, f"`--op-timeout` ({DEFAULT_OP_TIMEOUT_S:g} s)"),
-        (SEMANTICS, f"Total: {DEFAULT_QUOTA_BYTES >> 30} GiB"),
+        (SEMANTICS, f"at most {BELIEVED_S:g} s old; {ETCD_DEFAULT_BYTES >> 30} GiB, etcd's default"),
         (SEMANTICS, f"kernel inodes of\ntheir own (up to {MAX_ALIASES})"),
         (SEMANTICS, f"attributes for {FRESH_S * 1000:g} ms at most"),
         (FORMAT, f"or {SESSION_TTL_S} s after its death"),

@@ -324,14 +324,10 @@ class TestRefusals:
 
 
 def test_an_undecided_cluster_is_not_ready() -> None:
-    def answer(status: str, body: str) -> bytes:
-        return f"HTTP/1.0 {status}\r\nContent-Type: application/json\r\n\r\n{body}".encode()
-
     parse = module._parse_version
-    assert parse(answer("200 OK", '{"etcdserver":"3.4.23","etcdcluster":"3.4.0"}')) == "3.4.23"
-    assert parse(answer("200 OK", '{"etcdserver":"3.4.23","etcdcluster":"not_decided"}')) is None
-    assert parse(answer("503 Service Unavailable", '{"etcdserver":"3","etcdcluster":"3"}')) is None
-    assert parse(answer("200 OK", "[")) is None
+    assert parse(b'{"etcdserver":"3.4.23","etcdcluster":"3.4.0"}') == "3.4.23"
+    assert parse(b'{"etcdserver":"3.4.23","etcdcluster":"not_decided"}') is None
+    assert parse(b"[") is None
     assert parse(b"") is None
 
 
