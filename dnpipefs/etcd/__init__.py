@@ -47,6 +47,7 @@ from dnpipefs.etcd.pool import Credentials
 from dnpipefs.etcd.transaction import (
     Compare,
     Op,
+    Transaction,
     compare_create_revision,
     compare_mod_revision,
     compare_value,
@@ -97,6 +98,7 @@ __all__ = [
     "TlsFailed",
     "TokenRejected",
     "TooManyRequests",
+    "Transaction",
     "TransactionResult",
     "Unreachable",
     "Watch",

@@ -27,7 +27,7 @@ from dnpipefs.etcd.model import (
 from dnpipefs.etcd.pool import Credentials, Pool, probe
 from dnpipefs.etcd.proto import rpc_pb2 as pb
 from dnpipefs.etcd.quota import Quota
-from dnpipefs.etcd.transaction import Compare, Op
+from dnpipefs.etcd.transaction import Compare, Op, Transaction
 from dnpipefs.etcd.watch import Watch, WatchHub
 
 DEFAULT_TIMEOUT = 5.0
@@ -145,6 +145,10 @@ class Client(LeaseCalls, MaintenanceCalls):
         request = pb.TxnRequest(compare=compare, success=success, failure=failure)
         once = not all(op.HasField("request_range") for ops in (success, failure) for op in ops)
         return TransactionResult(await self._pool.call(TXN, request, timeout, once=once))
+
+    async def commit(self, transaction: Transaction, *, timeout: float | None = None) -> TransactionResult:
+        """Send a transaction that was filled in place; a write, whatever it holds."""
+        return TransactionResult(await self._pool.call(TXN, transaction.message, timeout, once=True))
 
     def watch(self, key: bytes, range_end: bytes | None = None, start_revision: int | None = None) -> Watch:
         """Follow `key`, or `[key, range_end)`, from `start_revision` on (inclusive).

@@ -30,6 +30,7 @@ from dnpipefs.core.batch import Chunk, encode
 from dnpipefs.core.keys import KeySchema
 from dnpipefs.core.names import FileId, Revision, SessionId
 from dnpipefs.core.records import Head, encode_time
+from dnpipefs.core.sizes import KnownSizes
 from dnpipefs.errors import DnpError, TopicGone, UnknownOutcome
 from dnpipefs.log.clock import Clock
 from dnpipefs.log.failures import TRANSIENT, Backoff, timed_out
@@ -49,6 +50,8 @@ BATCH_LIMIT: Final = 1 << 20
 """Bytes of message data in one transaction; etcd takes 1.5 MiB with keys and all."""
 TOPICS_PER_TRANSACTION: Final = 40
 """Three puts a topic stay below etcd's 128 operations a transaction."""
+TOPICS_WITH_PREVIOUS: Final = 30
+"""In a transaction of so many topics there is room for a read beside the three puts of each."""
 QUEUE_LIMIT: Final = 64 << 20
 """Bytes of pushes waiting on one host; beyond it callers wait before they are queued."""
 _RPC_TIMEOUT_S: Final = 5.0
@@ -93,9 +96,12 @@ class _Batch:
     pushes: Sequence[_Push]
     chunks: Sequence[Chunk]
     size: int
+    messages: int
     session: SessionId
     fence: Fence
     time_ns: int
+    previous_at: int | None = None
+    """Which response says what the topic's newest revision was before; None if that is not asked."""
     sent_unanswered: bool = False
     failure: DnpError | None = None
     """Why the last try did not settle it."""
@@ -105,8 +111,7 @@ class _Batch:
         return max(push.deadline for push in self.pushes)
 
     def key(self, keys: KeySchema) -> bytes:
-        messages = sum([chunk.messages for chunk in self.chunks])
-        return keys.batch(self.writer.topic, self.session, self.fence.sequence, self.size, messages)
+        return keys.batch(self.writer.topic, self.session, self.fence.sequence, self.size, self.messages)
 
     def value(self) -> bytes:
         """The same bytes for each try with the same fence."""
@@ -137,6 +142,7 @@ class Appender:
         keys: KeySchema,
         sessions: SessionKeeper,
         clock: Clock,
+        sizes: KnownSizes,
         *,
         op_timeout: float,
     ) -> None:
@@ -144,6 +150,7 @@ class Appender:
         self._keys: Final = keys
         self._sessions: Final = sessions
         self._clock: Final = clock
+        self._sizes: Final = sizes
         self._op_timeout: Final = op_timeout
         self._writers: dict[FileId, _Writer] = {}
         self._ready: deque[_Writer] = deque()
@@ -317,7 +324,8 @@ class Appender:
         fence = Fence(writer.generation, writer.sequence + 1, self._attempts)
         chunks = [push.chunk for push in pushes]
         size = sum([len(chunk.data) for chunk in chunks])
-        return _Batch(writer, pushes, chunks, size, session, fence, self._clock.now_ns())
+        messages = sum([chunk.messages for chunk in chunks])
+        return _Batch(writer, pushes, chunks, size, messages, session, fence, self._clock.now_ns())
 
     def _release(self, writer: _Writer) -> None:
         writer.busy = False
@@ -336,8 +344,8 @@ class Appender:
         while batches := self._still_in_time(batches):
             left = max(batch.deadline for batch in batches) - trio.current_time()
             try:
-                result = await self._client.transaction(
-                    *self._transaction(batches), timeout=min(_RPC_TIMEOUT_S, left)
+                result = await self._client.commit(
+                    self._transaction(batches), timeout=min(_RPC_TIMEOUT_S, left)
                 )
             except etcd.SpaceExceeded as error:
                 await self._settle_out_of_space(batches, error)
@@ -356,8 +364,7 @@ class Appender:
                     self._refuse(batch, error)
                 return
             if result.succeeded:
-                for batch in batches:
-                    self._succeed(batch, Revision(result.revision))
+                self._applied(batches, result)
                 return
             batches = await self._look_and_settle(batches)
             refusals += 1
@@ -374,19 +381,22 @@ class Appender:
                 self._fail(batch, timed_out(self._op_timeout, batch.failure))
         return [batch for batch in batches if batch.deadline > now]
 
-    def _transaction(self, batches: Sequence[_Batch]) -> tuple[list[etcd.Compare], list[etcd.Op]]:
-        keys = self._keys
-        compare: list[etcd.Compare] = []
-        success: list[etcd.Op] = []
+    def _transaction(self, batches: Sequence[_Batch]) -> etcd.Transaction:
+        keys, now = self._keys, trio.current_time()
+        transaction = etcd.Transaction()
         for batch in batches:
             topic, fence = batch.writer.topic, batch.fence
-            epoch, writer = keys.epoch(topic), keys.writer(topic, batch.session)
-            compare.append(etcd.compare_mod_revision(epoch) == fence.generation)
-            compare.append(etcd.compare_version(writer) == fence.sequence - 1)
-            success.append(etcd.put(writer, fence.encode(), lease=batch.session))
-            success.append(etcd.put(batch.key(keys), batch.value()))
-            success.append(etcd.put(keys.last(topic), encode_time(batch.time_ns)))
-        return compare, success
+            writer, last = keys.writer(topic, batch.session), keys.last(topic)
+            transaction.compare_mod_revision(keys.epoch(topic), fence.generation)
+            transaction.compare_version(writer, fence.sequence - 1)
+            batch.previous_at = None
+            if len(batches) <= TOPICS_WITH_PREVIOUS and self._sizes.wanted(topic, now):
+                batch.previous_at = len(transaction)
+                transaction.get(last, keys_only=True)
+            transaction.put(writer, fence.encode(), lease=batch.session)
+            transaction.put(batch.key(keys), batch.value())
+            transaction.put(last, encode_time(batch.time_ns))
+        return transaction
 
     async def _look_and_settle(self, batches: Sequence[_Batch]) -> list[_Batch]:
         """Settle batches by what etcd holds; return those that have to be sent (again)."""
@@ -418,6 +428,7 @@ class Appender:
         )
         match fence_rules.settle(batch.fence, observed):
             case fence_rules.Committed():
+                self._sizes.forget(batch.writer.topic)
                 self._succeed(batch, Revision(writer.mod_revision if writer else 0))
             case fence_rules.Gone():
                 self._fail(batch, TopicGone("the topic was deleted"))
@@ -484,6 +495,7 @@ class Appender:
             generation=Revision(epoch.mod_revision) if epoch else None,
         ):
             case fence_rules.Committed():
+                self._sizes.forget(batch.writer.topic)
                 self._succeed(batch, Revision(own.mod_revision if own else 0))
             case fence_rules.Gone():
                 self._fail(batch, TopicGone("the topic was deleted"))
@@ -493,6 +505,23 @@ class Appender:
                 batch.writer.generation = generation
                 return True
         return False
+
+    def _applied(self, batches: Sequence[_Batch], result: etcd.TransactionResult) -> None:
+        revision, now = Revision(result.revision), trio.current_time()
+        asked = any(batch.previous_at is not None for batch in batches)
+        responses = result.responses if asked else []
+        for batch in batches:
+            last = _first(responses[batch.previous_at]) if batch.previous_at is not None else None
+            self._sizes.appended(
+                batch.writer.topic,
+                previous=Revision(last.mod_revision) if last else None,
+                revision=revision,
+                size=batch.size,
+                messages=batch.messages,
+                time_ns=batch.time_ns,
+                now=now,
+            )
+            self._succeed(batch, revision)
 
     def _succeed(self, batch: _Batch, revision: Revision) -> None:
         batch.writer.sequence = batch.fence.sequence

@@ -12,8 +12,10 @@ import trio
 from dnpipefs import etcd
 from dnpipefs.core.batch import Chunk
 from dnpipefs.core.keys import KeySchema
-from dnpipefs.core.names import FileId, Offset, Revision
+from dnpipefs.core.names import START, FileId, Offset, Revision
 from dnpipefs.core.records import EMPTY_HEAD_VALUE, Mark, encode_time
+from dnpipefs.core.sizes import KnownSize, KnownSizes
+from dnpipefs.core.view import TopicView
 from dnpipefs.errors import TopicGone
 from dnpipefs.log.appender import Appender
 from dnpipefs.log.barrier import Barrier
@@ -25,6 +27,9 @@ from dnpipefs.log.session import SessionKeeper
 from dnpipefs.log.sweeper import Sweeper
 from dnpipefs.log.views import LiveView, Views
 
+SIZES_LIMIT: Final = 10_000
+"""Topics whose size is kept in memory without following them."""
+
 
 @dataclass(frozen=True, slots=True)
 class TopicStat:
@@ -35,6 +40,11 @@ class TopicStat:
     """First retained byte."""
     messages: int
     modified_ns: int
+
+
+def _stat_of(known: TopicView | KnownSize) -> TopicStat:
+    first = known.first if isinstance(known, TopicView) else START
+    return TopicStat(known.end, first, known.messages, known.modified_ns)
 
 
 class Log:
@@ -59,7 +69,8 @@ class Log:
         self.content: Final = BatchCache(client, keys, op_timeout=op_timeout)
         self.sweeper: Final = Sweeper(client, keys)
         self._views: Final = Views(client, keys, self.content, op_timeout=op_timeout)
-        self._appender: Final = Appender(client, keys, sessions, clock, op_timeout=op_timeout)
+        self._sizes: Final = KnownSizes(SIZES_LIMIT)
+        self._appender: Final = Appender(client, keys, sessions, clock, self._sizes, op_timeout=op_timeout)
 
     async def append(self, topic: FileId, chunk: Chunk, *, born: Revision) -> Revision:
         """Append whole messages; see `Appender.append`."""
@@ -89,23 +100,41 @@ class Log:
         self._views.release(live)
 
     async def stat(self, topic: FileId) -> TopicStat:
-        """Return size and times as this host's view has them, its own appends included.
+        """Return size and times, this host's own appends included.
 
-        Other hosts' appends show when the watch brings them, milliseconds later. Raises TopicGone,
-        TimedOut.
+        Of a topic that somebody on this host reads, other hosts' appends show when the watch brings
+        them, milliseconds later; of others, etcd was asked within FRESH_S. Raises TopicGone, TimedOut.
         """
         newest = self._appender.newest(topic)
+        if self._views.peek(topic) is None:
+            known = await self._known_size(topic)
+            if known is not None and known.newest >= newest:
+                return _stat_of(known)
         async with self._views.using(topic) as live:
             with deadline(self._op_timeout):
-                view = await live.wait(lambda view: view.revision >= newest)
-            return TopicStat(view.end, view.first, view.messages, view.modified_ns)
+                return _stat_of(await live.wait(lambda view: view.revision >= newest))
+
+    async def _known_size(self, topic: FileId) -> KnownSize | None:
+        """Return a topic's size without following it; None if others change it, too: then follow it."""
+        now = trio.current_time()
+        known = self._sizes.ask(topic, now)
+        if known is None:
+            view, newest = await self._views.read(topic)
+            known = KnownSize(view.end, view.messages, view.modified_ns, view.generation, newest, now, now)
+            self._sizes.learned(topic, known)
+        elif self._sizes.fresh(topic, now) is None:
+            position = await self._barrier.topic(topic)
+            if not self._sizes.confirmed(topic, position.newest, position.generation, now):
+                return None
+        return known
 
     def peek(self, topic: FileId) -> TopicStat | None:
         """Return what `stat` would if that is known without waiting for anything."""
         view = self._views.peek(topic)
-        if view is None or view.revision < self._appender.newest(topic):
-            return None
-        return TopicStat(view.end, view.first, view.messages, view.modified_ns)
+        if view is None:
+            known = self._sizes.fresh(topic, trio.current_time())
+            return _stat_of(known) if known is not None else None
+        return _stat_of(view) if view.revision >= self._appender.newest(topic) else None
 
     async def reset(self, topic: FileId) -> None:
         """Remove all messages of a topic, atomically for everybody.
@@ -142,6 +171,7 @@ class Log:
                     break
                 except TRANSIENT:
                     await backoff.wait()
+            self._sizes.forget(topic)
             if self._views.peek(topic) is not None:
                 async with self.reader(topic):
                     pass  # this host sees its own reset at once
@@ -150,6 +180,7 @@ class Log:
     def forget(self, topic: FileId) -> None:
         """Tell that a topic was deleted by this host."""
         self._appender.forget(topic)
+        self._sizes.forget(topic)
         self.sweeper.wake()
 
     def give_up(self) -> None:

@@ -26,7 +26,7 @@ from dnpipefs.core.records import Head, Mark, decode_time
 from dnpipefs.core.view import Appended, Deleted, Reset, Snapshot, TailEvent, TopicView, ViewBroken
 from dnpipefs.errors import CorruptData, DnpError, TopicGone
 from dnpipefs.log.content import BatchCache
-from dnpipefs.log.failures import TRANSIENT, Backoff, deadline
+from dnpipefs.log.failures import TRANSIENT, Backoff, deadline, timed_out
 
 logger: Final = logging.getLogger(__name__)
 
@@ -121,6 +121,17 @@ class Views:
         if not live.users:
             live.scope.deadline = trio.current_time() + LINGER_S
 
+    async def read(self, topic: FileId) -> tuple[TopicView, Revision]:
+        """Return a topic as it is now, without following it, and the revision of its newest change.
+
+        Raises TopicGone, TimedOut, or another ClusterError.
+        """
+        try:
+            snapshot, newest = await self._snapshot(topic, timeout=self._op_timeout)
+        except TRANSIENT as error:
+            raise timed_out(self._op_timeout, error) from error
+        return _view(snapshot), newest
+
     async def run(self, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
         """Follow topics until cancelled."""
         async with trio.open_nursery() as nursery:
@@ -133,7 +144,7 @@ class Views:
         with live.scope:
             while live.failure is None:
                 try:
-                    snapshot = await self._snapshot(live.topic)
+                    snapshot, _ = await self._snapshot(live.topic)
                     live.view = _view(snapshot)
                     live.wake()
                     backoff = Backoff()
@@ -158,8 +169,8 @@ class Views:
         if self._live.get(live.topic) is live:
             del self._live[live.topic]
 
-    async def _snapshot(self, topic: FileId) -> Snapshot:
-        """Read a topic's small keys and its tail's keys at one revision."""
+    async def _snapshot(self, topic: FileId, *, timeout: float | None = None) -> tuple[Snapshot, Revision]:
+        """Read a topic's small keys and its tail's keys at one revision; also the newest change's."""
         keys = self._keys
         tail_range = keys.tail(topic)
         result = await self._client.transaction(
@@ -170,6 +181,7 @@ class Views:
                 etcd.get(keys.last(topic)),
                 etcd.get(tail_range.start, tail_range.end, keys_only=True),
             ],
+            timeout=timeout,
         )
         epoch, head, last, tail = (
             response.kvs for response in result.responses if isinstance(response, etcd.RangeResult)
@@ -181,13 +193,14 @@ class Views:
             for kv in tail
             if (parsed := keys.parse_tail(topic, kv.key)) is not None
         ]
-        return Snapshot(
+        snapshot = Snapshot(
             revision=Revision(result.revision),
             generation=Revision(epoch[0].mod_revision),
             head=Head.decode(head[0].key, head[0].value),
             modified_ns=decode_time(last[0].key, last[0].value),
             tail=batches,
         )
+        return snapshot, Revision(last[0].mod_revision)
 
     async def _watch(self, live: LiveView, view: TopicView) -> None:
         tail = self._keys.tail(live.topic)

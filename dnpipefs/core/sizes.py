@@ -1,0 +1,128 @@
+"""Sizes of topics that this host writes or stats but does not read: known without watching them.
+
+A view costs a watch, and a watch brings a host its own pushes back as events, which for a host
+that only writes is half the work. But each append can say, in the same transaction, which revision
+of the topic came before it: if that is the one whose size is known, the new size is known, too.
+
+======================  ==============================  ===========================
+event                   known before                    known after
+======================  ==============================  ===========================
+learned (a snapshot)    anything                        what it says
+appended, on top of     the size at that revision       that size and the batch
+the known revision
+appended, on top of     anything                        nothing: others write, too
+another revision
+confirmed               the size at that revision       the same, fresh again
+forget (reset, delete)  anything                        nothing
+======================  ==============================  ===========================
+
+Invariants:
+
+1. A known size was the topic's size at the moment `confirmed_at`.
+2. At most `limit` topics are known; the one asked for longest ago goes first.
+
+Pure: the time (seconds, monotonic) is an argument.
+"""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from dataclasses import dataclass
+from typing import Final
+
+from dnpipefs.core.names import FileId, Offset, Revision
+
+FRESH_S: Final = 0.01
+"""How long a known size is as good as a view's: about what a watch takes to bring the news."""
+WANTED_S: Final = 1.0
+"""How long after it was asked for a size is kept up by appends."""
+
+
+@dataclass(slots=True)
+class KnownSize:
+    """The size of a topic and when it was that."""
+
+    end: Offset
+    messages: int
+    modified_ns: int
+    generation: Revision
+    newest: Revision
+    """mod_revision of the topic's newest append or reset."""
+    confirmed_at: float
+    asked_at: float
+
+
+class KnownSizes:
+    """What is known, by topic."""
+
+    def __init__(self, limit: int) -> None:
+        self._limit: Final = limit
+        self._known: OrderedDict[FileId, KnownSize] = OrderedDict()
+
+    def __len__(self) -> int:
+        return len(self._known)
+
+    def learned(self, topic: FileId, size: KnownSize) -> None:
+        """Take what a snapshot says, unless an append has overtaken it meanwhile."""
+        known = self._known.get(topic)
+        if known is not None and known.newest > size.newest:
+            return
+        self._known[topic] = size
+        self._known.move_to_end(topic)
+        if len(self._known) > self._limit:
+            self._known.popitem(last=False)
+
+    def ask(self, topic: FileId, now: float) -> KnownSize | None:
+        """Return what is known, and keep it up for a while."""
+        size = self._known.get(topic)
+        if size is not None:
+            size.asked_at = now
+            self._known.move_to_end(topic)
+        return size
+
+    def fresh(self, topic: FileId, now: float) -> KnownSize | None:
+        """As `ask`, but only what was confirmed just now."""
+        size = self.ask(topic, now)
+        return size if size is not None and now - size.confirmed_at <= FRESH_S else None
+
+    def wanted(self, topic: FileId, now: float) -> bool:
+        """Tell whether an append should say what came before it."""
+        size = self._known.get(topic)
+        return size is not None and now - size.asked_at <= WANTED_S
+
+    def appended(
+        self,
+        topic: FileId,
+        *,
+        previous: Revision | None,
+        revision: Revision,
+        size: int,
+        messages: int,
+        time_ns: int,
+        now: float,
+    ) -> None:
+        """This host appended; *previous* is the topic's newest revision before, None if not asked."""
+        known = self._known.get(topic)
+        if known is None:
+            return
+        if previous != known.newest:
+            del self._known[topic]
+            return
+        known.end = Offset(known.end + size)
+        known.messages += messages
+        known.modified_ns = time_ns
+        known.newest = revision
+        known.confirmed_at = now
+
+    def confirmed(self, topic: FileId, newest: Revision, generation: Revision, now: float) -> bool:
+        """Etcd says where the topic stands; False (and forgotten) if that is not what is known."""
+        known = self._known.get(topic)
+        if known is None or (known.newest, known.generation) != (newest, generation):
+            self._known.pop(topic, None)
+            return False
+        known.confirmed_at = now
+        return True
+
+    def forget(self, topic: FileId) -> None:
+        """The topic was reset or deleted, or what became of an append is not known."""
+        self._known.pop(topic, None)

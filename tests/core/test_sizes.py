@@ -1,0 +1,110 @@
+"""Sizes known without a watch, against a model topic that several hosts append to and reset."""
+
+import random
+
+import pytest
+
+from dnpipefs.core.names import FileId, Offset, Revision
+from dnpipefs.core.sizes import FRESH_S, WANTED_S, KnownSize, KnownSizes
+
+TOPIC = FileId(7)
+
+
+class Topic:
+    """The truth."""
+
+    def __init__(self) -> None:
+        self.revision = self.newest = self.generation = 1
+        self.end = self.messages = 0
+
+    def append(self, size: int) -> tuple[Revision, Revision]:
+        previous, self.revision = self.newest, self.revision + 1
+        self.newest = self.revision
+        self.end += size
+        self.messages += 1
+        return Revision(previous), Revision(self.newest)
+
+    def reset(self) -> None:
+        self.revision += 1
+        self.newest = self.generation = self.revision
+        self.end = self.messages = 0
+
+    def known(self, now: float) -> KnownSize:
+        return KnownSize(
+            Offset(self.end), self.messages, 0, Revision(self.generation), Revision(self.newest), now, now
+        )
+
+
+def check(topic: Topic, found: KnownSize | None) -> None:
+    assert found is None or (found.end, found.messages) == (topic.end, topic.messages)
+
+
+@pytest.mark.parametrize("seed", range(50))
+def test_invariant_1_a_size_was_true_when_it_was_confirmed(seed: int) -> None:
+    dice = random.Random(seed)
+    topic, sizes = Topic(), KnownSizes(10)
+    now, answers = 0.0, 0
+    for _ in range(400):
+        now += 1
+        match dice.choice(
+            ["ours", "ours", "ours", "unasked", "theirs", "reset", "snapshot", "confirm", "forget"]
+        ):
+            case "ours":
+                size = dice.randrange(1, 100)
+                previous, revision = topic.append(size)
+                sizes.appended(
+                    TOPIC, previous=previous, revision=revision, size=size, messages=1, time_ns=0, now=now
+                )
+                found = sizes.fresh(TOPIC, now)
+                check(topic, found)
+                answers += found is not None
+            case "unasked":
+                _, revision = topic.append(1)
+                sizes.appended(
+                    TOPIC, previous=None, revision=revision, size=1, messages=1, time_ns=0, now=now
+                )
+                assert sizes.ask(TOPIC, now) is None
+            case "theirs":
+                topic.append(dice.randrange(1, 100))
+            case "reset":
+                topic.reset()
+            case "snapshot":
+                sizes.learned(TOPIC, topic.known(now))
+            case "confirm":
+                if sizes.confirmed(TOPIC, Revision(topic.newest), Revision(topic.generation), now):
+                    check(topic, sizes.fresh(TOPIC, now))
+                else:
+                    assert sizes.ask(TOPIC, now) is None
+            case "forget":
+                sizes.forget(TOPIC)
+    assert answers > 5
+
+
+def test_an_append_on_top_of_somebody_elses_ends_the_knowledge() -> None:
+    topic, sizes = Topic(), KnownSizes(10)
+    sizes.learned(TOPIC, topic.known(0))
+    topic.append(5)
+    previous, revision = topic.append(6)
+    sizes.appended(TOPIC, previous=previous, revision=revision, size=6, messages=1, time_ns=0, now=0)
+    assert sizes.ask(TOPIC, 0) is None
+
+
+def test_a_size_is_fresh_for_a_while_and_wanted_for_another() -> None:
+    topic, sizes = Topic(), KnownSizes(10)
+    sizes.learned(TOPIC, topic.known(0))
+    assert sizes.fresh(TOPIC, FRESH_S) is not None
+    assert sizes.fresh(TOPIC, FRESH_S * 1.1) is None
+    assert sizes.ask(TOPIC, 5) is not None
+    assert sizes.wanted(TOPIC, 5 + WANTED_S)
+    assert not sizes.wanted(TOPIC, 5 + WANTED_S * 1.1)
+
+
+def test_invariant_2_the_topic_asked_for_longest_ago_goes_first() -> None:
+    topic, sizes = Topic(), KnownSizes(2)
+    for number in (1, 2):
+        sizes.learned(FileId(number), topic.known(0))
+    sizes.ask(FileId(1), 1)
+    sizes.learned(FileId(3), topic.known(2))
+    assert len(sizes) == 2
+    assert sizes.ask(FileId(2), 3) is None
+    assert sizes.ask(FileId(1), 3) is not None
