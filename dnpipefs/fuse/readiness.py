@@ -1,9 +1,15 @@
-"""How pyfuse3 waits for requests: without a detour through the scheduler when there is one already.
+"""How pyfuse3 waits for requests: many at a time, and without a detour when there is one already.
 
 pyfuse3 takes a lock, arms epoll and waits, for each single request; under load that costs as much as
 answering it. It looks trio up in its own module, and lets that be replaced (this is how its asyncio
-mode works). `install` puts a stand-in there whose `Lock` does not yield when it is free and whose
-`wait_readable` looks first. Everything else is trio's own.
+mode works). `install` puts a stand-in there; everything but `Lock` and `lowlevel.wait_readable` is
+trio's own.
+
+A task that asks for the next request looks (`poll`) whether there is one and takes it at once. If
+there is none, one task waits for the descriptor as trio does, the others are parked. Whoever finds a
+request wakes WAKE_MORE of the parked, so that a burst of requests is taken in few turns of the
+scheduler. Only one thread ever reads the descriptor, and between the look and the read nothing
+else runs: what was seen is there to be read.
 """
 
 from __future__ import annotations
@@ -16,25 +22,21 @@ import pyfuse3
 import trio
 
 IN_A_ROW: Final = 32
-"""Requests taken without yielding before the other tasks get their turn."""
+"""Requests taken without yielding before other tasks get their turn."""
+WAKE_MORE: Final = 2
+"""Parked tasks to wake for each request that was there without waiting."""
 
 
-class _Lock:
-    """A fair lock for one waiting place: free means no checkpoint."""
-
-    def __init__(self) -> None:
-        self._held = False
-        self._waiting: Final = trio.lowlevel.ParkingLot()
+class _NoLock:
+    """In the place of the lock around the wait: `wait_readable` below sees to the order itself."""
 
     async def __aenter__(self) -> None:
-        if self._held:
-            await self._waiting.park()  # the leaving holder hands it over
-        self._held = True
+        pass
 
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
-        self._held = bool(self._waiting.unpark())
+        pass
 
 
 class _LowLevel:
@@ -43,19 +45,46 @@ class _LowLevel:
     def __init__(self) -> None:
         self._poll: Final = select.poll()
         self._registered: int | None = None
+        self._waiting = False
+        self._closing = False
+        self._parked: Final = trio.lowlevel.ParkingLot()
         self._in_a_row = 0
 
     async def wait_readable(self, fd: int) -> None:
         if self._registered != fd:
-            if self._registered is not None:
-                self._poll.unregister(self._registered)
-            self._poll.register(fd, select.POLLIN)
-            self._registered = fd
+            self._register(fd)
+        if self._in_a_row >= IN_A_ROW:
+            self._in_a_row = 0
+            await trio.lowlevel.checkpoint()
+        while not self._poll.poll(0):
+            if self._closing:
+                raise trio.ClosedResourceError("the mount ends")
+            if self._waiting:
+                await self._parked.park()
+            else:
+                await self._wait(fd)
         self._in_a_row += 1
-        if self._in_a_row < IN_A_ROW and self._poll.poll(0):
-            return
+        self._parked.unpark(count=WAKE_MORE)
+
+    async def _wait(self, fd: int) -> None:
+        self._waiting = True
         self._in_a_row = 0
-        await trio.lowlevel.wait_readable(fd)
+        try:
+            await trio.lowlevel.wait_readable(fd)
+        except trio.ClosedResourceError:  # pyfuse3.terminate
+            self._closing = True
+            self._parked.unpark_all()
+            raise
+        finally:
+            self._waiting = False
+            self._parked.unpark()  # if this task ends here, another one has to wait in its place
+
+    def _register(self, fd: int) -> None:
+        if self._registered is not None:
+            self._poll.unregister(self._registered)
+        self._poll.register(fd, select.POLLIN)
+        self._registered = fd
+        self._closing = False
 
     def __getattr__(self, name: str) -> Any:
         return getattr(trio.lowlevel, name)
@@ -64,7 +93,7 @@ class _LowLevel:
 class _Trio:
     """trio, except for what is said above."""
 
-    Lock = _Lock
+    Lock = _NoLock
 
     def __init__(self) -> None:
         self.lowlevel: Final = _LowLevel()

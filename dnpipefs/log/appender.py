@@ -182,7 +182,7 @@ class Appender:
         self._line_up(writer)
         try:
             session = self._sessions.current()
-            if writer.ready and session is not None and self._may_commit():
+            if writer.ready and session is not None and not self._commits:
                 await self._commit(session)
             elif not self._waiting:
                 self._work.unpark()  # to wait for a session, or for a commit that may not be quick after all

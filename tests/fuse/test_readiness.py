@@ -1,0 +1,119 @@
+"""The stand-in for trio in pyfuse3, on a socket pair in the place of /dev/fuse: one byte is a request."""
+
+import itertools
+import socket
+from collections.abc import Iterator
+
+import pytest
+import trio
+import trio.testing
+
+from dnpipefs.fuse.readiness import IN_A_ROW, _Trio
+
+
+@pytest.fixture
+def kernel() -> Iterator[socket.socket]:
+    """The end that sends requests; its other end is `kernel.peer`."""
+    ours, theirs = socket.socketpair()
+    ours.setblocking(False)
+    theirs.setblocking(False)
+    _PEERS[ours.fileno()] = theirs
+    with ours, theirs:
+        yield ours
+        del _PEERS[ours.fileno()]
+
+
+_PEERS: dict[int, socket.socket] = {}
+
+
+class Workers:
+    """Tasks that take requests as pyfuse3's do: wait, then read at once what must be there."""
+
+    def __init__(self, kernel: socket.socket) -> None:
+        self.device = _PEERS[kernel.fileno()]
+        self.trio = _Trio()
+        self.taken: list[int] = []
+        self.ended = 0
+        self.answer = trio.Event()
+
+    async def work(self) -> None:
+        lock = self.trio.Lock()
+        try:
+            while True:
+                async with lock:
+                    await self.trio.lowlevel.wait_readable(self.device.fileno())
+                self.taken += self.device.recv(1)  # BlockingIOError if there is none: the worker's death
+                await self.answer.wait()
+        except trio.ClosedResourceError:
+            self.ended += 1
+
+
+async def test_a_burst_is_taken_by_as_many_tasks_as_there_are(kernel: socket.socket) -> None:
+    workers = Workers(kernel)
+    async with trio.open_nursery() as nursery:
+        for _ in range(20):
+            nursery.start_soon(workers.work)
+        await trio.testing.wait_all_tasks_blocked()
+        kernel.send(bytes(range(50)))
+        await trio.testing.wait_all_tasks_blocked()
+        assert workers.taken == list(range(20)), "each task holds one, unanswered"
+        workers.answer.set()
+        await trio.testing.wait_all_tasks_blocked()
+        assert workers.taken == list(range(50))
+        kernel.send(b"x")
+        await trio.testing.wait_all_tasks_blocked()
+        assert workers.taken[-1:] == list(b"x")
+        nursery.cancel_scope.cancel()
+
+
+async def test_other_tasks_get_their_turn_during_a_flood(kernel: socket.socket) -> None:
+    workers = Workers(kernel)
+    workers.answer.set()
+    turns: list[int] = []
+
+    async def bystander() -> None:
+        while len(workers.taken) < 4 * IN_A_ROW:
+            turns.append(len(workers.taken))
+            await trio.lowlevel.checkpoint()
+
+    async with trio.open_nursery() as nursery:
+        kernel.send(bytes(4 * IN_A_ROW))
+        nursery.start_soon(workers.work)
+        nursery.start_soon(bystander)
+        with trio.fail_after(5):
+            while len(workers.taken) < 4 * IN_A_ROW:
+                await trio.lowlevel.checkpoint()
+        nursery.cancel_scope.cancel()
+    gaps = [later - earlier for earlier, later in itertools.pairwise(turns)]
+    assert max(gaps, default=0) <= IN_A_ROW
+
+
+async def test_all_tasks_end_when_the_mount_does(kernel: socket.socket) -> None:
+    workers = Workers(kernel)
+    async with trio.open_nursery() as nursery:
+        for _ in range(5):
+            nursery.start_soon(workers.work)
+        await trio.testing.wait_all_tasks_blocked()
+        trio.lowlevel.notify_closing(workers.device.fileno())
+    assert workers.ended == 5
+
+
+async def test_a_cancelled_waiter_hands_its_place_over(kernel: socket.socket) -> None:
+    workers = Workers(kernel)
+    async with trio.open_nursery() as nursery:
+        first = trio.CancelScope()
+
+        async def cancelled() -> None:
+            with first:
+                await workers.work()
+
+        nursery.start_soon(cancelled)
+        await trio.testing.wait_all_tasks_blocked()
+        nursery.start_soon(workers.work)
+        await trio.testing.wait_all_tasks_blocked()
+        first.cancel()
+        await trio.testing.wait_all_tasks_blocked()
+        kernel.send(b"x")
+        await trio.testing.wait_all_tasks_blocked()
+        assert workers.taken == list(b"x")
+        nursery.cancel_scope.cancel()
