@@ -71,7 +71,7 @@ class Host:
 
     async def status(self) -> Reply:
         """Tell the server's version."""
-        return {"version": (await self._client.status()).version}
+        return {"version": (await self._client.check()).version}
 
     async def create(self, topics: list[str]) -> Reply:
         """Make topics with one message in each."""

@@ -134,7 +134,7 @@ _OPTIONS: Final = (
     click.option("--cacert", type=_FILE, metavar="FILE", help="Authority of the servers' certificates."),
     click.option("--cert", type=_FILE, metavar="FILE", help="Certificate to show to etcd."),
     click.option("--key", type=_FILE, metavar="FILE", help="Key of that certificate."),
-    click.option("--user", metavar="NAME", help="User of etcd."),
+    click.option("--user", metavar="NAME", help="User of etcd; a role on the prefix is enough."),
     click.option("--password-file", type=_FILE, metavar="FILE", help="File with that user's password."),
     click.option(
         "--op-timeout",

@@ -10,14 +10,16 @@ from contextlib import asynccontextmanager
 import trio
 
 from dnpipefs.etcd.bridge import Bridge
-from dnpipefs.etcd.endpoint import DELETE, PUT, RANGE, TXN, Tls, open_endpoints
+from dnpipefs.etcd.endpoint import DELETE, PUT, RANGE, TXN, Endpoint, Tls, open_endpoints
+from dnpipefs.etcd.errors import Ambiguous, PermissionDenied, Unreachable
+from dnpipefs.etcd.http import HttpSide
 from dnpipefs.etcd.lease import LeaseCalls
-from dnpipefs.etcd.maintenance import MaintenanceCalls, read_status
+from dnpipefs.etcd.maintenance import MaintenanceCalls
 from dnpipefs.etcd.model import (
     DeleteResult,
     KeyValue,
     RangeResult,
-    Status,
+    Server,
     TransactionResult,
     delete_result,
     key_value,
@@ -26,7 +28,8 @@ from dnpipefs.etcd.model import (
 )
 from dnpipefs.etcd.pool import Credentials, Pool, probe
 from dnpipefs.etcd.proto import rpc_pb2 as pb
-from dnpipefs.etcd.quota import Quota
+from dnpipefs.etcd.releases import ask_release
+from dnpipefs.etcd.space import SpaceGauge
 from dnpipefs.etcd.transaction import Compare, Op, Transaction
 from dnpipefs.etcd.watch import Watch, WatchHub
 
@@ -42,9 +45,10 @@ class Client(LeaseCalls, MaintenanceCalls):
     Cancelling a write that is under way leaves its outcome unknown, too.
     """
 
-    def __init__(self, pool: Pool, quota: Quota) -> None:
+    def __init__(self, pool: Pool, http: HttpSide) -> None:
         self._pool = pool
-        self._quota = quota
+        self._http = http
+        self._gauge = SpaceGauge(http)
         self._watches = WatchHub(pool)
 
     async def range(
@@ -161,20 +165,32 @@ class Client(LeaseCalls, MaintenanceCalls):
         """
         return Watch(self._watches, key, range_end, start_revision or 0)
 
-    async def check(self) -> Status:
+    async def check(self) -> Server:
         """Fail fast: ask every endpoint once, log in, and say clearly what is wrong.
 
-        Raises `Unreachable`, `TlsFailed` or `AuthenticationFailed`.
+        Succeeds for every user whom etcd lets in; what the user may do is not asked. Raises `Unreachable`,
+        `TlsFailed` or `AuthenticationFailed`.
         """
         for endpoint in self._pool.endpoints:
             response = await probe(endpoint)
-            if endpoint.healthy:
-                if self._pool.tokens is not None:
+            if not endpoint.healthy:
+                continue
+            try:
+                if self._pool.tokens is not None:  # goes through etcd's log: proves a leader, too
                     await self._pool.tokens.get(endpoint, self._pool.timeout)
-                if response is not None:
-                    return read_status(endpoint.name, response)
-                return await self.status(endpoint.name)
+                version = response.version if response is not None else await self._release(endpoint)
+            except (Unreachable, Ambiguous) as error:
+                endpoint.failed(error)
+            else:
+                return Server(endpoint.name, version)
         raise self._pool.unreachable()
+
+    async def _release(self, endpoint: Endpoint) -> str:
+        """Return the release of a server that did not tell it to a stranger; empty if it tells nobody."""
+        try:
+            return (await self.status(endpoint.name)).version
+        except PermissionDenied:  # etcd knows the user, and keeps its status for the root role
+            return await ask_release(self._http, endpoint.address)
 
     async def aclose(self) -> None:
         """End the watches and close the channels."""
@@ -197,7 +213,7 @@ async def open_client(
     `timeout` (seconds) is the default of every call. Make it after daemonizing: gRPC does not
     survive a fork. Raises `SetupError` for addresses or certificate files that cannot be used.
     """
-    client = Client(Pool(open_endpoints(endpoints, tls, Bridge()), credentials, timeout), Quota(tls))
+    client = Client(Pool(open_endpoints(endpoints, tls, Bridge()), credentials, timeout), HttpSide(tls))
     try:
         yield client
     finally:

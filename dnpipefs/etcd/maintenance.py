@@ -1,10 +1,15 @@
 """Calls about the cluster itself: its members' state, alarms, compaction, defragmentation."""
 
+from contextlib import suppress
+
+import trio
+
 from dnpipefs.etcd.endpoint import ALARM, COMPACT, DEFRAGMENT, HASH, MEMBERS, STATUS
+from dnpipefs.etcd.errors import PermissionDenied
 from dnpipefs.etcd.model import Alarm, AlarmKind, Hash, Member, Space, Status
 from dnpipefs.etcd.pool import Pool
 from dnpipefs.etcd.proto import rpc_pb2 as pb
-from dnpipefs.etcd.quota import Quota
+from dnpipefs.etcd.space import SpaceGauge
 
 
 def read_status(endpoint: str, response: pb.StatusResponse) -> Status:
@@ -29,10 +34,13 @@ class MaintenanceCalls:
     """The maintenance part of `Client`. `endpoint` is one of the client's, as it was written."""
 
     _pool: Pool
-    _quota: Quota
+    _gauge: SpaceGauge
 
     async def status(self, endpoint: str | None = None, *, timeout: float | None = None) -> Status:
-        """Return the state of the member at `endpoint`, or of the one in use."""
+        """Return the state of the member at `endpoint`, or of the one in use.
+
+        Current releases of etcd with users raise `PermissionDenied` for one without the root role.
+        """
         deadline = self._pool.deadline(timeout)
         target = self._pool.named(endpoint) if endpoint else await self._pool.ready(deadline)
         response = await self._pool.call(STATUS, pb.StatusRequest(), timeout, once=False, endpoint=target)
@@ -41,11 +49,16 @@ class MaintenanceCalls:
     async def space(self, *, timeout: float | None = None) -> Space:
         """Return how full the member in use is.
 
-        The size is etcd's at this moment; the quota may be etcd's default where it does not tell (`Quota`).
+        The size is etcd's at this moment if it shows its status to this user; `SpaceGauge` says what is
+        answered for all it does not tell.
         """
-        status = await self.status(timeout=timeout)
-        address = self._pool.named(status.endpoint).address
-        return Space(status.db_size, await self._quota.ask(address, status.db_size_quota))
+        deadline = self._pool.deadline(timeout)
+        target = await self._pool.ready(deadline)
+        status: Status | None = None
+        with suppress(PermissionDenied):
+            left = max(0.0, deadline - trio.current_time())
+            status = await self.status(target.name, timeout=left)
+        return await self._gauge.read(target.address, status)
 
     async def members(self, *, timeout: float | None = None) -> list[Member]:
         """Return the members of the cluster."""

@@ -99,6 +99,15 @@ class Status:
 
 
 @dataclass(frozen=True, slots=True)
+class Server:
+    """The server that a client found: its endpoint as the user wrote it, and its release."""
+
+    endpoint: str
+    version: str
+    """Such as ``3.5.30``; empty if it does not tell."""
+
+
+@dataclass(frozen=True, slots=True)
 class Space:
     """The size of a member's database and its quota, bytes."""
 

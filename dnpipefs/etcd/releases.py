@@ -1,10 +1,32 @@
-"""Releases of etcd with faults that matter to us: said in the log, since nobody reads release notes twice."""
+"""etcd's releases: which one a server is of, and which have faults that matter to us.
+
+The faults are said in the log, since nobody reads release notes twice.
+"""
 
 from __future__ import annotations
 
+import json
 from typing import Final
 
+from dnpipefs.etcd.endpoint import Address
+from dnpipefs.etcd.http import HttpFailed, HttpSide
+
 RECOMMENDED: Final = "3.5.33 or 3.6.14 and later"
+
+VERSION_LIMIT_BYTES: Final = 4096
+"""More than a server has to say about its version, head included."""
+
+
+async def ask_release(http: HttpSide, address: Address) -> str:
+    """Return the release of the server at `address`, such as ``3.5.30``; empty where it does not tell.
+
+    For those to whom etcd refuses its status, which has it, too.
+    """
+    try:
+        document = await http.get(address, "/version", limit_bytes=VERSION_LIMIT_BYTES)
+        return str(json.loads(document)["etcdserver"])
+    except (HttpFailed, ValueError, KeyError, TypeError):
+        return ""
 
 
 def known_fault(version: str) -> str | None:

@@ -71,4 +71,11 @@ README = Document("README.md")
 ARCHITECTURE = Document("docs/architecture.md")
 FORMAT = Document("docs/format.md")
 SEMANTICS = Document("docs/semantics.md")
-DOCUMENTS = (README, ARCHITECTURE, FORMAT, SEMANTICS, Document("CHANGELOG.md"))
+DOCUMENTS = (
+    README,
+    ARCHITECTURE,
+    FORMAT,
+    SEMANTICS,
+    Document("docs/benchmarks.md"),
+    Document("CHANGELOG.md"),
+)

@@ -12,8 +12,8 @@ from dnpipefs.core.batch import HEADER_BYTES, decode
 from dnpipefs.core.keys import KeySchema
 from dnpipefs.core.names import FileId
 from dnpipefs.core.records import Head, Inode, Mark, Meta, decode_time
-from dnpipefs.etcd.quota import BELIEVED_S, ETCD_DEFAULT_BYTES
 from dnpipefs.etcd.server import DEFAULT_QUOTA_BYTES
+from dnpipefs.etcd.space import BELIEVED_S, ETCD_DEFAULT_BYTES
 from dnpipefs.etcd.watch import WATCH_BACKLOG_LIMIT
 from dnpipefs.etcd.watch_stream import INBOX_LIMIT
 from dnpipefs.fuse.adapter import ERRNO, FRESH_S, MAX_TASKS, STOP_GRACE_S
@@ -81,6 +81,7 @@ def test_the_commands_of_the_readme_exist() -> None:
         (SEMANTICS, f"at most {BELIEVED_S:g} s old; {ETCD_DEFAULT_BYTES >> 30} GiB, etcd's default"),
         (SEMANTICS, f"kernel inodes of\ntheir own (up to {MAX_ALIASES})"),
         (SEMANTICS, f"attributes for {FRESH_S * 1000:g} ms at most"),
+        (SEMANTICS, f"is committed, if etcd takes it within {STOP_GRACE_S:g} s"),
         (FORMAT, f"or {SESSION_TTL_S} s after its death"),
         (FORMAT, f"batches of up to {TOPICS_PER_TRANSACTION} topics in one"),
         (ARCHITECTURE, f"of up to {TOPICS_PER_TRANSACTION} topics and {MAX_MESSAGE // MIB} MiB"),
@@ -92,6 +93,7 @@ def test_the_commands_of_the_readme_exist() -> None:
         (ARCHITECTURE, f"{CACHE_LIMIT // MIB} MiB of cached\nbatches, {FETCH_LIMIT // MIB} MiB a fetch"),
         (ARCHITECTURE, f"{MAX_TASKS:,} FUSE requests"),
         (ARCHITECTURE, f"those under way get {STOP_GRACE_S:g} s"),
+        (ARCHITECTURE, f"for at most {STOP_GRACE_S:g} s more"),
         (ARCHITECTURE, f"at most {IN_A_ROW} times in a row"),
     ],
 )

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from dnpipefs import etcd
-from tests.docs.documents import FORMAT, README
+from tests.docs.documents import FORMAT, README, SEMANTICS
 from tests.docs.test_docs import example
 from tests.support.etcd_process import EtcdProcess
 from tests.support.mounts import Mount, Mounts, why_no_mounts
@@ -166,6 +166,34 @@ def test_several_hosts_name_the_same_etcd(server: EtcdProcess, directory: Path, 
     assert output(f"{command} --log-file {tmp_path}/log") == ""
     assert (directory / "builds").exists() or (directory / "team").exists(), "the other mount's topics"
     assert output(f"dnpipefs umount {directory}") == ""
+
+
+@needs_mounts
+def test_an_etcd_user_with_the_documented_role(directory: Path, tmp_path: Path, etcd_binary: str) -> None:
+    guarded = EtcdProcess(tmp_path / "etcd", etcd_binary)
+    password = tmp_path / "password"
+    password.touch(mode=0o600)
+    password.write_text("secret\n")
+    (commands,) = SEMANTICS.of_kind("sh")
+    *administration, mount = commands.splitlines()
+    try:
+        guarded.start()
+        for line in administration:
+            command = re.sub(r"^etcdctl", rf"\g<0> --endpoints {guarded.endpoint}", line)
+            if " user add " in command:
+                command = command.partition("#")[0] + f" --interactive=false < {password}"
+            output(command)
+        command = re.sub(r"http://etcd1\S*", guarded.endpoint, placed(mount, directory))
+        command = command.replace("/etc/dnpipefs/password", str(password))
+        assert output(f"{command} --log-file {tmp_path}/log --log-level warning") == ""
+        assert output(f"echo pushed > {directory}/jobs; cat {directory}/jobs") == "pushed\n"
+        used = int(output(f"df --output=used {directory}").split()[1])
+        assert used > 0
+        assert output(f"dnpipefs umount {directory}") == ""
+    finally:
+        guarded.kill()
+    said = [line for line in (tmp_path / "log").read_text().splitlines() if "upgrade to" not in line]
+    assert said == []
 
 
 def test_the_python_of_the_readme(server: EtcdProcess, tmp_path: Path) -> None:

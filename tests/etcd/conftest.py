@@ -41,6 +41,22 @@ def server(tmp_path: Path, etcd_binary: str) -> Iterator[EtcdProcess]:
 
 
 @pytest.fixture
+async def cluster(tmp_path: Path, etcd_binary: str) -> AsyncIterator[list[EtcdProcess]]:
+    """Three members of a test's own."""
+    members = [EtcdProcess(tmp_path / name, etcd_binary, name=name) for name in ("a", "b", "c")]
+    try:
+        for member in members:
+            member.cluster = members
+            member.launch()
+        for member in members:
+            member.wait_ready()
+        yield members
+    finally:
+        for member in members:
+            member.kill()
+
+
+@pytest.fixture
 def prefix() -> bytes:
     """A piece of the shared server's keys for one test."""
     return b"/test/%d/" % next(_numbers)

@@ -1,6 +1,6 @@
 """What a client says, and does, when the server or the way to it breaks in the middle."""
 
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import Awaitable, Callable
 from contextlib import AsyncExitStack
 from functools import partial
 from pathlib import Path
@@ -191,21 +191,6 @@ async def test_no_space(tmp_path: Path, etcd_binary: str) -> None:
 async def _fill(client: Client) -> None:
     for number in range(100):
         await client.put(b"%d" % number, bytes(2**17))
-
-
-@pytest.fixture
-async def cluster(tmp_path: Path, etcd_binary: str) -> AsyncIterator[list[EtcdProcess]]:
-    members = [EtcdProcess(tmp_path / name, etcd_binary, name=name) for name in ("a", "b", "c")]
-    try:
-        for member in members:
-            member.cluster = members
-            member.launch()
-        for member in members:
-            member.wait_ready()
-        yield members
-    finally:
-        for member in members:
-            member.kill()
 
 
 async def _leader(client: Client, members: list[EtcdProcess]) -> EtcdProcess:

@@ -1,6 +1,7 @@
 """TLS and etcd's users: what works, and what is said when it does not."""
 
 import os
+import re
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -10,6 +11,8 @@ import pytest
 import trio
 from google.protobuf.message import Message
 
+from dnpipefs import connect
+from dnpipefs.cluster import Settings, open_cluster
 from dnpipefs.errors import SetupError
 from dnpipefs.etcd import (
     AuthenticationFailed,
@@ -205,6 +208,61 @@ async def test_users(guarded: EtcdProcess) -> None:
                     pass
             revision = await client.put(b"open/key", b"")
             assert (await allowed.__anext__()).revision == revision
+
+
+async def test_an_ordinary_user_learns_release_and_space(
+    guarded: EtcdProcess, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Current releases show their status to the root role only."""
+    async with (
+        open_client([guarded.endpoint], credentials=ROOT, timeout=ENOUGH) as root,
+        open_client([guarded.endpoint], credentials=GUEST, timeout=ENOUGH) as guest,
+    ):
+        assert re.fullmatch(r"3\.\d+\.\d+", (await root.check()).version)
+        assert await guest.check() == await root.check()
+        seen, real = await guest.space(), await root.space()
+        assert seen.quota == real.quota
+        assert seen.used == pytest.approx(real.used, rel=0.5)  # the store grows with what was asked
+    assert caplog.messages == []
+
+
+async def test_a_role_on_the_prefix_is_enough(guarded: EtcdProcess, caplog: pytest.LogCaptureFixture) -> None:
+    """All that is done below a prefix, by a user to whom etcd refuses everything else."""
+    async with connect(guarded.endpoint, prefix="open/", credentials=GUEST) as dnp:
+        await dnp.mkdir("team")
+        await dnp.push("team/jobs", "before")
+        await dnp.reset("team/jobs")
+        await dnp.push("team/jobs", "one", "two")
+        assert [message.data async for message in dnp.pull("team/jobs")] == [b"one\n", b"two\n"]
+        assert (await dnp.stat("team/jobs")).size == 8
+        await dnp.rename("team/jobs", "done")
+        await dnp.remove("done")
+        assert [entry.name for entry in await dnp.ls()] == ["team"]
+    async with open_cluster(Settings((guarded.endpoint,), "open/", credentials=GUEST)) as cluster:
+        await cluster.log.sweeper.sweep_all()
+    async with open_client([guarded.endpoint], credentials=ROOT) as root:
+        left = [kv.key.split(b"/")[1] for kv in (await root.get_prefix(b"open/")).kvs]
+        assert {b"session", b"trash", b"tail"}.isdisjoint(left), "swept, and the lease given back"
+    assert caplog.messages == []
+
+
+async def test_a_role_elsewhere_is_told_so(guarded: EtcdProcess) -> None:
+    with pytest.raises(PermissionDenied, match="a role with read and write permission for the prefix"):
+        async with connect(guarded.endpoint, prefix="closed/", credentials=GUEST):
+            pass
+
+
+async def test_a_member_without_majority_is_passed_over(
+    cluster: list[EtcdProcess], guarded: EtcdProcess
+) -> None:
+    """It refuses its status like a sound one, so it is found out when it cannot let anybody in."""
+    async with open_client([cluster[0].endpoint], timeout=ENOUGH) as client:
+        await _enable_auth(client)
+    for member in cluster[1:]:
+        member.kill()
+    endpoints = [cluster[0].endpoint, guarded.endpoint]
+    async with open_client(endpoints, credentials=ROOT, timeout=2) as client:
+        assert (await client.check()).endpoint == guarded.endpoint
 
 
 async def test_wrong_password(guarded: EtcdProcess) -> None:
