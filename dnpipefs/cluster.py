@@ -113,10 +113,10 @@ async def _join(settings: Settings, mountpoint: str | None) -> AsyncIterator[Clu
         client = await stack.enter_async_context(
             etcd.open_client(endpoints, tls=settings.tls, credentials=settings.credentials)
         )
-        status = await client.check()
-        fault = known_fault(status.version)
-        if fault is not None:
-            logger.warning("%s: upgrade to %s", fault, RECOMMENDED)
+        fault = known_fault((await client.check()).version)
+        if fault is not None:  # said where it is read: in a mount's log, not after each push of a shell loop
+            level = logging.WARNING if mountpoint is not None else logging.INFO
+            logger.log(level, "%s: upgrade to %s", fault, RECOMMENDED)
         keys, clock, op_timeout = KeySchema(settings.prefix), SystemClock(), settings.op_timeout
         await ensure_format(client, keys, clock, uid=os.geteuid(), gid=os.getegid())
         sessions = SessionKeeper(

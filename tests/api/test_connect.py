@@ -1,12 +1,13 @@
 """Connecting, and how failures reach whoever connected."""
 
+import logging
 from pathlib import Path
 
 import pytest
 import trio
 
 import dnpipefs
-from dnpipefs import EtcdError, NotFound, SetupError, TimedOut
+from dnpipefs import EtcdError, NotFound, SetupError, TimedOut, cluster
 from tests.api.conftest import Connect
 from tests.support.etcd_process import EtcdProcess, free_port
 
@@ -30,6 +31,24 @@ async def test_an_error_beside_a_cancellation_leaves_as_it_is(connect: Connect) 
         async with connect():
             scope.cancel()
             raise ZeroDivisionError
+
+
+@pytest.mark.parametrize(("mountpoint", "levels"), [(None, ["INFO"]), ("/dnp", ["WARNING"])])
+async def test_a_release_with_a_fault_is_a_warning_to_mounts_only(
+    mountpoint: str | None,
+    levels: list[str],
+    shared_server: EtcdProcess,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """A push in a shell loop says nothing of it."""
+    monkeypatch.setattr(cluster, "known_fault", lambda version: f"fault of {version}")
+    caplog.set_level(logging.INFO, cluster.__name__)
+    settings = cluster.Settings((shared_server.endpoint,), "/api/release/")
+    async with cluster.open_cluster(settings, mountpoint=mountpoint):
+        pass
+    said = [record for record in caplog.records if record.getMessage().startswith("fault of 3.")]
+    assert [record.levelname for record in said] == levels
 
 
 async def test_cancelling_leaves_the_block(connect: Connect) -> None:
