@@ -414,6 +414,8 @@ async def serve(
             await pyfuse3.main(min_tasks=MIN_IDLE_TASKS, max_tasks=MAX_TASKS)
             nursery.cancel_scope.cancel()
     finally:
-        with trio.move_on_after(STOP_GRACE_S, shield=True):
+        with trio.move_on_after(STOP_GRACE_S, shield=True) as last_chance:
             await files.flush()
+        if last_chance.cancelled_caught:
+            logger.warning("etcd did not take the lines without newline of all open handles in time")
         pyfuse3.close(unmount=True)  # libfuse sees to it that nothing else is unmounted
