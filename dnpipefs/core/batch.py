@@ -117,13 +117,18 @@ def encode(
     chunks: Sequence[Chunk], *, generation: Revision, time_ns: int, session: SessionId, sequence: int
 ) -> bytes:
     """Encode *chunks* as one batch, in their order."""
-    data = chunks[0].data if len(chunks) == 1 else b"".join([chunk.data for chunk in chunks])
-    boundaries, table = _boundary_table(chunks)
-    body = _HEADER.pack(
-        generation, time_ns, session, sequence, sum([chunk.messages for chunk in chunks]), len(data)
-    )
-    check = zlib.crc32(data, zlib.crc32(table, zlib.crc32(body)))
-    return b"".join((_PREFIX.pack(VERSION, boundaries, 0, 0, check), body, table, data))
+    if len(chunks) == 1:
+        data, messages, lengths = chunks[0]
+        boundaries, table = Boundaries.LINES, b""
+        if lengths is not None:
+            boundaries, table = _boundary_table(chunks)
+    else:
+        data = b"".join([chunk.data for chunk in chunks])
+        messages = sum([chunk.messages for chunk in chunks])
+        boundaries, table = _boundary_table(chunks)
+    body = _HEADER.pack(generation, time_ns, session, sequence, messages, len(data)) + table
+    check = zlib.crc32(data, zlib.crc32(body))
+    return b"".join((_PREFIX.pack(VERSION, boundaries, 0, 0, check), body, data))
 
 
 def decode(raw: bytes) -> Batch:
