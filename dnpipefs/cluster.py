@@ -10,6 +10,7 @@ import os
 from collections.abc import AsyncIterator, Iterator
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, field
+from importlib.metadata import version
 from pathlib import Path
 from typing import Final
 
@@ -29,7 +30,7 @@ from dnpipefs.namespace import Namespace
 
 logger: Final = logging.getLogger(__name__)
 
-VERSION: Final = "0.1.0"
+VERSION: Final = version("dnpipefs")
 
 
 def default_data_dir() -> Path:
