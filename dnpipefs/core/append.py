@@ -22,6 +22,8 @@ Invariants:
 2. `settle` says Committed only if this very batch is in the tail (or was, before a reset).
 3. `settle` says Retry only if no transaction sent so far for this batch has committed or can commit
    any more: its number is taken, or its generation is over - or the retry is that same transaction.
+4. Nothing is sent with NO_GENERATION: etcd would compare it as "epoch/<t> is absent", and the batch
+   would be in no generation. A topic that has none is given one first.
 """
 
 from __future__ import annotations
@@ -47,8 +49,9 @@ class Fence(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class Observed:
-    """What one linearizable read found: the epoch's mod_revision and the writer key, None if absent.
+    """What one linearizable read found: the topic's generation and the writer key, None if absent.
 
+    `generation`: the epoch's mod_revision, NO_GENERATION if the topic has none, None if it was deleted.
     `session_alive` (the session's own key, on the same lease, exists) tells "never appended" from
     "appended, and the writer key went with its lease".
     """
@@ -66,7 +69,10 @@ class Committed:
 
 @dataclass(frozen=True, slots=True)
 class Retry:
-    """The batch is not in the log; send it with this generation and sequence number."""
+    """The batch is not in the log; send it with this generation and sequence number.
+
+    With NO_GENERATION one has to be begun first.
+    """
 
     generation: Revision
     sequence: int
@@ -132,8 +138,8 @@ def settle_lost(
 
     `sent_before`: a transaction with this very fence went unanswered. `found`: this very batch is in
     the tail (compare the value: a batch abandoned under the same number can have the same key), or its
-    number is covered by the head's writer table and no abandoned batch shared it. `generation`: the
-    epoch's mod_revision now, None if the topic was deleted. Retry is to be sent under a new session.
+    number is covered by the head's writer table and no abandoned batch shared it. `generation`: as in
+    `Observed`, now. Retry is to be sent under a new session.
     """
     if found:
         return COMMITTED

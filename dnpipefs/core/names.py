@@ -19,6 +19,9 @@ SessionId = NewType("SessionId", int)
 Revision = NewType("Revision", int)
 """An etcd store revision (or a key's mod_revision): the one order of everything."""
 
+NO_GENERATION: Final = Revision(0)
+"""Instead of a generation: the topic is empty, and its next generation has yet to begin."""
+
 Offset = NewType("Offset", int)
 """A byte position in a topic, counted from the first byte of its generation."""
 

@@ -8,7 +8,8 @@ Invariants:
 
 1. Two views of a topic at the same revision are equal, whatever snapshots they began with.
 2. Offsets within a generation never change: an entry's start is the sum of the sizes before it.
-3. No entry is of another generation than the view's.
+3. No entry is of another generation than the view's; between generations there are none, though
+   batches of old ones may still lie in etcd.
 4. Each writer's sequence numbers follow on one another; a gap or repeat means that the watch lost
    or doubled an event (old etcd releases could), raises ViewBroken, and the caller takes a new
    snapshot.
@@ -21,7 +22,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from dnpipefs.core.keys import TailKey
-from dnpipefs.core.names import START, Offset, Revision, SessionId
+from dnpipefs.core.names import NO_GENERATION, START, Offset, Revision, SessionId
 from dnpipefs.core.records import Head
 
 
@@ -56,17 +57,17 @@ class Appended:
 
 @dataclass(frozen=True, slots=True)
 class Reset:
-    """The topic was reset by the transaction of this revision."""
+    """The topic was reset by the transaction of this revision: a generation began."""
 
     time_ns: int
 
 
 @dataclass(frozen=True, slots=True)
-class Deleted:
-    """The topic was deleted."""
+class Ended:
+    """The generation ended, either by a reset that only deletes or with the topic."""
 
 
-TailEvent = Appended | Reset | Deleted
+TailEvent = Appended | Reset | Ended
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,6 +77,7 @@ class Snapshot:
     revision: Revision
     """The store's revision at the read."""
     generation: Revision
+    """NO_GENERATION if there is none."""
     head: Head
     modified_ns: int
     tail: Sequence[tuple[Revision, TailKey]]
@@ -89,16 +91,21 @@ class TopicView:
         self.revision: Revision = snapshot.revision
         self.generation: Revision = snapshot.generation
         self.modified_ns: int = snapshot.modified_ns
-        self.deleted: bool = False
-        self.first: Offset = snapshot.head.first
-        self._base: Offset = snapshot.head.offset
-        self._base_messages: int = snapshot.head.messages
+        head = Head() if self.ended else snapshot.head
+        self.first: Offset = head.first
+        self._base: Offset = head.offset
+        self._base_messages: int = head.messages
         self._entries: list[TailEntry] = []
         self._starts: list[Offset] = []
         self._sequences: dict[SessionId, int] = {}
         for revision, key in sorted(snapshot.tail):
-            if revision >= snapshot.generation:
+            if revision >= snapshot.generation and not self.ended:
                 self._append(revision, key)
+
+    @property
+    def ended(self) -> bool:
+        """Whether there is no generation now."""
+        return self.generation == NO_GENERATION
 
     @property
     def end(self) -> Offset:
@@ -134,9 +141,8 @@ class TopicView:
                 case Reset(time_ns):
                     self._begin_generation(revision)
                     self.modified_ns = time_ns
-                case Deleted():
-                    self._begin_generation(revision)
-                    self.deleted = True
+                case Ended():
+                    self._begin_generation(NO_GENERATION)
         self.revision = revision
 
     def locate(self, offset: Offset, size: int) -> list[TailEntry]:
@@ -151,8 +157,8 @@ class TopicView:
                 found.append(entry)
         return found
 
-    def _begin_generation(self, revision: Revision) -> None:
-        self.generation = revision
+    def _begin_generation(self, generation: Revision) -> None:
+        self.generation = generation
         self.first = self._base = START
         self._base_messages = 0
         self._entries = []

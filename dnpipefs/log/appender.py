@@ -25,10 +25,11 @@ import trio
 
 from dnpipefs import etcd
 from dnpipefs.core import append as fence_rules
+from dnpipefs.core import generation as generations
 from dnpipefs.core.append import Fence, Observed
 from dnpipefs.core.batch import Chunk, encode
 from dnpipefs.core.keys import KeySchema
-from dnpipefs.core.names import FileId, Revision, SessionId
+from dnpipefs.core.names import NO_GENERATION, FileId, Revision, SessionId
 from dnpipefs.core.records import Head, encode_time
 from dnpipefs.core.sizes import KnownSizes
 from dnpipefs.errors import DnpError, TopicGone, UnknownOutcome
@@ -49,7 +50,7 @@ goes into one transaction. A larger or older one holds nobody up."""
 BATCH_LIMIT: Final = 1 << 20
 """Bytes of message data in one transaction; etcd takes 1.5 MiB with keys and all."""
 TOPICS_PER_TRANSACTION: Final = 40
-"""Three puts a topic stay below etcd's 128 operations a transaction."""
+"""Three puts a topic, or three reads to look at it, stay below etcd's 128 operations a transaction."""
 TOPICS_WITH_PREVIOUS: Final = 30
 """In a transaction of so many topics there is room for a read beside the three puts of each."""
 QUEUE_LIMIT: Final = 64 << 20
@@ -74,6 +75,7 @@ class _Writer:
 
     topic: FileId
     generation: Revision
+    """The newest known; NO_GENERATION if the next commit has to begin one."""
     session: SessionId | None = None
     sequence: int = 0
     """Last sequence number known to be taken."""
@@ -342,10 +344,12 @@ class Appender:
         backoff = Backoff()
         refusals = 0
         while batches := self._still_in_time(batches):
-            left = max(batch.deadline for batch in batches) - trio.current_time()
+            if NO_GENERATION in [batch.fence.generation for batch in batches]:
+                batches = await self._begin_generations(batches, backoff)
+                continue
             try:
                 result = await self._client.commit(
-                    self._transaction(batches), timeout=min(_RPC_TIMEOUT_S, left)
+                    self._transaction(batches), timeout=self._time_for(batches)
                 )
             except etcd.SpaceExceeded as error:
                 await self._settle_out_of_space(batches, error)
@@ -381,6 +385,48 @@ class Appender:
                 self._fail(batch, timed_out(self._op_timeout, batch.failure))
         return [batch for batch in batches if batch.deadline > now]
 
+    @staticmethod
+    def _time_for(batches: Sequence[_Batch]) -> float:
+        """Return how long one transaction for *batches* may take, seconds."""
+        left = max(batch.deadline for batch in batches) - trio.current_time()
+        return min(_RPC_TIMEOUT_S, left)
+
+    async def _begin_generations(self, batches: list[_Batch], backoff: Backoff) -> list[_Batch]:
+        """Give those topics of *batches* a generation that have none; return what is to be sent.
+
+        In transactions of their own: applied twice, late, or by several hosts they do no harm,
+        since each needs the topic to be there without a generation and leaves it empty.
+        """
+        keys = self._keys
+        try:
+            for batch in batches:
+                topic = batch.writer.topic
+                if batch.fence.generation == NO_GENERATION:
+                    # What the reset has left may not be swept yet: its host may have died.
+                    writes = [*generations.begin(keys, topic, batch.time_ns)]
+                    writes.append((keys.trash(topic), encode_time(batch.time_ns)))
+                    await self._client.transaction(
+                        [
+                            etcd.compare_mod_revision(keys.epoch(topic)) == 0,
+                            etcd.compare_mod_revision(keys.last(topic)) > 0,
+                        ],
+                        [etcd.put(key, value) for key, value in writes],
+                        timeout=self._time_for(batches),
+                    )
+        except etcd.SpaceExceeded as error:
+            await self._settle_out_of_space(batches, error)
+            return []
+        except TRANSIENT as error:
+            for batch in batches:
+                batch.failure = error
+            await backoff.wait()
+            return batches
+        except etcd.EtcdError as error:
+            for batch in batches:
+                self._refuse(batch, error)
+            return []
+        return await self._look_and_settle(batches)
+
     def _transaction(self, batches: Sequence[_Batch]) -> etcd.Transaction:
         keys, now = self._keys, trio.current_time()
         transaction = etcd.Transaction()
@@ -406,6 +452,7 @@ class Appender:
         reads = [etcd.get(self._keys.session(session), keys_only=True)]
         for batch in batches:
             reads.append(etcd.get(self._keys.epoch(batch.writer.topic), keys_only=True))
+            reads.append(etcd.get(self._keys.last(batch.writer.topic), keys_only=True))
             reads.append(etcd.get(self._keys.writer(batch.writer.topic, session)))
         try:
             found = [_first(response) for response in (await self._client.transaction((), reads)).responses]
@@ -417,12 +464,16 @@ class Appender:
             batch.failure = None
         if found[0] is None:
             return await self._settle_lost_session(batches)
-        pairs = zip(batches, found[1::2], found[2::2], strict=True)
-        return [batch for batch, epoch, writer in pairs if self._is_open(batch, epoch, writer)]
+        seen = zip(batches, found[1::3], found[2::3], found[3::3], strict=True)
+        return [
+            batch
+            for batch, epoch, last, writer in seen
+            if self._is_open(batch, _generation(epoch, last), writer)
+        ]
 
-    def _is_open(self, batch: _Batch, epoch: etcd.KeyValue | None, writer: etcd.KeyValue | None) -> bool:
+    def _is_open(self, batch: _Batch, generation: Revision | None, writer: etcd.KeyValue | None) -> bool:
         observed = Observed(
-            Revision(epoch.mod_revision) if epoch else None,
+            generation,
             fence_rules.decode_writer(writer.key, writer.value) if writer else None,
             session_alive=True,
         )
@@ -473,13 +524,14 @@ class Appender:
             etcd.get(batch.key(keys)),
             etcd.get(keys.head(topic)),
             etcd.get(keys.epoch(topic), keys_only=True),
+            etcd.get(keys.last(topic), keys_only=True),
         ]
         try:
             responses = (await self._client.transaction((), reads)).responses
         except etcd.EtcdError as error:
             self._fail(batch, UnknownOutcome(f"the session was lost, and what became of the push: {error}"))
             return False
-        own, head, epoch = (_first(response) for response in responses)
+        own, head, epoch, last = (_first(response) for response in responses)
         # An abandoned batch may have been applied under the same number and even the same key.
         found = own is not None and own.value == batch.value()
         sealed = Head.decode(head.key, head.value).writers if head else {}
@@ -492,7 +544,7 @@ class Appender:
             batch.fence,
             sent_before=True,
             found=found,
-            generation=Revision(epoch.mod_revision) if epoch else None,
+            generation=_generation(epoch, last),
         ):
             case fence_rules.Committed():
                 self._sizes.forget(batch.writer.topic)
@@ -542,6 +594,13 @@ class Appender:
         for push in batch.pushes:
             push.error = error
             push.settled.set()
+
+
+def _generation(epoch: etcd.KeyValue | None, last: etcd.KeyValue | None) -> Revision | None:
+    """Return a topic's generation, None if the topic was deleted."""
+    if last is None:
+        return None
+    return Revision(epoch.mod_revision) if epoch is not None else NO_GENERATION
 
 
 def _first(response: etcd.OpResult) -> etcd.KeyValue | None:

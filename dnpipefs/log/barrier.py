@@ -16,7 +16,7 @@ import trio
 
 from dnpipefs import etcd
 from dnpipefs.core.keys import KeySchema
-from dnpipefs.core.names import FileId, Revision
+from dnpipefs.core.names import NO_GENERATION, FileId, Revision
 from dnpipefs.errors import TopicGone
 from dnpipefs.log.failures import TRANSIENT, Backoff, timed_out
 
@@ -33,6 +33,7 @@ class Position:
     newest: Revision
     """mod_revision of the newest append, seal or reset."""
     generation: Revision
+    """NO_GENERATION if it has none: then it is empty, since a moment after `newest`."""
     namespace: Revision
     """mod_revision of the newest change of the namespace."""
 
@@ -124,8 +125,8 @@ class Barrier:
         positions: dict[FileId | None, Position] = {}
         for index, topic in enumerate(topics):
             newest = _mod_revision(responses[1 + 2 * index])
-            generation = _mod_revision(responses[2 + 2 * index])
-            if newest is not None and generation is not None:
+            generation = _mod_revision(responses[2 + 2 * index]) or NO_GENERATION
+            if newest is not None:
                 positions[topic] = Position(newest, generation, namespace)
         for question in questions:
             question.namespace = namespace

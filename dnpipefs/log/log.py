@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
+import logging
+from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from typing import Final
@@ -10,13 +11,13 @@ from typing import Final
 import trio
 
 from dnpipefs import etcd
+from dnpipefs.core import generation
 from dnpipefs.core.batch import Chunk
 from dnpipefs.core.keys import KeySchema
-from dnpipefs.core.names import START, FileId, Offset, Revision
-from dnpipefs.core.records import EMPTY_HEAD_VALUE, Mark, encode_time
+from dnpipefs.core.names import NO_GENERATION, START, FileId, Offset, Revision
+from dnpipefs.core.records import encode_time
 from dnpipefs.core.sizes import KnownSize, KnownSizes
 from dnpipefs.core.view import TopicView
-from dnpipefs.errors import TopicGone
 from dnpipefs.log.appender import Appender
 from dnpipefs.log.barrier import Barrier
 from dnpipefs.log.clock import Clock
@@ -26,6 +27,8 @@ from dnpipefs.log.reader import Reader
 from dnpipefs.log.session import SessionKeeper
 from dnpipefs.log.sweeper import Sweeper
 from dnpipefs.log.views import LiveView, Views
+
+logger: Final = logging.getLogger(__name__)
 
 SIZES_LIMIT: Final = 10_000
 """Topics whose size is kept in memory without following them."""
@@ -137,51 +140,58 @@ class Log:
         return _stat_of(view) if view.revision >= self._appender.newest(topic) else None
 
     async def reset(self, topic: FileId) -> None:
-        """Remove all messages of a topic, atomically for everybody.
+        """Remove all messages of a topic, atomically for everybody, also when etcd is full.
 
-        Raises TopicGone, TimedOut, OutOfSpace.
+        Raises TopicGone, TimedOut.
         """
-        keys = self._keys
         with deadline(self._op_timeout):
-            epoch = await self._client.get(keys.epoch(topic), timeout=self._op_timeout)
-            if epoch is None:
-                raise TopicGone("the topic was deleted")
-            now_ns = self._clock.now_ns()
-            stamp = encode_time(now_ns)
-            guard = [etcd.compare_mod_revision(keys.epoch(topic)) == epoch.mod_revision]
-            writes = [
-                etcd.put(keys.epoch(topic), stamp),
-                etcd.put(keys.head(topic), EMPTY_HEAD_VALUE),
-                etcd.put(keys.last(topic), stamp),
-                etcd.put(keys.mark(topic), Mark(Mark.RESET, now_ns).encode()),
-                etcd.put(keys.trash(topic), stamp),
-            ]
-            backoff = Backoff()
-            while True:
+            found = (await self._barrier.topic(topic)).generation
+            if found != NO_GENERATION:  # else nothing is in it
                 try:
-                    # Refused means: a reset or the deletion came after we looked, ours whose answer
-                    # was lost or another's; either way what had been pushed before the call is gone.
-                    await self._client.transaction(guard, writes)
-                    break
+                    await self._guarded(topic, found, self._resetting(topic))
                 except etcd.SpaceExceeded:
                     # The write that crosses the quota is applied and answered so all the same.
-                    now = await self._client.get(keys.epoch(topic), timeout=self._op_timeout)
-                    if now is not None and now.mod_revision == epoch.mod_revision:
-                        raise
-                    break
-                except TRANSIENT:
-                    await backoff.wait()
+                    if (await self._barrier.topic(topic)).generation == found:
+                        logger.info("etcd is full: topic %x is reset by deletions only", topic)
+                        deletes = [etcd.delete(key) for key in generation.end(self._keys, topic)]
+                        await self._guarded(topic, found, deletes)
             self._sizes.forget(topic)
             if self._views.peek(topic) is not None:
                 async with self.reader(topic):
                     pass  # this host sees its own reset at once
-        self.sweeper.wake()
+        self.sweeper.wake(topic)
+
+    def _resetting(self, topic: FileId) -> list[etcd.Op]:
+        now_ns = self._clock.now_ns()
+        writes = [
+            *generation.begin(self._keys, topic, now_ns),
+            (self._keys.trash(topic), encode_time(now_ns)),
+        ]
+        return [etcd.put(key, value) for key, value in writes]
+
+    async def _guarded(self, topic: FileId, found: Revision, operations: Sequence[etcd.Op]) -> None:
+        """Carry out *operations* if the topic is still in generation *found*.
+
+        If it is not, a reset or the deletion came after we looked, ours whose answer was lost or
+        another's; either way what had been pushed before the call is gone.
+        """
+        guard = [etcd.compare_mod_revision(self._keys.epoch(topic)) == found]
+        backoff = Backoff()
+        while True:
+            try:
+                await self._client.transaction(guard, operations)
+            except etcd.SpaceExceeded:  # does not pass by itself
+                raise
+            except TRANSIENT:
+                await backoff.wait()
+            else:
+                return
 
     def forget(self, topic: FileId) -> None:
         """Tell that a topic was deleted by this host."""
         self._appender.forget(topic)
         self._sizes.forget(topic)
-        self.sweeper.wake()
+        self.sweeper.wake(topic)
 
     def give_up(self) -> None:
         """Wait no longer for pushes under way: the process is about to end."""

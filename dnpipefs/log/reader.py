@@ -11,10 +11,10 @@ from dataclasses import dataclass
 from typing import Final
 
 from dnpipefs.core.batch import Batch
-from dnpipefs.core.names import Offset, Revision
+from dnpipefs.core.names import NO_GENERATION, Offset, Revision
 from dnpipefs.core.view import TailEntry, TopicView
 from dnpipefs.errors import CorruptData
-from dnpipefs.log.barrier import Barrier
+from dnpipefs.log.barrier import Barrier, Position
 from dnpipefs.log.content import BatchCache
 from dnpipefs.log.failures import deadline
 from dnpipefs.log.views import LiveView
@@ -47,9 +47,7 @@ class Reader:
         """
         position = await self._barrier.topic(self._live.topic)
         with deadline(self._op_timeout):
-            return await self._live.wait(
-                lambda view: view.revision >= position.newest and view.generation >= position.generation
-            )
+            return await self._live.wait(lambda view: _holds(view, position))
 
     async def read(self, offset: Offset, size: int) -> bytes:
         """Return up to *size* bytes from *offset*; empty only at the confirmed end of the topic.
@@ -101,6 +99,17 @@ class Reader:
     async def wait_beyond(self, offset: Offset, generation: Revision) -> TopicView:
         """Wait until the topic is longer than *offset* or was reset since *generation*."""
         return await self._live.wait(lambda view: view.end > offset or view.generation != generation)
+
+
+def _holds(view: TopicView, position: Position) -> bool:
+    """Tell whether a view has everything that had happened when etcd said *position*."""
+    if view.revision < position.newest:
+        return False
+    if view.ended:  # a generation that ended since then leaves nothing to be seen either
+        return True
+    if position.generation == NO_GENERATION:
+        return view.generation > position.newest  # else it is the one that has ended
+    return view.generation >= position.generation
 
 
 def _slice(entries: list[TailEntry], batches: list[Batch], offset: Offset, size: int) -> bytes:

@@ -2,7 +2,8 @@
 
 The transaction that resets or deletes a topic leaves a work order (`trash/<topic>`). Whoever is
 alive carries it out, in small steps, since one large delete stalls every writer of the cluster.
-Two hosts at the same order do no harm.
+Two hosts at the same order do no harm. When etcd is full there can be no such order: the host that
+made the change removes what is left without one.
 
 Task: one, `Sweeper.run`. It holds one order at a time.
 """
@@ -36,10 +37,13 @@ class Sweeper:
     def __init__(self, client: etcd.Client, keys: KeySchema) -> None:
         self._client: Final = client
         self._keys: Final = keys
+        self._own: set[FileId] = set()
+        """Topics that this host has reset or deleted, perhaps without leaving an order."""
         self._wake = trio.Event()
 
-    def wake(self) -> None:
-        """Tell that there is a new order."""
+    def wake(self, topic: FileId) -> None:
+        """Tell that a topic was reset or deleted by this host."""
+        self._own.add(topic)
         self._wake.set()
 
     async def run(self) -> None:
@@ -58,18 +62,35 @@ class Sweeper:
         """Carry out all orders there are now."""
         orders = self._keys.all_trash
         for kv in (await self._client.range(orders.start, orders.end)).kvs:
-            await self._sweep(self._keys.parse_trash(kv.key))
+            topic = self._keys.parse_trash(kv.key)
+            self._own.discard(topic)
+            await self._sweep(topic)
             # Only if nobody reset the topic again meanwhile: that order is a new one.
             await self._client.transaction(
                 [etcd.compare_mod_revision(kv.key) == kv.mod_revision], [etcd.delete(kv.key)]
             )
+        while self._own:
+            topic = self._own.pop()
+            try:
+                await self._sweep(topic)
+            except BaseException:
+                self._own.add(topic)
+                raise
 
     async def _sweep(self, topic: FileId) -> None:
-        epoch = await self._client.get(self._keys.epoch(topic))
-        if epoch is not None:
-            await self._sweep_generations_before(topic, epoch.mod_revision)
-            return
         keys = self._keys
+        result = await self._client.transaction(
+            (), [etcd.get(keys.epoch(topic), keys_only=True), etcd.get(keys.last(topic), keys_only=True)]
+        )
+        epoch, last = (
+            response.kvs for response in result.responses if isinstance(response, etcd.RangeResult)
+        )
+        if epoch:
+            await self._sweep_generations_before(topic, epoch[0].mod_revision)
+            return
+        if last:  # the next generation will be newer than this look
+            await self._sweep_generations_before(topic, result.revision + 1)
+            return
         for part in (keys.tail(topic), keys.segments(topic), keys.writers(topic), keys.groups(topic)):
             async with aclosing(self._pages(part)) as pages:
                 async for page in pages:

@@ -21,9 +21,9 @@ import trio
 from dnpipefs import etcd
 from dnpipefs.core.batch import peek_generation, peek_time_ns
 from dnpipefs.core.keys import KeySchema
-from dnpipefs.core.names import FileId, Revision
+from dnpipefs.core.names import NO_GENERATION, FileId, Revision
 from dnpipefs.core.records import Head, Mark, decode_time
-from dnpipefs.core.view import Appended, Deleted, Reset, Snapshot, TailEvent, TopicView, ViewBroken
+from dnpipefs.core.view import Appended, Ended, Reset, Snapshot, TailEvent, TopicView, ViewBroken
 from dnpipefs.errors import CorruptData, DnpError, TopicGone
 from dnpipefs.log.content import BatchCache
 from dnpipefs.log.failures import TRANSIENT, Backoff, deadline, timed_out
@@ -148,7 +148,10 @@ class Views:
                     live.view = _view(snapshot)
                     live.wake()
                     backoff = Backoff()
-                    await self._watch(live, live.view)
+                    if live.view.ended:
+                        await self._wait_for_news(live.view, live.topic)
+                    else:
+                        await self._watch(live, live.view)
                 except etcd.Compacted:
                     logger.info("topic %x: the watch was compacted; taking a new snapshot", live.topic)
                 except ViewBroken as broken:
@@ -186,7 +189,7 @@ class Views:
         epoch, head, last, tail = (
             response.kvs for response in result.responses if isinstance(response, etcd.RangeResult)
         )
-        if not (epoch and head and last):
+        if not (head and last):
             raise TopicGone("the topic was deleted")
         batches = [
             (Revision(kv.mod_revision), parsed)
@@ -195,7 +198,7 @@ class Views:
         ]
         snapshot = Snapshot(
             revision=Revision(result.revision),
-            generation=Revision(epoch[0].mod_revision),
+            generation=Revision(epoch[0].mod_revision) if epoch else NO_GENERATION,
             head=Head.decode(head[0].key, head[0].value),
             modified_ns=decode_time(last[0].key, last[0].value),
             tail=batches,
@@ -203,14 +206,26 @@ class Views:
         return snapshot, Revision(last[0].mod_revision)
 
     async def _watch(self, live: LiveView, view: TopicView) -> None:
+        """Keep a view current until its generation ends; whether the topic has, a new snapshot tells."""
         tail = self._keys.tail(live.topic)
         async with self._client.watch(tail.start, tail.end, start_revision=view.revision + 1) as watch:
             async for batch in watch:
                 for revision, events in groupby(batch.events, key=lambda event: event.kv.mod_revision):
                     view.apply(Revision(revision), self._translate(live.topic, events))
                 live.wake()
-                if view.deleted:
-                    raise TopicGone("the topic was deleted")
+                if view.ended:
+                    return
+
+    async def _wait_for_news(self, view: TopicView, topic: FileId) -> None:
+        """Wait until a topic without a generation gets one or is deleted: both change its `last` key.
+
+        In the tail's range a deletion would not show, since there the mark is deleted already.
+        """
+        last = self._keys.last(topic)
+        async with self._client.watch(last, start_revision=view.revision + 1) as watch:
+            async for batch in watch:
+                if batch.events:
+                    return
 
     def _translate(self, topic: FileId, events: Iterable[etcd.Event]) -> list[TailEvent]:
         """Turn etcd's events of one revision into the view's; removals of old batches are none of its."""
@@ -223,7 +238,7 @@ class Views:
                 self._content.add(topic, Revision(kv.mod_revision), kv.value)
                 translated.append(Appended(key, peek_generation(kv.value), peek_time_ns(kv.value)))
             elif key is None and deleted:
-                translated.append(Deleted())
+                translated.append(Ended())
             elif key is None:
                 translated.append(Reset(Mark.decode(kv.key, kv.value).time_ns))
         return translated

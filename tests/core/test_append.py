@@ -28,7 +28,7 @@ from dnpipefs.core.append import (
     settle,
     settle_lost,
 )
-from dnpipefs.core.names import Revision
+from dnpipefs.core.names import NO_GENERATION, Revision
 from dnpipefs.errors import CorruptData
 
 G1, G2 = Revision(10), Revision(20)
@@ -50,6 +50,13 @@ def observed(generation: Revision | None, writer: tuple[int, int] | None, *, ali
         (Fence(G1, 5, 2), observed(G1, (5, 1)), Retry(G1, 6)),  # an abandoned batch has taken it
         (Fence(G1, 5, 2), observed(None, (4, 1)), GONE),
         (Fence(G1, 5, 2), observed(None, None), GONE),
+        (Fence(G1, 5, 2), observed(NO_GENERATION, (5, 2)), COMMITTED),  # before a reset by deletion
+        (Fence(G1, 5, 2), observed(NO_GENERATION, (4, 1)), Retry(NO_GENERATION, 5)),
+        (Fence(G1, 5, 2), observed(NO_GENERATION, (5, 1)), Retry(NO_GENERATION, 6)),
+        (Fence(NO_GENERATION, 5, 2), observed(G2, (4, 1)), Retry(G2, 5)),
+        (Fence(G1, 5, 2), observed(NO_GENERATION, None), SESSION_LOST),
+        (Fence(G1, 1, 2), observed(NO_GENERATION, None), Retry(NO_GENERATION, 1)),
+        (Fence(G1, 1, 2), observed(NO_GENERATION, None, alive=False), SESSION_LOST),
         (Fence(G1, 5, 2), observed(G1, None, alive=False), SESSION_LOST),
         (Fence(G1, 5, 2), observed(G1, None), SESSION_LOST),
         (Fence(G1, 1, 2), observed(G1, None), Retry(G1, 1)),
@@ -80,6 +87,9 @@ def test_two_processes_in_one_session_are_noticed(sequence: int) -> None:
         (True, False, G1, Retry(G1, 1)),
         (True, False, G2, UNKNOWN),
         (True, False, None, GONE),
+        (True, True, NO_GENERATION, COMMITTED),
+        (True, False, NO_GENERATION, UNKNOWN),
+        (False, False, NO_GENERATION, Retry(NO_GENERATION, 1)),
         (False, False, G1, Retry(G1, 1)),
         (False, False, G2, Retry(G2, 1)),
         (False, False, None, GONE),
@@ -127,6 +137,7 @@ class Etcd:
 
     revision: int = 10
     epoch: Revision | None = G1
+    """None: the topic was deleted."""
     leases: set[int] = field(default_factory=set)
     writers: dict[int, tuple[int, bytes]] = field(default_factory=dict)
     """version and value, by session."""
@@ -152,11 +163,13 @@ class Etcd:
 
     def append(self, fence: Fence, session: int, batch: int) -> Answer:
         version = self.writers.get(session, (0, b""))[0]
-        if self.epoch != fence.generation or version != fence.sequence - 1:
+        # A compare of mod_revision takes an absent key for 0, whatever the reason of its absence.
+        if (self.epoch or NO_GENERATION) != fence.generation or version != fence.sequence - 1:
             return Refused(self.observe(session))  # compares come first, then leases
         if session not in self.leases:
             return NO_LEASE
         assert (session, fence.sequence) not in self.numbers, "invariant 1: a number was used twice"
+        assert self.epoch, "invariant 4: a batch in no generation"
         self.numbers.add((session, fence.sequence))
         self.revision += 1
         self.writers[session] = (version + 1, fence.encode())
@@ -168,6 +181,15 @@ class Etcd:
         if self.epoch is not None:
             self.revision += 1
             self.epoch = Revision(self.revision)
+
+    def reset_by_deletion(self) -> None:
+        if self.epoch is not None:
+            self.revision += 1
+            self.epoch = NO_GENERATION
+
+    def begin_generation(self) -> None:
+        if self.epoch == NO_GENERATION:
+            self.reset()
 
     def delete(self) -> None:
         self.revision += 1
@@ -202,6 +224,7 @@ class Careless:
     forgets_unanswered: bool = False
     retries_unanswered_after_loss: bool = False
     tells_committed_when_taken: bool = False
+    sends_without_generation: bool = False
 
 
 @dataclass(slots=True)
@@ -231,7 +254,11 @@ class Host:
     def _begin(self, generation: Revision, sequence: int) -> None:
         self.fence = Fence(generation, sequence, self.attempts)
         self.sent_before = False
-        self._send("append")
+        self._send_append()
+
+    def _send_append(self) -> None:
+        none = self.fence.generation == NO_GENERATION and not self.careless.sends_without_generation
+        self._send("begin" if none else "append")
 
     def _send(self, kind: str) -> None:
         assert self.batch is not None
@@ -247,7 +274,7 @@ class Host:
         elif self.lost:
             self._send("read lost")
         else:
-            self._send("append" if choice < 0.6 else "read")
+            self._send_append() if choice < 0.6 else self._send("read")
 
     def take(self, answer: Answer) -> None:
         match answer:
@@ -283,8 +310,9 @@ class Host:
             case Retry(generation, sequence):
                 self.seen["another took the number"] += sequence > self.fence.sequence
                 self.generation, self.taken = generation, sequence - 1
+                self.seen["no generation"] += generation == NO_GENERATION
                 if (generation, sequence) == (self.fence.generation, self.fence.sequence):
-                    self._send("append")
+                    self._send_append()
                 else:
                     self._must_not_be_applied()
                     self._begin(generation, sequence)
@@ -333,6 +361,9 @@ class Host:
 def carry_out(etcd: Etcd, call: Call, careless: Careless) -> Answer:
     if call.kind == "append":
         return etcd.append(call.fence, call.session, call.batch)
+    if call.kind == "begin":
+        etcd.begin_generation()
+        return etcd.observe(call.session)
     if call.kind == "read":
         return etcd.observe(call.session)
     own = etcd.tail.get((call.session, call.fence.sequence))
@@ -352,8 +383,10 @@ def simulate(seed: int, steps: int, careless: Careless) -> Counter[str]:
         chance = draw.random()
         if chance < trouble:
             what = draw.random()
-            if what < 0.4:
+            if what < 0.3:
                 etcd.reset()
+            elif what < 0.4:
+                etcd.reset_by_deletion()
             elif what < 0.65:
                 etcd.sweep()
             elif what < 0.98:
@@ -396,13 +429,14 @@ def simulate_many(careless: Careless) -> Counter[str]:
 
 
 def test_every_batch_is_applied_as_its_caller_was_told() -> None:
-    """Invariants 1 and 2 of the design, 1 to 3 of append, in 300,000 steps."""
+    """Invariants 1 and 2 of the design, 1 to 4 of append, in 300,000 steps."""
     seen = simulate_many(Careless())
     for event in (
         "committed",
         "abandoned",
         "abandoned and applied",
         "another took the number",
+        "no generation",
         "gone",
         "unknown",
         "settle: Committed",
@@ -426,6 +460,7 @@ def test_every_batch_is_applied_as_its_caller_was_told() -> None:
         Careless(forgets_unanswered=True),
         Careless(retries_unanswered_after_loss=True),
         Careless(tells_committed_when_taken=True),
+        Careless(sends_without_generation=True),
     ],
     ids=lambda careless: next(name for name in Careless.__slots__ if getattr(careless, name)),
 )

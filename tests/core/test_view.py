@@ -9,9 +9,9 @@ from dataclasses import dataclass, field
 import pytest
 
 from dnpipefs.core.keys import TailKey
-from dnpipefs.core.names import Offset, Revision, SessionId
+from dnpipefs.core.names import NO_GENERATION, Offset, Revision, SessionId
 from dnpipefs.core.records import Head
-from dnpipefs.core.view import Appended, Deleted, Reset, Snapshot, TailEntry, TailEvent, TopicView, ViewBroken
+from dnpipefs.core.view import Appended, Ended, Reset, Snapshot, TailEntry, TailEvent, TopicView, ViewBroken
 
 ONE, TWO = SessionId(1), SessionId(2)
 BIRTH = Revision(10)
@@ -24,7 +24,6 @@ class State:
     revision: Revision
     generation: Revision
     modified_ns: int
-    deleted: bool
     log: tuple[tuple[Revision, TailKey], ...]
     tail: dict[TailKey, Revision]
     """What is in etcd's key range: the log and leftovers of old generations."""
@@ -57,8 +56,8 @@ class History:
 
 
 def live(draw: random.Random, steps: int) -> History:
-    """Let several sessions come, append, reset and go, and in the end perhaps delete the topic."""
-    state = State(BIRTH, BIRTH, 1, False, (), {})
+    """Let several sessions come, append, reset (also by deletion) and go."""
+    state = State(BIRTH, BIRTH, 1, (), {})
     history = History([state])
     sessions, sequences = [ONE, TWO], Counter[SessionId]()
     for step in range(steps):
@@ -66,43 +65,44 @@ def live(draw: random.Random, steps: int) -> History:
         time_ns = draw.randrange(1000)
         chance = draw.random()
         events: list[TailEvent]
-        if chance < 0.75:
+        if chance < 0.75 and state.generation != NO_GENERATION:
             session = draw.choice(sessions)
             sequences[session] += 1
             key = TailKey(session, sequences[session], draw.choice((0, 1, 5, 300)), draw.choice((1, 2, 9)))
             events = [Appended(key, state.generation, time_ns)]
             tail = state.tail | {key: revision}
-            state = State(revision, state.generation, time_ns, False, (*state.log, (revision, key)), tail)
-        elif chance < 0.85:
+            state = State(revision, state.generation, time_ns, (*state.log, (revision, key)), tail)
+        elif chance < 0.82:
+            history.seen["began anew"] += state.generation == NO_GENERATION
             events = [Reset(time_ns)]
-            state = State(revision, revision, time_ns, False, (), state.tail)
+            state = State(revision, revision, time_ns, (), state.tail)
+        elif chance < 0.85 and state.generation != NO_GENERATION:
+            events = [Ended()]
+            history.seen["ended with leftovers"] += bool(state.log)
+            state = State(revision, NO_GENERATION, state.modified_ns, (), state.tail)
         elif chance < 0.95:  # the sweeper removes one leftover; views do not look at that
             events, tail = [], dict(state.tail)
-            old = [key for key, put in tail.items() if put < state.generation]
+            old = [key for key, put in tail.items() if not state.log or put < state.log[0][0]]
             history.seen["leftovers"] += bool(old)
             if old:
                 del tail[draw.choice(old)]
-            state = State(revision, state.generation, state.modified_ns, False, state.log, tail)
+            state = State(revision, state.generation, state.modified_ns, state.log, tail)
         else:  # a session is lost, a new one comes
             sessions[draw.randrange(2)] = SessionId(step + 100)
             continue
         history.events.append((revision, events))
         history.states.append(state)
         history.seen[type(events[0]).__name__ if events else "swept"] += 1
-    if draw.random() < 0.5:
-        revision = Revision(state.revision + 1)
-        history.events.append((revision, [Deleted()]))
-        history.states.append(State(revision, revision, state.modified_ns, True, (), {}))
     return history
 
 
 def must_equal(view: TopicView, state: State) -> None:
     assert list(view.entries) == state.entries()
-    assert (view.revision, view.generation, view.modified_ns, view.deleted) == (
+    assert (view.revision, view.generation, view.modified_ns, view.ended) == (
         state.revision,
         state.generation,
         state.modified_ns,
-        state.deleted,
+        state.generation == NO_GENERATION,
     )
     assert view.first == 0
     assert view.end == sum(key.size for _, key in state.log)
@@ -113,20 +113,19 @@ def must_equal(view: TopicView, state: State) -> None:
 def test_all_views_agree_whatever_snapshot_they_began_with() -> None:
     """Invariants 1, 2 and 3 of view; invariants 3 and 4 of the design."""
     seen = Counter[str]()
-    for seed in range(60):
+    for seed in range(80):
         draw = random.Random(seed)
         history = live(draw, 30)
         seen += history.seen
         for first, state in enumerate(history.states):
-            if state.deleted:
-                continue
             view = TopicView(state.snapshot(draw))
             must_equal(view, state)
             following = zip(history.events[first:], history.states[first + 1 :], strict=True)
             for (revision, events), after in following:
                 view.apply(revision, events)
                 must_equal(view, after)
-    assert min(seen[event] for event in ("Appended", "Reset", "swept", "leftovers")) >= 50, seen
+    assert min(seen[event] for event in ("Appended", "Reset", "Ended", "swept", "leftovers")) >= 50, seen
+    assert min(seen[event] for event in ("began anew", "ended with leftovers")) >= 30, seen
 
 
 def test_locate_finds_the_entries_that_hold_the_bytes() -> None:
@@ -236,6 +235,22 @@ def test_a_batch_of_another_generation_breaks_the_view() -> None:
     view.apply(Revision(51), [Reset(1)])
     with pytest.raises(ViewBroken, match="a batch of generation 10 in 51"):
         view.apply(Revision(52), [Appended(key(ONE, 1), BIRTH, 1)])
+
+
+def test_between_generations_there_is_nothing_whatever_lies_in_etcd() -> None:
+    """Invariant 3 of view; invariant 5 of the design: a reset of a full etcd, and the push after it."""
+    view = TopicView(snapshot((20, key(ONE, 1)), (21, key(TWO, 7))))
+    view.apply(Revision(51), [Ended()])
+    left = [(Revision(20), key(ONE, 1)), (Revision(21), key(TWO, 7))]
+    opened = TopicView(Snapshot(Revision(51), NO_GENERATION, Head(Offset(9), 2, Offset(3)), 1, left))
+    for each in (view, opened):
+        assert (each.ended, each.generation, list(each.entries)) == (True, NO_GENERATION, [])
+        assert (each.first, each.end, each.messages) == (0, 0, 0)
+        with pytest.raises(ViewBroken, match="a batch of generation 10 in 0"):
+            each.apply(Revision(52), [Appended(key(TWO, 8), BIRTH, 1)])
+        each.apply(Revision(53), [Reset(3)])
+        each.apply(Revision(54), [Appended(key(TWO, 8), Revision(53), 4)])
+        assert (each.ended, each.generation, each.end) == (False, 53, 4)
 
 
 @pytest.mark.parametrize("revision", [49, 50])
