@@ -106,13 +106,13 @@ class Namespace:
         return tree.get(file)
 
     async def unlink(self, parent: FileId, name: bytes) -> FileId:
-        """Delete a topic and return its id. Raises NotFound, IsADirectory."""
+        """Delete a topic and return its id, also when etcd is full. Raises NotFound, IsADirectory."""
         entry = await self.lookup(parent, name)
         await self._remove(entry, lambda tree: self._planner.unlink(tree, parent, name, self._clock.now_ns()))
         return entry.id
 
     async def rmdir(self, parent: FileId, name: bytes) -> None:
-        """Remove an empty directory. Raises NotFound, NotADirectory, NotEmpty."""
+        """Remove an empty directory, also when etcd is full. Raises NotFound, NotADirectory, NotEmpty."""
         entry = await self.lookup(parent, name)
         await self._remove(entry, lambda tree: self._planner.rmdir(tree, parent, name, self._clock.now_ns()))
 
@@ -152,8 +152,11 @@ class Namespace:
 
         `done` says, of a synced tree, whether an unanswered transaction was applied after all.
         Returns a tree that holds the change.
+
+        Of a removal without puts (etcd was full) no host is told but by its watch, a moment later:
+        also here a synced tree may be one that the removal is still to come to.
         """
-        unanswered = False
+        unanswered = full = False
         tree = self.tree
         with deadline(self._op_timeout):
             backoff = Backoff()
@@ -162,6 +165,8 @@ class Namespace:
                     mutation = plan(tree)
                 except DnpError:
                     # The tree may be behind, or our own unanswered try may be what is in the way.
+                    if unanswered and done(tree):
+                        return tree
                     if tree.revision >= (newest := await self._barrier.namespace()):
                         raise
                     tree = await self._catch_up(newest)
@@ -170,13 +175,20 @@ class Namespace:
                     continue
                 if mutation is None:
                     return tree
+                if full:
+                    mutation = mutation.without_puts()
+                planned = tree.revision
                 try:
                     result = await self._client.transaction(*self._transaction(mutation))
                 except etcd.SpaceExceeded:
                     tree = await self.sync()
                     if done(tree):
                         return tree
-                    raise
+                    if full or not mutation.removal:
+                        raise
+                    logger.info("etcd is full: removing by deletions only")
+                    full = True
+                    continue
                 except TRANSIENT as error:
                     logger.info(
                         "a change of the namespace went unanswered, looking what became of it: %s", error
@@ -189,6 +201,8 @@ class Namespace:
                 tree = await self.sync()
                 if unanswered and done(tree):
                     return tree
+                if tree.revision == planned:  # what was in the way is a removal without puts
+                    await backoff.wait()
         raise AssertionError("unreachable: the deadline raises")
 
     def _transaction(self, mutation: Mutation) -> tuple[list[etcd.Compare], list[etcd.Op]]:

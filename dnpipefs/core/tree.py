@@ -17,12 +17,13 @@ Invariants:
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Final
 
+from dnpipefs.core import generation
 from dnpipefs.core.keys import EntryKey, KeyRange, KeySchema
 from dnpipefs.core.names import ROOT, FileId, Kind, Revision, check_new_name
-from dnpipefs.core.records import EMPTY_HEAD_VALUE, Inode, Mark, encode_time
+from dnpipefs.core.records import Inode, encode_time
 from dnpipefs.errors import (
     AlreadyExists,
     CorruptData,
@@ -93,6 +94,12 @@ class Mutation:
     must_be_empty: tuple[KeyRange, ...] = ()
     doomed: FileId | None = None
     """A topic that ends with it; its remaining keys are to be swept."""
+    removal: bool = False
+    """It is the same change without its puts, which only tell of it."""
+
+    def without_puts(self) -> Mutation:
+        """Return the form of a removal that etcd takes when it is full."""
+        return replace(self, puts=())
 
 
 class Tree:
@@ -228,15 +235,8 @@ class Planner:
         puts = [(self._keys.entry(parent, name), inode.encode())]
         if inode.kind is Kind.TOPIC:
             # A fresh random id that is taken after all fails here, and the caller draws another.
-            guards.append(Guard(self._keys.epoch(inode.id), ABSENT))
-            birth = encode_time(inode.ctime_ns)
-            puts += [
-                (self._keys.epoch(inode.id), birth),
-                (self._keys.head(inode.id), EMPTY_HEAD_VALUE),
-                (self._keys.last(inode.id), birth),
-                # Its deletion tells views of the topic's end, so it must exist from the beginning.
-                (self._keys.mark(inode.id), Mark(Mark.RESET, inode.ctime_ns).encode()),
-            ]
+            guards.append(Guard(self._keys.last(inode.id), ABSENT))
+            puts += generation.begin(self._keys, inode.id, inode.ctime_ns)
         return Mutation(tuple(guards), self._stamped(puts, inode.ctime_ns))
 
     def change(self, tree: Tree, file: FileId, inode: Inode) -> Mutation:
@@ -256,6 +256,7 @@ class Planner:
             self._stamped(puts, now_ns),
             (self._keys.entry(parent, name), *deletes),
             doomed=entry.id,
+            removal=True,
         )
 
     def rmdir(self, tree: Tree, parent: FileId, name: bytes, now_ns: int) -> Mutation:
@@ -268,6 +269,7 @@ class Planner:
             self._stamped([], now_ns),
             (self._keys.entry(parent, name),),
             (self._keys.entries(entry.id),),
+            removal=True,
         )
 
     def rename(
@@ -336,13 +338,8 @@ class Planner:
 
     def _end_of(self, topic: Entry, now_ns: int) -> tuple[list[tuple[bytes, bytes]], list[bytes]]:
         """Return puts and deletes that end a topic; what remains is ordered to be swept."""
-        deletes = [
-            self._keys.epoch(topic.id),
-            self._keys.head(topic.id),
-            self._keys.last(topic.id),
-            self._keys.mark(topic.id),
-        ]
-        return [(self._keys.trash(topic.id), encode_time(now_ns))], deletes
+        ending = [(self._keys.trash(topic.id), encode_time(now_ns))]
+        return ending, generation.end_topic(self._keys, topic.id)
 
     def _stamped(self, puts: list[tuple[bytes, bytes]], now_ns: int) -> tuple[tuple[bytes, bytes], ...]:
         return (*puts, (self._keys.last_namespace, encode_time(now_ns)))

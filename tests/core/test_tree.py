@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 
 import pytest
 
+from dnpipefs.core import generation
 from dnpipefs.core.keys import EntryKey, KeySchema
 from dnpipefs.core.names import ROOT, FileId, Kind, Revision
 from dnpipefs.core.records import Inode, Mark, decode_time
@@ -343,6 +344,9 @@ def simulate(seed: int, steps: int, seen: Counter[str]) -> None:
             assert expected == store.states[host.tree.revision]
             seen["nothing to do"] += 1
             continue
+        if mutation.removal and draw.random() < 0.3:  # etcd is full
+            mutation = mutation.without_puts()
+            seen["removed without puts"] += 1
         before = store.states[store.revision]
         if not store.commit(mutation):
             assert host.tree.revision < store.revision, f"{operation} was refused to the newest tree"
@@ -391,6 +395,7 @@ def test_hosts_with_stale_trees_keep_the_namespace_sound() -> None:
         "Rename: NotFound",
         "nothing to do",
         "done by a stale tree",
+        "removed without puts",
     ):
         assert seen[event] >= 40, f"{event!r} came up {seen[event]} times: the simulation proves little of it"
 
@@ -445,6 +450,31 @@ def test_a_topics_keys_begin_and_end_with_its_entry(world: World, end: str) -> N
     assert decode_time(b"", world.store.keys[KEYS.trash(topic)][1]) == 9
 
 
+def test_removals_of_a_full_etcd_only_delete(world: World) -> None:
+    topic = world.make(ROOT, b"jobs", Kind.TOPIC)
+    world.make(ROOT, b"d", Kind.DIRECTORY)
+    before = dict(world.store.keys)
+    for mutation in (PLANNER.unlink(world.tree, ROOT, b"jobs", 9), PLANNER.rmdir(world.tree, ROOT, b"d", 9)):
+        assert mutation.removal
+        assert mutation.without_puts().puts == ()
+        assert mutation.without_puts().guards == mutation.guards
+        world.do(mutation.without_puts())
+    gone = {KEYS.entry(ROOT, b"jobs"), KEYS.entry(ROOT, b"d")} | {make(topic) for make in TOPIC_KEYS}
+    assert world.store.keys == {key: kept for key, kept in before.items() if key not in gone}
+
+
+def test_what_is_more_than_a_removal_needs_its_puts(world: World) -> None:
+    world.make(ROOT, b"a", Kind.TOPIC)
+    world.make(ROOT, b"b", Kind.TOPIC)
+    for mutation in (
+        PLANNER.create(world.tree, ROOT, b"x", Inode(FileId(99), Kind.DIRECTORY, 0, 0, 0, 7, 7)),
+        PLANNER.change(world.tree, ROOT, ROOT_INODE.changed(7)),
+        PLANNER.rename(world.tree, (ROOT, b"a"), (ROOT, b"b"), 9, replace=True),
+    ):
+        assert mutation is not None
+        assert not mutation.removal
+
+
 def test_only_topics_are_doomed(world: World) -> None:
     world.make(ROOT, b"d", Kind.DIRECTORY)
     world.make(ROOT, b"e", Kind.DIRECTORY)
@@ -471,10 +501,12 @@ def test_each_mutation_touches_the_namespaces_newest_revision(world: World) -> N
 
 
 def test_an_id_that_is_taken_is_refused(world: World) -> None:
-    """Invariant 1 of tree."""
+    """Invariant 1 of tree, also for the id of a topic without a generation."""
     topic = world.make(ROOT, b"t", Kind.TOPIC)
     again = PLANNER.create(world.tree, ROOT, b"u", Inode(topic, Kind.TOPIC, 0, 0, 0, 7, 7))
-    assert Guard(KEYS.epoch(topic), ABSENT) in again.guards
+    assert Guard(KEYS.last(topic), ABSENT) in again.guards
+    assert not world.store.commit(again)
+    world.do(Mutation((), deletes=tuple(generation.end(KEYS, topic))))
     assert not world.store.commit(again)
 
 
