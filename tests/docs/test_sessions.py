@@ -13,6 +13,7 @@ import pytest
 from dnpipefs import etcd
 from tests.docs.documents import FORMAT, README, SEMANTICS
 from tests.docs.test_docs import example
+from tests.support.etcd_http import keys_below
 from tests.support.etcd_process import EtcdProcess
 from tests.support.mounts import Mount, Mounts, why_no_mounts
 from tests.support.processes import mounts_below
@@ -174,7 +175,7 @@ def test_an_etcd_user_with_the_documented_role(directory: Path, tmp_path: Path, 
     password = tmp_path / "password"
     password.touch(mode=0o600)
     password.write_text("secret\n")
-    (commands,) = SEMANTICS.of_kind("sh")
+    commands, _ = SEMANTICS.of_kind("sh")
     *administration, mount = commands.splitlines()
     try:
         guarded.start()
@@ -194,6 +195,40 @@ def test_an_etcd_user_with_the_documented_role(directory: Path, tmp_path: Path, 
         guarded.kill()
     said = [line for line in (tmp_path / "log").read_text().splitlines() if "upgrade to" not in line]
     assert said == []
+
+
+def write_without_end(topic: Path) -> None:
+    with topic.open("ab", buffering=0) as file:
+        while True:
+            file.write(b"x" * 60_000 + b"\n")
+
+
+@needs_mounts
+def test_the_way_out_of_a_full_etcd(tmp_path: Path, etcd_binary: str) -> None:
+    small = EtcdProcess(tmp_path / "etcd", etcd_binary, arguments=["--quota-backend-bytes", str(2 << 20)])
+    mounts = Mounts(tmp_path)
+    _, commands = SEMANTICS.of_kind("sh")
+    removal, by_the_operator = commands.split("revision=")
+    try:
+        small.start()
+        host = mounts.make(endpoints=[small.endpoint], prefix="/dnp/")
+        host.start()
+        (host.path / "old").write_bytes(b"old\n")
+        with pytest.raises(OSError, match="No space"):
+            write_without_end(host.path / "builds")
+        for line in removal.splitlines():
+            assert output(placed(line, host.path)) == ""
+        assert os.listdir(host.path) == ["builds"]
+        eventually(lambda: not keys_below(small.endpoint, "/dnp/tail/"))
+        said = output(
+            f"set -e; revision={by_the_operator}".replace("etcdctl", f"etcdctl --endpoints {small.endpoint}")
+        )
+        assert "NOSPACE" in said, "what was disarmed"
+        assert output(placed("echo new > /dnp/builds; cat /dnp/builds", host.path)) == "new\n"
+        assert host.stop() == 0
+    finally:
+        mounts.clear()
+        small.kill()
 
 
 def test_the_python_of_the_readme(server: EtcdProcess, tmp_path: Path) -> None:

@@ -7,13 +7,14 @@ import errno
 import os
 import random
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
 
 from tests.mount.conftest import MakeMount
-from tests.support.checker import Observation, Outcome
-from tests.support.etcd_http import compact, keys_below
+from tests.support.checker import Observation, Outcome, Reset
+from tests.support.etcd_http import compact, keys_below, make_room
 from tests.support.etcd_process import EtcdProcess
 from tests.support.mounts import Mount
 from tests.support.proxy_thread import ProxyThread, proxy_thread
@@ -184,20 +185,39 @@ def test_views_live_on_through_compaction(
     assert history(writers, [*observations([near, far]), follower.observed()]).check() == []
 
 
-def test_a_full_etcd_says_so_and_reads_go_on(mount: MakeMount, tmp_path: Path, etcd_binary: str) -> None:
+@pytest.fixture
+def small_etcd(tmp_path: Path, etcd_binary: str) -> Iterator[EtcdProcess]:
     etcd = EtcdProcess(tmp_path / "small", etcd_binary, arguments=["--quota-backend-bytes", str(2 << 20)])
     try:
         etcd.start()
-        hosts = [mount(endpoint=etcd.endpoint) for _ in range(2)]
+        yield etcd
+    finally:
+        etcd.kill()
+
+
+def large_writers_on(hosts: Sequence[Mount]) -> list[Writer]:
+    return [
+        Writer(f"{host.path.parent.name}-large{n}", topic_of(host), body=b"x" * 9000)
+        for host in hosts
+        for n in range(2)
+    ]
+
+
+def fill(hosts: Sequence[Mount]) -> list[Writer]:
+    """Push to the topic on all hosts until etcd is full; return the writers, which have ended."""
+    writers = large_writers_on(hosts)
+    with running(*writers):
+        for writer in writers:
+            eventually(lambda writer=writer: len(writer.errors) >= 3)  # type: ignore[misc]
+    return writers
+
+
+def test_a_full_etcd_says_so_and_reads_go_on(mount: MakeMount, small_etcd: EtcdProcess) -> None:
+    etcd = small_etcd
+    hosts = [mount(endpoint=etcd.endpoint) for _ in range(2)]
+    try:
         topic_of(hosts[0]).touch()
-        writers = [
-            Writer(f"{host.path.parent.name}-{n}", topic_of(host), body=b"x" * 9000)
-            for host in hosts
-            for n in range(2)
-        ]
-        with running(*writers):
-            for writer in writers:
-                eventually(lambda writer=writer: len(writer.errors) >= 3)  # type: ignore[misc]
+        writers = fill(hosts)
         assert {error.errno for writer in writers for error in writer.errors} == {errno.ENOSPC}
         found = history(writers, observations(hosts))
         assert found.check() == []
@@ -213,7 +233,94 @@ def test_a_full_etcd_says_so_and_reads_go_on(mount: MakeMount, tmp_path: Path, e
     finally:
         for host in hosts:
             host.clear()
-        etcd.kill()
+
+
+def test_a_full_etcd_is_emptied_through_the_mount(mount: MakeMount, small_etcd: EtcdProcess) -> None:
+    """Invariants 1, 2 and 5 for a reset that only deletes and the generation after it."""
+    hosts = [mount(endpoint=small_etcd.endpoint) for _ in range(2)]
+    here, there = (host.path for host in hosts)
+    fds: dict[str, int] = {}
+    try:
+        topic_of(hosts[0]).touch()
+        for name in ("deleted", "both"):
+            (here / name).write_bytes(b"old\n")
+        (here / "directory").mkdir()
+        fds |= {name: os.open(there / name, os.O_RDONLY) for name in ("topic", "deleted", "both")}
+        before = fill(hosts)
+        resets = [reset(lambda: os.truncate(here / "topic", 0))]
+        assert resets[0].outcome is Outcome.OK, hosts[0].log
+        seen = observations(hosts)
+        assert [each.data for each in seen] == [b"", b""], "at once, also on the other host"
+        assert (here / "topic").stat().st_size == 0
+        eventually(lambda: (there / "topic").stat().st_size == 0)
+        eventually(lambda: os.pread(fds["topic"], 100, 0) == b"")
+        os.truncate(here / "topic", 0)  # once more: nothing is there
+        for host in hosts:
+            with refused(errno.ENOSPC):
+                topic_of(host).write_bytes(b"line\n")
+
+        (here / "deleted").unlink()
+        assert not (here / "deleted").exists()
+        eventually(lambda: not (there / "deleted").exists())
+        with refused(errno.ESTALE):
+            eventually(lambda: os.pread(fds["deleted"], 100, 0) == b"")
+        os.truncate(there / "both", 0)
+        (here / "both").unlink()
+        with refused(errno.ESTALE):
+            eventually(lambda: os.pread(fds["both"], 100, 0) == b"never")
+        (here / "directory").rmdir()
+        assert os.listdir(here) == ["topic"]
+        eventually(lambda: os.listdir(there) == ["topic"])
+        with refused(errno.ENOSPC):
+            (here / "topic").rename(here / "renamed")
+        eventually(lambda: not keys_below(small_etcd.endpoint, f"{hosts[0].prefix}tail/"))
+        hosts.append(mount(endpoint=small_etcd.endpoint))
+        assert topic_of(hosts[2]).read_bytes() == b""
+
+        make_room(small_etcd.endpoint)
+        after = [writer for host in hosts for writer in writers_on(host, 2)]
+        with running(*after):
+            progress(after, 20)
+        assert errors_of(*after) == []
+        seen += observations(hosts)
+        assert os.pread(fds["topic"], 1 << 20, 0) == seen[-1].data
+        assert history([*before, *after], seen, resets).check() == []
+    finally:
+        for fd in fds.values():
+            os.close(fd)
+        for host in hosts:
+            host.clear()
+
+
+def test_invariant_5_when_a_full_etcd_is_emptied_again_and_again(
+    mount: MakeMount, small_etcd: EtcdProcess
+) -> None:
+    """Writers on both hosts never stop; both hosts reset at once; then there is room again."""
+    hosts = [mount(endpoint=small_etcd.endpoint) for _ in range(2)]
+    try:
+        topic_of(hosts[0]).touch()
+        writers = large_writers_on(hosts)
+        resets: list[Reset] = []
+        seen: list[Observation] = []
+        with running(*writers), ThreadPoolExecutor() as pool:
+            for _ in range(4):
+                full = [len(writer.errors) for writer in writers]
+                for writer, errors in zip(writers, full, strict=True):
+                    eventually(lambda writer=writer, errors=errors: len(writer.errors) > errors)  # type: ignore[misc]
+                resets += pool.map(lambda host: reset(lambda: os.truncate(topic_of(host), 0)), hosts)
+                seen += observations(hosts)
+                eventually(lambda: not keys_below(small_etcd.endpoint, f"{hosts[0].prefix}tail/"))
+                make_room(small_etcd.endpoint)
+                progress(writers, 10)
+                seen += observations(hosts)
+        seen += observations(hosts)
+        assert {each.outcome for each in resets} == {Outcome.OK}
+        assert {error.errno for writer in writers for error in writer.errors} == {errno.ENOSPC}
+        assert history(writers, seen, resets).check() == []
+        assert [host.log.count("is reset by deletions only") > 0 for host in hosts].count(True) >= 1
+    finally:
+        for host in hosts:
+            host.clear()
 
 
 # Connections

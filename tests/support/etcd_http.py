@@ -29,3 +29,11 @@ def compact(endpoint: str) -> None:
     """Forget all revisions before the newest."""
     status = _call(endpoint, "maintenance/status", {})
     _call(endpoint, "kv/compaction", {"revision": status["header"]["revision"], "physical": True})
+
+
+def make_room(endpoint: str) -> None:
+    """Do what its operator does with a full etcd of one member: compact, defragment, disarm."""
+    compact(endpoint)
+    _call(endpoint, "maintenance/defragment", {})
+    for alarm in _call(endpoint, "maintenance/alarm", {"action": "GET"}).get("alarms", []):
+        _call(endpoint, "maintenance/alarm", {"action": "DEACTIVATE", **alarm})
