@@ -47,7 +47,7 @@ class Reader:
         """
         position = await self._barrier.topic(self._live.topic)
         with deadline(self._op_timeout):
-            return await self._live.wait(lambda view: _holds(view, position))
+            return await self._live.wait(lambda view: holds(view, position))
 
     async def read(self, offset: Offset, size: int) -> bytes:
         """Return up to *size* bytes from *offset*; empty only at the confirmed end of the topic.
@@ -101,8 +101,8 @@ class Reader:
         return await self._live.wait(lambda view: view.end > offset or view.generation != generation)
 
 
-def _holds(view: TopicView, position: Position) -> bool:
-    """Tell whether a view has everything that had happened when etcd said *position*."""
+def holds(view: TopicView, position: Position) -> bool:
+    """Tell whether a view shows nothing older than what there was when etcd said *position*."""
     if view.revision < position.newest:
         return False
     if view.ended:  # a generation that ended since then leaves nothing to be seen either

@@ -14,7 +14,11 @@ import trio.testing
 from dnpipefs import Dnp, Message, TopicGone, etcd
 from dnpipefs.core import generation
 from dnpipefs.core.keys import KeySchema
-from dnpipefs.core.names import FileId
+from dnpipefs.core.names import NO_GENERATION, FileId, Revision
+from dnpipefs.core.records import Head
+from dnpipefs.core.view import Snapshot, TopicView
+from dnpipefs.log.barrier import Position
+from dnpipefs.log.reader import holds
 from dnpipefs.log.sweeper import Sweeper
 from tests.api.conftest import Connect
 from tests.support.etcd_process import EtcdProcess
@@ -103,6 +107,29 @@ async def test_following_goes_on_in_the_next_generation(dnp: Dnp, other: Dnp, ke
 async def following(messages: AsyncIterator[Message]) -> bytes:
     with trio.fail_after(WITHIN_S):
         return (await anext(messages)).data
+
+
+@pytest.mark.parametrize(
+    ("seen", "epoch", "newest", "position_epoch", "enough"),
+    [
+        (30, 10, 25, 10, True),
+        (24, 10, 25, 10, False),
+        (30, 10, 25, NO_GENERATION, False),  # the reset by deletion has yet to come
+        (30, NO_GENERATION, 25, NO_GENERATION, True),
+        (24, NO_GENERATION, 25, NO_GENERATION, False),  # of an earlier one, and a push came between
+        (30, 28, 25, NO_GENERATION, True),  # the next generation has begun meanwhile
+        (30, NO_GENERATION, 25, 20, True),  # one was reset since
+        (24, NO_GENERATION, 25, 25, False),
+        (30, 10, 25, 25, False),
+    ],
+)
+def test_when_a_view_is_as_new_as_etcd(
+    seen: int, epoch: int, newest: int, position_epoch: int, *, enough: bool
+) -> None:
+    """Invariant 5: an open waits until its view holds the reset, and then no longer."""
+    view = TopicView(Snapshot(Revision(seen), Revision(epoch), Head(), 1, []))
+    position = Position(Revision(newest), Revision(position_epoch), Revision(0))
+    assert holds(view, position) == enough
 
 
 async def test_its_deletion_reaches_whoever_follows_it(dnp: Dnp, other: Dnp, keys: Keys) -> None:

@@ -245,7 +245,7 @@ def test_a_full_etcd_is_emptied_through_the_mount(mount: MakeMount, small_etcd: 
         for name in ("deleted", "both"):
             (here / name).write_bytes(b"old\n")
         (here / "directory").mkdir()
-        fds |= {name: os.open(there / name, os.O_RDONLY) for name in ("topic", "deleted", "both")}
+        fds |= {name: os.open(there / name, os.O_RDWR) for name in ("topic", "deleted", "both")}
         before = fill(hosts)
         resets = [reset(lambda: os.truncate(here / "topic", 0))]
         assert resets[0].outcome is Outcome.OK, hosts[0].log
@@ -265,6 +265,8 @@ def test_a_full_etcd_is_emptied_through_the_mount(mount: MakeMount, small_etcd: 
         with refused(errno.ESTALE):
             eventually(lambda: os.pread(fds["deleted"], 100, 0) == b"")
         os.truncate(there / "both", 0)
+        with refused(errno.ENOSPC):
+            os.write(fds["both"], b"would begin the next generation\n")
         (here / "both").unlink()
         with refused(errno.ESTALE):
             eventually(lambda: os.pread(fds["both"], 100, 0) == b"never")
@@ -278,6 +280,9 @@ def test_a_full_etcd_is_emptied_through_the_mount(mount: MakeMount, small_etcd: 
         assert topic_of(hosts[2]).read_bytes() == b""
 
         make_room(small_etcd.endpoint)
+        with refused(errno.ESTALE):
+            os.write(fds["both"], b"must not bring it back\n")
+        assert keys_below(small_etcd.endpoint, f"{hosts[0].prefix}epoch/") == []
         after = [writer for host in hosts for writer in writers_on(host, 2)]
         with running(*after):
             progress(after, 20)
