@@ -25,7 +25,6 @@ import trio
 
 from dnpipefs import etcd
 from dnpipefs.core import append as fence_rules
-from dnpipefs.core import generation as generations
 from dnpipefs.core.append import Fence, Observed
 from dnpipefs.core.batch import Chunk, encode
 from dnpipefs.core.keys import KeySchema
@@ -35,6 +34,7 @@ from dnpipefs.core.sizes import KnownSizes
 from dnpipefs.errors import DnpError, TopicGone, UnknownOutcome
 from dnpipefs.log.clock import Clock
 from dnpipefs.log.failures import TRANSIENT, Backoff, timed_out
+from dnpipefs.log.generation import begin_generation
 from dnpipefs.log.session import SessionKeeper
 
 logger: Final = logging.getLogger(__name__)
@@ -76,6 +76,10 @@ class _Writer:
     topic: FileId
     generation: Revision
     """The newest known; NO_GENERATION if the next commit has to begin one."""
+    epoch_key: bytes
+    last_key: bytes
+    fence_key: bytes = b""
+    """Of `session`; made once, since each commit needs them."""
     session: SessionId | None = None
     sequence: int = 0
     """Last sequence number known to be taken."""
@@ -96,6 +100,8 @@ class _Batch:
 
     writer: _Writer
     pushes: Sequence[_Push]
+    deadline: float
+    """When the last of its callers gives up."""
     chunks: Sequence[Chunk]
     size: int
     messages: int
@@ -107,10 +113,6 @@ class _Batch:
     sent_unanswered: bool = False
     failure: DnpError | None = None
     """Why the last try did not settle it."""
-
-    @property
-    def deadline(self) -> float:
-        return max(push.deadline for push in self.pushes)
 
     def key(self, keys: KeySchema) -> bytes:
         return keys.batch(self.writer.topic, self.session, self.fence.sequence, self.size, self.messages)
@@ -178,7 +180,8 @@ class Appender:
             await self._wait_for_room(push)
         writer = self._writers.get(topic)
         if writer is None:
-            writer = self._writers[topic] = _Writer(topic, born)
+            keys = self._keys
+            writer = self._writers[topic] = _Writer(topic, born, keys.epoch(topic), keys.last(topic))
         writer.queue.append(push)
         self._queued_bytes += len(chunk.data)
         self._line_up(writer)
@@ -321,13 +324,15 @@ class Appender:
     def _batch(self, writer: _Writer, pushes: Sequence[_Push], session: SessionId) -> _Batch:
         if writer.session != session:
             writer.session, writer.sequence = session, 0
+            writer.fence_key = self._keys.writer(writer.topic, session)
         writer.busy = True
         self._attempts += 1
         fence = Fence(writer.generation, writer.sequence + 1, self._attempts)
         chunks = [push.chunk for push in pushes]
         size = sum([len(chunk.data) for chunk in chunks])
         messages = sum([chunk.messages for chunk in chunks])
-        return _Batch(writer, pushes, chunks, size, messages, session, fence, self._clock.now_ns())
+        deadline = pushes[-1].deadline  # they came in this order, and all wait equally long
+        return _Batch(writer, pushes, deadline, chunks, size, messages, session, fence, self._clock.now_ns())
 
     def _release(self, writer: _Writer) -> None:
         writer.busy = False
@@ -392,27 +397,12 @@ class Appender:
         return min(_RPC_TIMEOUT_S, left)
 
     async def _begin_generations(self, batches: list[_Batch], backoff: Backoff) -> list[_Batch]:
-        """Give those topics of *batches* a generation that have none; return what is to be sent.
-
-        In transactions of their own: applied twice, late, or by several hosts they do no harm,
-        since each needs the topic to be there without a generation and leaves it empty.
-        """
-        keys = self._keys
+        """Give those topics of *batches* a generation that have none; return what is to be sent."""
         try:
             for batch in batches:
-                topic = batch.writer.topic
                 if batch.fence.generation == NO_GENERATION:
-                    # What the reset has left may not be swept yet: its host may have died.
-                    writes = [*generations.begin(keys, topic, batch.time_ns)]
-                    writes.append((keys.trash(topic), encode_time(batch.time_ns)))
-                    await self._client.transaction(
-                        [
-                            etcd.compare_mod_revision(keys.epoch(topic)) == 0,
-                            etcd.compare_mod_revision(keys.last(topic)) > 0,
-                        ],
-                        [etcd.put(key, value) for key, value in writes],
-                        timeout=self._time_for(batches),
-                    )
+                    topic, timeout = batch.writer.topic, self._time_for(batches)
+                    await begin_generation(self._client, self._keys, topic, batch.time_ns, timeout=timeout)
         except etcd.SpaceExceeded as error:
             await self._settle_out_of_space(batches, error)
             return []
@@ -431,17 +421,16 @@ class Appender:
         keys, now = self._keys, trio.current_time()
         transaction = etcd.Transaction()
         for batch in batches:
-            topic, fence = batch.writer.topic, batch.fence
-            writer, last = keys.writer(topic, batch.session), keys.last(topic)
-            transaction.compare_mod_revision(keys.epoch(topic), fence.generation)
-            transaction.compare_version(writer, fence.sequence - 1)
+            writer, fence = batch.writer, batch.fence
+            transaction.compare_mod_revision(writer.epoch_key, fence.generation)
+            transaction.compare_version(writer.fence_key, fence.sequence - 1)
             batch.previous_at = None
-            if len(batches) <= TOPICS_WITH_PREVIOUS and self._sizes.wanted(topic, now):
+            if len(batches) <= TOPICS_WITH_PREVIOUS and self._sizes.wanted(writer.topic, now):
                 batch.previous_at = len(transaction)
-                transaction.get(last, keys_only=True)
-            transaction.put(writer, fence.encode(), lease=batch.session)
+                transaction.get(writer.last_key, keys_only=True)
+            transaction.put(writer.fence_key, fence.encode(), lease=batch.session)
             transaction.put(batch.key(keys), batch.value())
-            transaction.put(last, encode_time(batch.time_ns))
+            transaction.put(writer.last_key, encode_time(batch.time_ns))
         return transaction
 
     async def _look_and_settle(self, batches: Sequence[_Batch]) -> list[_Batch]:
