@@ -86,7 +86,8 @@ async def test_whose_answer_was_lost_is_told_of_its_success(hosts: list[Host], l
             await host.namespace.lookup(ROOT, name)
 
 
-async def test_of_two_hosts_one_finds_nothing_any_more(hosts: list[Host]) -> None:
+async def test_two_hosts_remove_at_once(hosts: list[Host]) -> None:
+    """The slower one finds nothing, or cannot tell the other's removal from its own."""
     told: list[str] = []
 
     async def unlink(host: Host) -> None:
@@ -100,7 +101,7 @@ async def test_of_two_hosts_one_finds_nothing_any_more(hosts: list[Host]) -> Non
     async with trio.open_nursery() as nursery:
         for host in hosts:
             nursery.start_soon(unlink, host)
-    assert sorted(told) == ["done", "nothing there"]
+    assert sorted(told) in (["done", "nothing there"], ["done", "done"])
     assert sum(host.client.deletions for host in hosts) <= 6, "without asking again and again"
 
 
