@@ -1,8 +1,8 @@
 """Group commit: the pushes of one host, gathered into few transactions, each applied exactly once.
 
 A topic has one transaction under way; what comes meanwhile goes into its next batch, and one
-transaction carries the batches of many topics. The fence (`dnpipefs.core.append`) decides what an
-unanswered or refused transaction means.
+transaction carries the batches of many topics. What becomes of a transaction is `committing.py`'s
+business.
 
 Tasks: a commit runs in the task of the caller that finds nobody committing (which saves a lone
 writer two switches of tasks), otherwise in one of the COMMITTERS of `Appender.run`; never more than
@@ -16,7 +16,7 @@ from __future__ import annotations
 
 import logging
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Final
@@ -24,26 +24,23 @@ from typing import Final
 import trio
 
 from dnpipefs import etcd
-from dnpipefs.core import append as fence_rules
-from dnpipefs.core.append import Fence, Observed
-from dnpipefs.core.batch import Chunk, encode
+from dnpipefs.core.batch import Chunk
 from dnpipefs.core.keys import KeySchema
-from dnpipefs.core.names import NO_GENERATION, FileId, Revision, SessionId
-from dnpipefs.core.records import Head, encode_time
+from dnpipefs.core.names import FileId, Revision, SessionId
 from dnpipefs.core.sizes import KnownSizes
-from dnpipefs.errors import DnpError, TopicGone, UnknownOutcome
+from dnpipefs.errors import UnknownOutcome
 from dnpipefs.log.clock import Clock
-from dnpipefs.log.failures import TRANSIENT, Backoff, timed_out
-from dnpipefs.log.generation import begin_generation
+from dnpipefs.log.committing import Batch, Committer, Push, Writer
+from dnpipefs.log.failures import timed_out
 from dnpipefs.log.session import SessionKeeper
 
 logger: Final = logging.getLogger(__name__)
 
 COMMITTERS: Final = 4
 """Transactions under way at once on one host, when some are slow."""
-QUICK_BYTES: Final = 64 << 10
 NO_SESSION_S: Final = 0.5
 """How often pushes that wait for a session are looked through for those whose time is up."""
+QUICK_BYTES: Final = 64 << 10
 QUICK_S: Final = 0.01
 """A commit smaller than QUICK_BYTES and younger than QUICK_S is worth waiting for: what gathers meanwhile
 goes into one transaction. A larger or older one holds nobody up."""
@@ -51,81 +48,8 @@ BATCH_LIMIT: Final = 1 << 20
 """Bytes of message data in one transaction; etcd takes 1.5 MiB with keys and all."""
 TOPICS_PER_TRANSACTION: Final = 40
 """Three puts a topic, or three reads to look at it, stay below etcd's 128 operations a transaction."""
-TOPICS_WITH_PREVIOUS: Final = 30
-"""In a transaction of so many topics there is room for a read beside the three puts of each."""
 QUEUE_LIMIT: Final = 64 << 20
 """Bytes of pushes waiting on one host; beyond it callers wait before they are queued."""
-_RPC_TIMEOUT_S: Final = 5.0
-
-
-@dataclass(slots=True, eq=False)
-class _Push:
-    """A caller's chunk on its way."""
-
-    chunk: Chunk
-    deadline: float
-    settled: trio.Event = field(default_factory=trio.Event)
-    revision: Revision | None = None
-    error: DnpError | None = None
-
-
-@dataclass(slots=True, eq=False)
-class _Writer:
-    """This host's appends to one topic."""
-
-    topic: FileId
-    generation: Revision
-    """The newest known; NO_GENERATION if the next commit has to begin one."""
-    epoch_key: bytes
-    last_key: bytes
-    fence_key: bytes = b""
-    """Of `session`; made once, since each commit needs them."""
-    session: SessionId | None = None
-    sequence: int = 0
-    """Last sequence number known to be taken."""
-    queue: deque[_Push] = field(default_factory=deque)
-    ready: bool = False
-    """It stands in the line of topics to be taken."""
-    abandoned: int = 0
-    """A sequence number under which a batch went unanswered until its callers gave up; 0 if none."""
-    busy: bool = False
-    """A committer holds a batch of it."""
-    newest: Revision = Revision(0)  # noqa: RUF009 - a NewType of int, immutable
-    """Revision of this host's last append."""
-
-
-@dataclass(slots=True, eq=False)
-class _Batch:
-    """Pushes that are committed together, with the fence they are sent with."""
-
-    writer: _Writer
-    pushes: Sequence[_Push]
-    deadline: float
-    """When the last of its callers gives up."""
-    chunks: Sequence[Chunk]
-    size: int
-    messages: int
-    session: SessionId
-    fence: Fence
-    time_ns: int
-    previous_at: int | None = None
-    """Which response says what the topic's newest revision was before; None if that is not asked."""
-    sent_unanswered: bool = False
-    failure: DnpError | None = None
-    """Why the last try did not settle it."""
-
-    def key(self, keys: KeySchema) -> bytes:
-        return keys.batch(self.writer.topic, self.session, self.fence.sequence, self.size, self.messages)
-
-    def value(self) -> bytes:
-        """The same bytes for each try with the same fence."""
-        return encode(
-            self.chunks,
-            generation=self.fence.generation,
-            time_ns=self.time_ns,
-            session=self.session,
-            sequence=self.fence.sequence,
-        )
 
 
 @dataclass(slots=True, eq=False)
@@ -150,21 +74,18 @@ class Appender:
         *,
         op_timeout: float,
     ) -> None:
-        self._client: Final = client
         self._keys: Final = keys
         self._sessions: Final = sessions
-        self._clock: Final = clock
-        self._sizes: Final = sizes
         self._op_timeout: Final = op_timeout
-        self._writers: dict[FileId, _Writer] = {}
-        self._ready: deque[_Writer] = deque()
+        self._committer: Final = Committer(client, keys, sessions, clock, sizes, op_timeout=op_timeout)
+        self._writers: dict[FileId, Writer] = {}
+        self._ready: deque[Writer] = deque()
         self._work = trio.lowlevel.ParkingLot()
         self._queued_bytes = 0
         self._room = trio.lowlevel.ParkingLot()
         self._commits: set[_Commit] = set()
         self._waiting = False
         """A committer is awake for what is queued, and waits for something else."""
-        self._attempts = 0
 
     async def append(self, topic: FileId, chunk: Chunk, *, born: Revision) -> Revision:
         """Append *chunk* (at most BATCH_LIMIT bytes) and return the revision once it is committed.
@@ -175,13 +96,13 @@ class Appender:
         Raises TopicGone, TimedOut, OutOfSpace, UnknownOutcome or another ClusterError; only for
         TimedOut and UnknownOutcome can the chunk be in the log all the same, at most once.
         """
-        push = _Push(chunk, trio.current_time() + self._op_timeout)
+        push = Push(chunk, trio.current_time() + self._op_timeout)
         if self._queued_bytes + len(chunk.data) > QUEUE_LIMIT:
             await self._wait_for_room(push)
         writer = self._writers.get(topic)
         if writer is None:
             keys = self._keys
-            writer = self._writers[topic] = _Writer(topic, born, keys.epoch(topic), keys.last(topic))
+            writer = self._writers[topic] = Writer(topic, born, keys.epoch(topic), keys.last(topic))
         writer.queue.append(push)
         self._queued_bytes += len(chunk.data)
         self._line_up(writer)
@@ -226,7 +147,7 @@ class Appender:
             for _ in range(COMMITTERS):
                 nursery.start_soon(self._commit_forever)
 
-    async def _wait_for_room(self, push: _Push) -> None:
+    async def _wait_for_room(self, push: Push) -> None:
         while self._queued_bytes + len(push.chunk.data) > QUEUE_LIMIT and self._queued_bytes:
             with trio.move_on_at(push.deadline) as scope:
                 await self._room.park()
@@ -271,7 +192,7 @@ class Appender:
         self._commits.add(commit)
         try:
             with commit.shield:
-                await self._settle_all(batches)
+                await self._committer.commit(batches)
         except Exception:
             # A fault of ours must not stop every later push of this host; its callers are told.
             logger.exception("a commit failed unexpectedly")
@@ -300,13 +221,13 @@ class Appender:
                 self._ready.remove(writer)
                 writer.ready = False
 
-    def _take(self, session: SessionId) -> list[_Batch]:
+    def _take(self, session: SessionId) -> list[Batch]:
         """Take the next batches of as many topics as fit one transaction."""
-        batches: list[_Batch] = []
+        batches: list[Batch] = []
         room = BATCH_LIMIT
         while self._ready and len(batches) < TOPICS_PER_TRANSACTION:
             writer = self._ready[0]
-            pushes: list[_Push] = []
+            pushes: list[Push] = []
             while writer.queue:
                 cost = writer.queue[0].chunk.encoded_limit
                 if cost > room and (pushes or batches):
@@ -314,284 +235,19 @@ class Appender:
                 pushes.append(writer.queue.popleft())
                 room -= cost
             if pushes:
-                batches.append(self._batch(writer, pushes, session))
+                batches.append(self._committer.batch(writer, pushes, session))
             if writer.queue and not pushes:
                 break  # the transaction is full
             self._ready.popleft()
             writer.ready = False
         return batches
 
-    def _batch(self, writer: _Writer, pushes: Sequence[_Push], session: SessionId) -> _Batch:
-        if writer.session != session:
-            writer.session, writer.sequence = session, 0
-            writer.fence_key = self._keys.writer(writer.topic, session)
-        writer.busy = True
-        self._attempts += 1
-        fence = Fence(writer.generation, writer.sequence + 1, self._attempts)
-        chunks = [push.chunk for push in pushes]
-        size = sum([len(chunk.data) for chunk in chunks])
-        messages = sum([chunk.messages for chunk in chunks])
-        deadline = pushes[-1].deadline  # they came in this order, and all wait equally long
-        return _Batch(writer, pushes, deadline, chunks, size, messages, session, fence, self._clock.now_ns())
-
-    def _release(self, writer: _Writer) -> None:
+    def _release(self, writer: Writer) -> None:
         writer.busy = False
         if writer.queue:
             self._line_up(writer)
 
-    def _line_up(self, writer: _Writer) -> None:
+    def _line_up(self, writer: Writer) -> None:
         if not (writer.ready or writer.busy):
             writer.ready = True
             self._ready.append(writer)
-
-    async def _settle_all(self, batches: list[_Batch]) -> None:
-        """Send until every batch is settled: committed, failed, or out of time."""
-        backoff = Backoff()
-        refusals = 0
-        while batches := self._still_in_time(batches):
-            if NO_GENERATION in [batch.fence.generation for batch in batches]:
-                batches = await self._begin_generations(batches, backoff)
-                continue
-            try:
-                result = await self._client.commit(
-                    self._transaction(batches), timeout=self._time_for(batches)
-                )
-            except etcd.SpaceExceeded as error:
-                await self._settle_out_of_space(batches, error)
-                return
-            except etcd.LeaseNotFound:
-                batches = await self._settle_lost_session(batches)
-                continue
-            except TRANSIENT as error:
-                for batch in batches:
-                    batch.sent_unanswered |= isinstance(error, etcd.Ambiguous)
-                    batch.failure = error
-                await backoff.wait()
-                continue
-            except etcd.EtcdError as error:
-                for batch in batches:
-                    self._refuse(batch, error)
-                return
-            if result.succeeded:
-                self._applied(batches, result)
-                return
-            batches = await self._look_and_settle(batches)
-            refusals += 1
-            if refusals > 2:  # a reset or two in a row are normal, more are not
-                await backoff.wait()
-
-    def _still_in_time(self, batches: Sequence[_Batch]) -> list[_Batch]:
-        """Abandon what is past its deadline: the fence sees to it that it is applied at most once."""
-        now = trio.current_time()
-        for batch in batches:
-            if batch.deadline <= now:
-                if batch.sent_unanswered:
-                    batch.writer.abandoned = batch.fence.sequence
-                self._fail(batch, timed_out(self._op_timeout, batch.failure))
-        return [batch for batch in batches if batch.deadline > now]
-
-    @staticmethod
-    def _time_for(batches: Sequence[_Batch]) -> float:
-        """Return how long one transaction for *batches* may take, seconds."""
-        left = max(batch.deadline for batch in batches) - trio.current_time()
-        return min(_RPC_TIMEOUT_S, left)
-
-    async def _begin_generations(self, batches: list[_Batch], backoff: Backoff) -> list[_Batch]:
-        """Give those topics of *batches* a generation that have none; return what is to be sent."""
-        try:
-            for batch in batches:
-                if batch.fence.generation == NO_GENERATION:
-                    topic, timeout = batch.writer.topic, self._time_for(batches)
-                    await begin_generation(self._client, self._keys, topic, batch.time_ns, timeout=timeout)
-        except etcd.SpaceExceeded as error:
-            await self._settle_out_of_space(batches, error)
-            return []
-        except TRANSIENT as error:
-            for batch in batches:
-                batch.failure = error
-            await backoff.wait()
-            return batches
-        except etcd.EtcdError as error:
-            for batch in batches:
-                self._refuse(batch, error)
-            return []
-        return await self._look_and_settle(batches)
-
-    def _transaction(self, batches: Sequence[_Batch]) -> etcd.Transaction:
-        keys, now = self._keys, trio.current_time()
-        transaction = etcd.Transaction()
-        for batch in batches:
-            writer, fence = batch.writer, batch.fence
-            transaction.compare_mod_revision(writer.epoch_key, fence.generation)
-            transaction.compare_version(writer.fence_key, fence.sequence - 1)
-            batch.previous_at = None
-            if len(batches) <= TOPICS_WITH_PREVIOUS and self._sizes.wanted(writer.topic, now):
-                batch.previous_at = len(transaction)
-                transaction.get(writer.last_key, keys_only=True)
-            transaction.put(writer.fence_key, fence.encode(), lease=batch.session)
-            transaction.put(batch.key(keys), batch.value())
-            transaction.put(writer.last_key, encode_time(batch.time_ns))
-        return transaction
-
-    async def _look_and_settle(self, batches: Sequence[_Batch]) -> list[_Batch]:
-        """Settle batches by what etcd holds; return those that have to be sent (again)."""
-        session = batches[0].session
-        # Whether the session lives must be read: etcd compares before it looks at the lease, so a
-        # lost session shows as a refusal like any other.
-        reads = [etcd.get(self._keys.session(session), keys_only=True)]
-        for batch in batches:
-            reads.append(etcd.get(self._keys.epoch(batch.writer.topic), keys_only=True))
-            reads.append(etcd.get(self._keys.last(batch.writer.topic), keys_only=True))
-            reads.append(etcd.get(self._keys.writer(batch.writer.topic, session)))
-        try:
-            found = [_first(response) for response in (await self._client.transaction((), reads)).responses]
-        except TRANSIENT as error:
-            for batch in batches:
-                batch.failure = error
-            return list(batches)  # sending them again is always safe
-        for batch in batches:
-            batch.failure = None
-        if found[0] is None:
-            return await self._settle_lost_session(batches)
-        seen = zip(batches, found[1::3], found[2::3], found[3::3], strict=True)
-        return [
-            batch
-            for batch, epoch, last, writer in seen
-            if self._is_open(batch, _generation(epoch, last), writer)
-        ]
-
-    def _is_open(self, batch: _Batch, generation: Revision | None, writer: etcd.KeyValue | None) -> bool:
-        observed = Observed(
-            generation,
-            fence_rules.decode_writer(writer.key, writer.value) if writer else None,
-            session_alive=True,
-        )
-        match fence_rules.settle(batch.fence, observed):
-            case fence_rules.Committed():
-                self._sizes.forget(batch.writer.topic)
-                self._succeed(batch, Revision(writer.mod_revision if writer else 0))
-            case fence_rules.Gone():
-                self._fail(batch, TopicGone("the topic was deleted"))
-            case fence_rules.SessionLost():
-                self._fail(batch, UnknownOutcome("the fence of this host's pushes was removed from etcd"))
-            case fence_rules.Retry(generation, sequence):
-                batch.writer.generation = generation
-                batch.writer.sequence = sequence - 1
-                fence = Fence(generation, sequence, batch.fence.attempt)
-                # What was sent with another fence can not be applied any more.
-                batch.sent_unanswered &= fence == batch.fence
-                batch.fence = fence
-                return True
-        return False
-
-    async def _settle_out_of_space(self, batches: Sequence[_Batch], error: etcd.SpaceExceeded) -> None:
-        """Find out what became of a write that etcd answered with "database space exceeded".
-
-        The write that crosses the quota is applied, later ones are refused: only a read tells.
-        """
-        for batch in await self._look_and_settle(batches):
-            batch.sent_unanswered |= batch.failure is not None
-            self._refuse(batch, error)
-
-    async def _settle_lost_session(self, batches: Sequence[_Batch]) -> list[_Batch]:
-        """Settle batches whose session's lease is gone; return those to send under the new one."""
-        lost = batches[0].session
-        self._sessions.report_lost(lost)
-        still_open = [
-            batch for batch in batches if not batch.sent_unanswered or await self._is_open_after_loss(batch)
-        ]
-        with trio.move_on_after(self._op_timeout):
-            session = await self._sessions.get()
-            return [self._batch(batch.writer, batch.pushes, session) for batch in still_open]
-        for batch in still_open:
-            self._fail(batch, timed_out(self._op_timeout, batch.failure))
-        return []
-
-    async def _is_open_after_loss(self, batch: _Batch) -> bool:
-        keys, topic = self._keys, batch.writer.topic
-        reads = [
-            etcd.get(batch.key(keys)),
-            etcd.get(keys.head(topic)),
-            etcd.get(keys.epoch(topic), keys_only=True),
-            etcd.get(keys.last(topic), keys_only=True),
-        ]
-        try:
-            responses = (await self._client.transaction((), reads)).responses
-        except etcd.EtcdError as error:
-            self._fail(batch, UnknownOutcome(f"the session was lost, and what became of the push: {error}"))
-            return False
-        own, head, epoch, last = (_first(response) for response in responses)
-        # An abandoned batch may have been applied under the same number and even the same key.
-        found = own is not None and own.value == batch.value()
-        sealed = Head.decode(head.key, head.value).writers if head else {}
-        if sealed.get(f"{batch.session:x}", 0) >= batch.fence.sequence:
-            if batch.writer.abandoned == batch.fence.sequence:
-                self._fail(batch, UnknownOutcome("the session was lost; this push or an earlier one is in"))
-                return False
-            found = True
-        match fence_rules.settle_lost(
-            batch.fence,
-            sent_before=True,
-            found=found,
-            generation=_generation(epoch, last),
-        ):
-            case fence_rules.Committed():
-                self._sizes.forget(batch.writer.topic)
-                self._succeed(batch, Revision(own.mod_revision if own else 0))
-            case fence_rules.Gone():
-                self._fail(batch, TopicGone("the topic was deleted"))
-            case fence_rules.Unknown():
-                self._fail(batch, UnknownOutcome("the session was lost and the topic was reset meanwhile"))
-            case fence_rules.Retry(generation, _):
-                batch.writer.generation = generation
-                return True
-        return False
-
-    def _applied(self, batches: Sequence[_Batch], result: etcd.TransactionResult) -> None:
-        revision, now = Revision(result.revision), trio.current_time()
-        asked = any(batch.previous_at is not None for batch in batches)
-        responses = result.responses if asked else []
-        for batch in batches:
-            last = _first(responses[batch.previous_at]) if batch.previous_at is not None else None
-            self._sizes.appended(
-                batch.writer.topic,
-                previous=Revision(last.mod_revision) if last else None,
-                revision=revision,
-                size=batch.size,
-                messages=batch.messages,
-                time_ns=batch.time_ns,
-                now=now,
-            )
-            self._succeed(batch, revision)
-
-    def _succeed(self, batch: _Batch, revision: Revision) -> None:
-        batch.writer.sequence = batch.fence.sequence
-        batch.writer.newest = max(batch.writer.newest, revision)
-        for push in batch.pushes:
-            push.revision = revision
-            push.settled.set()
-
-    def _refuse(self, batch: _Batch, error: etcd.EtcdError) -> None:
-        """Fail a batch that etcd does not take; an earlier try that went unanswered may be in."""
-        if batch.sent_unanswered:
-            batch.writer.abandoned = batch.fence.sequence
-            self._fail(batch, UnknownOutcome(f"{error}; an earlier try may have been applied, once"))
-        else:
-            self._fail(batch, error)
-
-    def _fail(self, batch: _Batch, error: DnpError) -> None:
-        for push in batch.pushes:
-            push.error = error
-            push.settled.set()
-
-
-def _generation(epoch: etcd.KeyValue | None, last: etcd.KeyValue | None) -> Revision | None:
-    """Return a topic's generation, None if the topic was deleted."""
-    if last is None:
-        return None
-    return Revision(epoch.mod_revision) if epoch is not None else NO_GENERATION
-
-
-def _first(response: etcd.OpResult) -> etcd.KeyValue | None:
-    assert isinstance(response, etcd.RangeResult)  # noqa: S101 - the client keeps the order of operations
-    return response.kvs[0] if response.kvs else None
