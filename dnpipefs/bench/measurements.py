@@ -353,7 +353,7 @@ async def _together(calls: Sequence[Callable[[], Awaitable[Reply]]]) -> list[Rep
             nonlocal failure
             try:
                 replies[index] = await calls[index]()
-            except Exception as error:
+            except Exception as error:  # raised below, alone, not in the nursery's group
                 failure = failure or error
                 nursery.cancel_scope.cancel()
 

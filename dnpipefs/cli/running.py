@@ -73,7 +73,7 @@ async def _race(
             nursery.start_soon(watch, end)
         try:
             await operation()
-        except Exception as error:
+        except Exception as error:  # raised below, alone, not in the nursery's group
             outcome = error
         nursery.cancel_scope.cancel()
     if outcome is not None:

@@ -274,7 +274,6 @@ class Adapter(pyfuse3.Operations):
         handle = await self._files.open(
             topic,
             read=access in (os.O_RDONLY, os.O_RDWR),
-            write=access in (os.O_WRONLY, os.O_RDWR),
             append=bool(flags & os.O_APPEND),
         )
         self._nodes.opened(node, pid=ctx.pid)

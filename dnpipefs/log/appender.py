@@ -28,7 +28,6 @@ from dnpipefs.core.batch import Chunk
 from dnpipefs.core.keys import KeySchema
 from dnpipefs.core.names import FileId, Revision, SessionId
 from dnpipefs.core.sizes import KnownSizes
-from dnpipefs.errors import UnknownOutcome
 from dnpipefs.log.clock import Clock
 from dnpipefs.log.committing import Batch, Committer, Push, Writer
 from dnpipefs.log.failures import timed_out
@@ -197,10 +196,7 @@ class Appender:
             # A fault of ours must not stop every later push of this host; its callers are told.
             logger.exception("a commit failed unexpectedly")
         finally:
-            for push in [push for batch in batches for push in batch.pushes]:
-                if not push.settled.is_set():
-                    push.error = UnknownOutcome("the commit was cut short; it may be in the topic, once")
-                    push.settled.set()
+            self._committer.abandon(batches)
             self._commits.discard(commit)
             for batch in batches:
                 self._release(batch.writer)

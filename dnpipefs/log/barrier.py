@@ -28,14 +28,12 @@ TOPICS_PER_READ: Final = 60
 
 @dataclass(frozen=True, slots=True)
 class Position:
-    """Where a topic and the namespace stood when the read was made."""
+    """Where a topic stood when the read was made."""
 
     newest: Revision
     """mod_revision of the newest append, seal or reset."""
     generation: Revision
     """NO_GENERATION if it has none: then it is empty, since a moment after `newest`."""
-    namespace: Revision
-    """mod_revision of the newest change of the namespace."""
 
 
 @dataclass(slots=True, eq=False)
@@ -127,7 +125,7 @@ class Barrier:
             newest = _mod_revision(responses[1 + 2 * index])
             generation = _mod_revision(responses[2 + 2 * index]) or NO_GENERATION
             if newest is not None:
-                positions[topic] = Position(newest, generation, namespace)
+                positions[topic] = Position(newest, generation)
         for question in questions:
             question.namespace = namespace
             question.position = positions.get(question.topic)

@@ -181,6 +181,15 @@ class Committer:
             if refusals > 2:  # a reset or two in a row are normal, more are not
                 await backoff.wait()
 
+    def abandon(self, batches: Sequence[Batch]) -> None:
+        """Settle what a commit that was cut short has left open: it may still be applied, once."""
+        for batch in batches:
+            for push in batch.pushes:
+                if not push.settled.is_set():
+                    batch.writer.abandoned = batch.fence.sequence
+                    push.error = UnknownOutcome("the commit was cut short; it may be in the topic, once")
+                    push.settled.set()
+
     def _still_in_time(self, batches: Sequence[Batch]) -> list[Batch]:
         """Abandon what is past its deadline: the fence sees to it that it is applied at most once."""
         now = trio.current_time()
@@ -301,7 +310,7 @@ class Committer:
         still_open = [
             batch for batch in batches if not batch.sent_unanswered or await self._is_open_after_loss(batch)
         ]
-        with trio.move_on_after(self._op_timeout):
+        with trio.move_on_at(max(batch.deadline for batch in batches)):
             session = await self._sessions.get()
             return [self.batch(batch.writer, batch.pushes, session) for batch in still_open]
         for batch in still_open:

@@ -17,7 +17,9 @@ from dnpipefs.core.view import TailEntry
 from dnpipefs.log.failures import TRANSIENT, timed_out
 
 CACHE_LIMIT: Final = 64 << 20
-"""Bytes of batches kept in memory."""
+"""Bytes of memory that batches may take."""
+ENTRY_OVERHEAD: Final = 600
+"""Bytes a batch takes besides its data: objects, its name, its place in the order."""
 FETCH_LIMIT: Final = 8 << 20
 """Bytes asked for in one read of etcd."""
 FETCH_KEYS: Final = 120
@@ -44,7 +46,7 @@ class BatchCache:
 
     def add(self, topic: FileId, revision: Revision, raw: bytes) -> None:
         """Keep an encoded batch that a watch delivered."""
-        self._put((topic, revision), raw, len(raw))
+        self._put((topic, revision), raw)
 
     async def fetch(self, topic: FileId, entries: Sequence[TailEntry]) -> list[Batch] | None:
         """Return the batches of *entries*; None if one is not in etcd any more (reset or sealed).
@@ -70,7 +72,7 @@ class BatchCache:
                 if not response.kvs:
                     return None
                 batch = decode(response.kvs[0].value)
-                self._put((topic, entry.revision), batch, len(batch.data))
+                self._put((topic, entry.revision), batch)
                 found[entry.revision] = batch
         return [found[entry.revision] for entry in entries]
 
@@ -82,18 +84,22 @@ class BatchCache:
         self._batches.move_to_end(name)
         if isinstance(held, bytes):
             batch = self._batches[name] = decode(held)
-            self._bytes += len(batch.data) - len(held)
+            self._bytes += _size(batch) - _size(held)
             return batch
         return held
 
-    def _put(self, name: tuple[FileId, Revision], batch: bytes | Batch, size: int) -> None:
+    def _put(self, name: tuple[FileId, Revision], batch: bytes | Batch) -> None:
         if name in self._batches:
             return
         self._batches[name] = batch
-        self._bytes += size
+        self._bytes += _size(batch)
         while self._bytes > self._limit and len(self._batches) > 1:
             _, old = self._batches.popitem(last=False)
-            self._bytes -= len(old if isinstance(old, bytes) else old.data)
+            self._bytes -= _size(old)
+
+
+def _size(batch: bytes | Batch) -> int:
+    return len(batch if isinstance(batch, bytes) else batch.data) + ENTRY_OVERHEAD
 
 
 def _groups(entries: Sequence[TailEntry]) -> Iterator[list[TailEntry]]:

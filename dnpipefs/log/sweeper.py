@@ -20,6 +20,7 @@ import trio
 from dnpipefs import etcd
 from dnpipefs.core.keys import KeyRange, KeySchema
 from dnpipefs.core.names import FileId, SessionId
+from dnpipefs.errors import DnpError
 
 logger: Final = logging.getLogger(__name__)
 
@@ -52,8 +53,9 @@ class Sweeper:
             self._wake = trio.Event()
             try:
                 await self.sweep_all()
-            except etcd.EtcdError as error:
-                # Nobody waits for it, and a round from now it may go: a reason to say, not to end.
+            except DnpError as error:
+                # Nobody waits for it, and a round from now it may go, or it is a key that does not
+                # parse: a reason to say, not to end.
                 logger.warning("old keys are not swept yet: %s", error)
             with trio.move_on_after(ROUND_S):
                 await self._wake.wait()

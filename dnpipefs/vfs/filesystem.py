@@ -141,7 +141,7 @@ class FileSystem:
         elif size != (await self._log.stat(topic)).end:
             raise InvalidArgument("a topic can be truncated to 0 (reset) only")
 
-    async def open(self, topic: FileId, *, read: bool, write: bool, append: bool) -> TopicHandle:
+    async def open(self, topic: FileId, *, read: bool, append: bool) -> TopicHandle:
         """Open a topic. For reading, everything acknowledged anywhere before is in it.
 
         Raises TopicGone, IsADirectory, TimedOut.

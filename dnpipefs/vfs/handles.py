@@ -62,7 +62,6 @@ class TopicHandle:
         op_timeout: float,
     ) -> None:
         self.topic: Final = topic
-        self.has_written = False
         self._log: Final = log
         self._born: Final = born
         self._shared: Final = shared
@@ -188,5 +187,4 @@ class TopicHandle:
         raise NotInSequence(f"a write at offset {offset}: topics are append-only")
 
     async def _push(self, data: bytes) -> None:
-        self.has_written = True
         await self._log.append(self.topic, Chunk.of_lines(data), born=self._born)

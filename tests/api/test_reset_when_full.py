@@ -128,7 +128,7 @@ def test_when_a_view_is_as_new_as_etcd(
 ) -> None:
     """Invariant 5: an open waits until its view holds the reset, and then no longer."""
     view = TopicView(Snapshot(Revision(seen), Revision(epoch), Head(), 1, []))
-    position = Position(Revision(newest), Revision(position_epoch), Revision(0))
+    position = Position(Revision(newest), Revision(position_epoch))
     assert holds(view, position) == enough
 
 

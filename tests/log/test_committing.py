@@ -1,0 +1,74 @@
+"""How long a commit takes when its session is lost and no other one comes, on a clock of the test's."""
+
+from typing import cast
+
+import trio
+import trio.testing
+
+from dnpipefs import etcd
+from dnpipefs.core.batch import Chunk
+from dnpipefs.core.keys import KeySchema
+from dnpipefs.core.names import FileId, Revision, SessionId
+from dnpipefs.core.sizes import KnownSizes
+from dnpipefs.errors import TimedOut, UnknownOutcome
+from dnpipefs.log.clock import SystemClock
+from dnpipefs.log.committing import Committer, Push, Writer
+from dnpipefs.log.session import SessionKeeper
+
+OP_TIMEOUT = 30.0
+KEYS, TOPIC, SESSION = KeySchema(), FileId(7), SessionId(9)
+
+
+class LosesTheSession:
+    async def commit(self, *_: object, **__: object) -> object:
+        await trio.sleep(0.8 * OP_TIMEOUT)
+        raise etcd.LeaseNotFound("the lease is gone")
+
+
+class NoSession:
+    lost: SessionId | None = None
+
+    def report_lost(self, session: SessionId) -> None:
+        self.lost = session
+
+    async def get(self) -> SessionId:
+        await trio.sleep_forever()
+        raise AssertionError("unreachable")
+
+
+def committer(sessions: NoSession) -> Committer:
+    return Committer(
+        cast("etcd.Client", LosesTheSession()),
+        KEYS,
+        cast("SessionKeeper", sessions),
+        SystemClock(),
+        KnownSizes(10),
+        op_timeout=OP_TIMEOUT,
+    )
+
+
+def writer() -> Writer:
+    return Writer(TOPIC, Revision(1), KEYS.epoch(TOPIC), KEYS.last(TOPIC))
+
+
+async def test_a_push_waits_for_another_session_no_longer_than_its_time(
+    autojump_clock: trio.testing.MockClock,
+) -> None:
+    sessions = NoSession()
+    commits = committer(sessions)
+    push = Push(Chunk.of_lines(b"line\n"), trio.current_time() + OP_TIMEOUT)
+    began = trio.current_time()
+    await commits.commit([commits.batch(writer(), [push], SESSION)])
+    assert sessions.lost == SESSION
+    assert isinstance(push.error, TimedOut)
+    assert trio.current_time() - began < OP_TIMEOUT + 1
+
+
+async def test_what_is_cut_short_is_unknown_and_its_number_in_doubt() -> None:
+    commits = committer(NoSession())
+    push = Push(Chunk.of_lines(b"line\n"), OP_TIMEOUT)
+    batch = commits.batch(writer(), [push], SESSION)
+    commits.abandon([batch])
+    assert isinstance(push.error, UnknownOutcome)
+    assert push.settled.is_set()
+    assert batch.writer.abandoned == batch.fence.sequence

@@ -1,0 +1,54 @@
+"""The cache of batches: its limit counts what it takes, not only the bytes of messages."""
+
+from typing import cast
+
+import pytest
+
+from dnpipefs import etcd
+from dnpipefs.core.batch import Chunk, encode
+from dnpipefs.core.keys import KeySchema, TailKey
+from dnpipefs.core.names import FileId, Offset, Revision, SessionId
+from dnpipefs.core.view import TailEntry
+from dnpipefs.log.content import ENTRY_OVERHEAD, BatchCache
+
+TOPIC, SESSION = FileId(7), SessionId(9)
+
+
+class Absent:
+    """An etcd that has nothing and counts who asks."""
+
+    def __init__(self) -> None:
+        self.asked = 0
+
+    async def transaction(self, *_: object, **__: object) -> object:
+        self.asked += 1
+        raise etcd.PermissionDenied("nobody is to ask")
+
+
+def raw(number: int, size: int) -> bytes:
+    chunk = Chunk.of_lines(b"x" * (size - 1) + b"\n")
+    return encode([chunk], generation=Revision(1), time_ns=0, session=SESSION, sequence=number)
+
+
+def entry(number: int, size: int) -> TailEntry:
+    return TailEntry(Revision(number), Offset(0), 0, TailKey(SESSION, number, size, 1))
+
+
+@pytest.mark.parametrize("size", [2, 1000])
+async def test_the_limit_holds_and_the_least_lately_read_goes_first(size: int) -> None:
+    absent = Absent()
+    cache = BatchCache(
+        cast("etcd.Client", absent), KeySchema(), op_timeout=1, limit=10 * (size + 48 + ENTRY_OVERHEAD)
+    )
+    for number in range(1, 11):
+        cache.add(TOPIC, Revision(number), raw(number, size))
+    found = await cache.fetch(TOPIC, [entry(1, size)])
+    assert found is not None
+    assert len(found[0].data) == size
+    for number in range(11, 16):
+        cache.add(TOPIC, Revision(number), raw(number, size))
+        assert cache.size <= 10 * (size + 48 + ENTRY_OVERHEAD)
+    assert await cache.fetch(TOPIC, [entry(1, size), entry(15, size)]) is not None
+    assert absent.asked == 0
+    with pytest.raises(etcd.PermissionDenied):
+        await cache.fetch(TOPIC, [entry(2, size)])
