@@ -174,3 +174,19 @@ async def test_what_a_host_that_died_left_is_swept_after_the_next_push(
     await Sweeper(keys.client, keys.schema).sweep_all()
     assert await keys.batches() == 1
     assert await pulled(dnp) == [b"new\n"]
+
+
+async def test_a_key_that_does_not_parse_does_not_end_the_sweeper(
+    dnp: Dnp, keys: Keys, caplog: pytest.LogCaptureFixture
+) -> None:
+    await dnp.push("t", "old")
+    await keys.client.put(keys.schema.tail(await keys.topic()).start + b"junk", b"")
+    await keys.reset()
+    sweeper = Sweeper(keys.client, keys.schema)
+    sweeper.wake(await keys.topic())
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(sweeper.run)
+        with trio.fail_after(WITHIN_S):
+            while "not swept yet" not in caplog.text:
+                await trio.testing.wait_all_tasks_blocked(0.01)
+        nursery.cancel_scope.cancel()
