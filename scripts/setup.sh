@@ -15,7 +15,7 @@ fingerprint() { pwd -P; cksum pyproject.toml scripts/setup.sh; }
 has() { command -v "$1" >/dev/null; }
 
 is_set_up() {
-    has etcd && has fusermount3 && .venv/bin/python -c '' 2>/dev/null &&
+    has_programs && .venv/bin/python -c '' 2>/dev/null &&
         [ "$(fingerprint)" = "$(cat "$STAMP" 2>/dev/null)" ]
 }
 
@@ -55,24 +55,28 @@ python_packages() {
     fi
 }
 
+# etcdctl and the attr tools are for the tests: they look at what is stored, and set topics up, as a user would.
+has_programs() { has etcd && has fusermount3 && has etcdctl && has getfattr; }
 has_headers() { has pkg-config && pkg-config --exists fuse3; }
 compiles() { has cc && echo '#include <stdlib.h>' | cc -E - >/dev/null 2>&1; }
-is_complete() { has etcd && has fusermount3 && has_headers && compiles && find_python >/dev/null; }
+is_complete() { has_programs && has_headers && compiles && find_python >/dev/null; }
 
 install_packages() {
     local packages=() had_etcd=yes
     has apt-get || fail "this machine has no apt-get; install fuse3 and its headers, pkg-config, a C compiler," \
-        "Python >= 3.11 with headers, and etcd 3.4 to 3.6 yourself"
+        "Python >= 3.11 with headers, attr, and etcd 3.4 to 3.6 with etcdctl yourself"
     [ "$(id -u)" = 0 ] || has sudo ||
         fail "packages are missing and there is no sudo: run 'scripts/setup.sh' once as root"
     echo "setup: installing missing packages" >&2
     export DEBIAN_FRONTEND=noninteractive
     as_root apt-get update -qq || fail "apt-get update failed, see above"
     has fusermount3 || packages+=(fuse3)
+    has getfattr || packages+=(attr)
     has_headers || packages+=(libfuse3-dev pkg-config)
     compiles || packages+=(gcc libc6-dev)
     # shellcheck disable=SC2207 # package names have no spaces
     find_python >/dev/null || packages+=($(python_packages))
+    if ! has etcdctl && apt-cache show etcd-client >/dev/null 2>&1; then packages+=(etcd-client); fi
     if ! has etcd; then
         had_etcd=no
         if apt-cache show etcd-server >/dev/null 2>&1; then packages+=(etcd-server); else packages+=(etcd); fi
