@@ -41,7 +41,7 @@ from dnpipefs.log.failures import DEFAULT_OP_TIMEOUT_S
 from dnpipefs.log.log import Log
 from dnpipefs.log.reader import Message
 
-MAX_MESSAGE: Final = BATCH_LIMIT
+MAX_MESSAGE: Final = 1 << 20
 """Bytes of the largest message, its newline included."""
 PAGE_BYTES: Final = 256 << 10
 """How much a pull takes from the log at once, bytes; whole batches, so at most one batch more."""

@@ -1,4 +1,4 @@
-"""Encoding of a batch: the messages of one append (or of one sealed block) with what describes them.
+"""Encoding of a batch: the messages of one append with what describes them.
 
 Layout of version 1, all numbers big-endian:
 
@@ -7,8 +7,8 @@ bytes  field
 ====  =====================================================================
 1      version, 0x01
 1      boundaries: 0 = lines, 1 = lengths (below)
-1      compression: 0 = none (others are for later releases)
-1      reserved, 0
+1      compression of what follows the header: 0 = none, 1 = zstd
+1      place: 0 = what follows is here, 1 = it lies beside the tail (below)
 4      CRC-32 (zlib's) of everything after this field
 8      generation the append was fenced on (mod_revision of the epoch key)
 8      time of the append, nanoseconds since 1970-01-01 UTC
@@ -18,11 +18,17 @@ bytes  field
 4      bytes of message data, uncompressed
 ====  =====================================================================
 
-then, for boundaries 1, one unsigned LEB128 length per message; then the message data.
+then, for boundaries 1, one unsigned LEB128 length per message; then the message data; both compressed
+together.
 
 Boundaries 0 say nothing further: every newline ends a message, and what follows the last newline,
 if anything, is the last message. Line framing needs no more, so a megabyte of log lines is
 encoded without touching a line.
+
+A large batch lies *beside* the tail: whole, as above, in keys of its own (`KeySchema.body_parts`), while
+its key in the tail has the header only, with place 1. Whoever watches the tail is not sent megabytes
+it may not need, sealing does not have to write them again, and a message may be larger than what etcd
+takes in one transaction.
 """
 
 from __future__ import annotations
@@ -34,6 +40,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Final, NamedTuple
 
+from dnpipefs.core.compression import NONE, pack, unpack
 from dnpipefs.core.names import Revision, SessionId
 from dnpipefs.errors import CorruptData, UnsupportedFormat
 
@@ -41,6 +48,7 @@ VERSION: Final = 1
 _PREFIX: Final = struct.Struct(">BBBBI")
 _HEADER: Final = struct.Struct(">QQQQII")
 HEADER_BYTES: Final = _PREFIX.size + _HEADER.size
+_HERE, _BESIDE = 0, 1
 
 
 class Boundaries(enum.IntEnum):
@@ -66,13 +74,22 @@ class Batch:
 
     def split(self) -> Iterator[bytes]:
         """Yield the messages one by one."""
-        if self.lengths is None:
-            yield from split_lines(self.data)
-            return
-        position = 0
-        for length in self.lengths:
-            yield self.data[position : position + length]
-            position += length
+        return split(self.data, self.lengths)
+
+    def timed(self) -> Iterator[tuple[int, bytes]]:
+        """Yield the messages one by one with their time, nanoseconds since 1970 UTC."""
+        return ((self.time_ns, message) for message in self.split())
+
+
+def split(data: bytes, lengths: Sequence[int] | None) -> Iterator[bytes]:
+    """Yield the messages of *data* one by one; without *lengths* newlines end them."""
+    if lengths is None:
+        yield from split_lines(data)
+        return
+    position = 0
+    for length in lengths:
+        yield data[position : position + length]
+        position += length
 
 
 def split_lines(data: bytes) -> Iterator[bytes]:
@@ -113,46 +130,94 @@ class Chunk(NamedTuple):
         return cls(data, 1, (len(data),))
 
 
+class Payload(NamedTuple):
+    """What a batch holds, encoded but for the header, which depends on the fence."""
+
+    boundaries: Boundaries
+    compression: int
+    body: bytes
+    messages: int
+    size: int
+    """Bytes of message data, uncompressed."""
+
+    @property
+    def stored(self) -> int:
+        """Bytes of the encoded batch."""
+        return HEADER_BYTES + len(self.body)
+
+    @classmethod
+    def of(cls, chunks: Sequence[Chunk], *, compress: bool = False) -> Payload:
+        """Join *chunks* in their order."""
+        boundaries, table = _boundary_table(chunks)
+        if len(chunks) == 1:
+            data, messages = chunks[0].data, chunks[0].messages
+        else:
+            data = b"".join([chunk.data for chunk in chunks])
+            messages = sum([chunk.messages for chunk in chunks])
+        compression, body = NONE, table + data if table else data
+        if compress:
+            compression, body = pack(body, wanted=True)
+        return cls(boundaries, compression, body, messages, len(data))
+
+    def encode(
+        self,
+        *,
+        generation: Revision,
+        time_ns: int,
+        session: SessionId,
+        sequence: int,
+        beside: bool = False,
+    ) -> bytes:
+        """Return the batch; if it lies *beside* the tail, what stands in the tail for it."""
+        header = _HEADER.pack(generation, time_ns, session, sequence, self.messages, self.size)
+        if beside:
+            return _PREFIX.pack(VERSION, 0, NONE, _BESIDE, zlib.crc32(header)) + header
+        check = zlib.crc32(self.body, zlib.crc32(header))
+        prefix = _PREFIX.pack(VERSION, self.boundaries, self.compression, _HERE, check)
+        return b"".join((prefix, header, self.body))
+
+
 def encode(
-    chunks: Sequence[Chunk], *, generation: Revision, time_ns: int, session: SessionId, sequence: int
+    chunks: Sequence[Chunk],
+    *,
+    generation: Revision,
+    time_ns: int,
+    session: SessionId,
+    sequence: int,
+    compress: bool = False,
 ) -> bytes:
     """Encode *chunks* as one batch, in their order."""
-    if len(chunks) == 1:
-        data, messages, lengths = chunks[0]
-        boundaries, table = Boundaries.LINES, b""
-        if lengths is not None:
-            boundaries, table = _boundary_table(chunks)
-    else:
-        data = b"".join([chunk.data for chunk in chunks])
-        messages = sum([chunk.messages for chunk in chunks])
-        boundaries, table = _boundary_table(chunks)
-    body = _HEADER.pack(generation, time_ns, session, sequence, messages, len(data)) + table
-    check = zlib.crc32(data, zlib.crc32(body))
-    return b"".join((_PREFIX.pack(VERSION, boundaries, 0, 0, check), body, data))
+    payload = Payload.of(chunks, compress=compress)
+    return payload.encode(generation=generation, time_ns=time_ns, session=session, sequence=sequence)
 
 
 def decode(raw: bytes) -> Batch:
     """Decode a batch.
 
-    Raises UnsupportedFormat for a version, boundary kind, compression or flag of a later release, and
-    CorruptData when the checksum or the lengths do not fit.
+    Raises UnsupportedFormat for a version, boundary kind, compression or place of a later release, and
+    CorruptData when the checksum or the lengths do not fit, or when the batch does not lie here.
     """
     if len(raw) < HEADER_BYTES:
         raise CorruptData(f"a batch of {len(raw)} bytes is shorter than its header")
-    version, boundaries, compression, reserved, check = _PREFIX.unpack_from(raw)
-    if version != VERSION or compression != 0 or reserved != 0 or boundaries > Boundaries.LENGTHS:
+    version, boundaries, compression, place, check = _PREFIX.unpack_from(raw)
+    if version != VERSION or place > _BESIDE or boundaries > Boundaries.LENGTHS:
         raise UnsupportedFormat(
-            f"a batch of version {version}, boundaries {boundaries}, compression {compression}, "
-            f"reserved {reserved}; "
+            f"a batch of version {version}, boundaries {boundaries}, place {place}; "
             "upgrade dnpipefs on this host"
         )
     if zlib.crc32(memoryview(raw)[_PREFIX.size :]) != check:
         raise CorruptData("the checksum of a batch does not fit: the data in etcd is damaged")
+    if place != _HERE:
+        raise CorruptData("a batch is where only a reference to one belongs")
     generation, time_ns, session, sequence, messages, size = _HEADER.unpack_from(raw, _PREFIX.size)
-    lengths, start = None, HEADER_BYTES
-    if boundaries == Boundaries.LENGTHS:
-        lengths, start = _decode_lengths(raw, messages)
-    data = raw[start:]
+    lengths, start = None, 0
+    if compression == NONE and boundaries == Boundaries.LINES:  # most batches; copied once
+        data = raw[HEADER_BYTES:]
+    else:
+        body = unpack(compression, memoryview(raw)[HEADER_BYTES:])
+        if boundaries == Boundaries.LENGTHS:
+            lengths, start = read_lengths(body, messages)
+        data = bytes(body[start:]) if start or not isinstance(body, bytes) else body
     if len(data) != size or (lengths is not None and sum(lengths) != size):
         raise CorruptData(f"a batch says {size} bytes and has {len(data)}")
     return Batch(Revision(generation), time_ns, SessionId(session), sequence, messages, data, lengths)
@@ -180,29 +245,34 @@ def _boundary_table(chunks: Sequence[Chunk]) -> tuple[Boundaries, bytes]:
     table = bytearray()
     for chunk in chunks:
         for length in chunk.lengths or [len(line) for line in split_lines(chunk.data)]:
-            _append_leb128(table, length)
+            append_leb128(table, length)
     return Boundaries.LENGTHS, bytes(table)
 
 
-def _append_leb128(table: bytearray, number: int) -> None:
+def append_leb128(table: bytearray, number: int) -> None:
+    """Append an unsigned number, seven bits a byte, the lowest first."""
     while number > 0x7F:
         table.append(number & 0x7F | 0x80)
         number >>= 7
     table.append(number)
 
 
-def _decode_lengths(raw: bytes, messages: int) -> tuple[tuple[int, ...], int]:
-    lengths, position = [], HEADER_BYTES
-    for _ in range(messages):
+def read_lengths(table: bytes | memoryview, count: int, position: int = 0) -> tuple[tuple[int, ...], int]:
+    """Read *count* unsigned LEB128 numbers from *position* on; return them and the position behind.
+
+    Raises CorruptData if there are not so many.
+    """
+    numbers = []
+    for _ in range(count):
         number = shift = 0
         while True:
-            if position >= len(raw):
+            if position >= len(table):
                 raise CorruptData("the lengths of a batch are cut off")
-            byte = raw[position]
+            byte = table[position]
             position += 1
             number |= (byte & 0x7F) << shift
             shift += 7
             if byte < 0x80:
                 break
-        lengths.append(number)
-    return tuple(lengths), position
+        numbers.append(number)
+    return tuple(numbers), position

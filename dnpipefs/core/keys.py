@@ -9,10 +9,26 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Final, NamedTuple
 
-from dnpipefs.core.names import FileId, Offset, SessionId
+from dnpipefs.core.names import FileId, Offset, Revision, SessionId
 from dnpipefs.errors import CorruptData, InvalidArgument
 
 DEFAULT_PREFIX: Final = "/dnp/"
+PART_BYTES: Final = 1_400_000
+"""Largest value of one key: with its keys and compares a transaction stays below etcd's 1.5 MiB."""
+
+
+class Beside(NamedTuple):
+    """Where a large batch lies: not in the tail but beside it, in keys of its own."""
+
+    attempt: int
+    """Of the append, see `core/append.py`: a late put of another attempt must not get in the way."""
+    stored: int
+    """Bytes of its encoding, all parts together."""
+
+    @property
+    def parts(self) -> int:
+        """In how many keys it lies."""
+        return -(-self.stored // PART_BYTES)
 
 
 class TailKey(NamedTuple):
@@ -23,6 +39,16 @@ class TailKey(NamedTuple):
     size: int
     """Bytes of message data (uncompressed, without the batch header)."""
     messages: int
+    beside: Beside | None = None
+    """None: the batch is the key's value."""
+
+
+class BodyKey(NamedTuple):
+    """Names a large batch that lies beside the tail, in the generation it was appended in."""
+
+    session: SessionId
+    sequence: int
+    beside: Beside
 
 
 class EntryKey(NamedTuple):
@@ -70,6 +96,11 @@ class KeySchema:
         self._last: Final = self.prefix + b"last/"
         self._tail: Final = self.prefix + b"tail/"
         self._segment: Final = self.prefix + b"seg/"
+        self._index: Final = self.prefix + b"index/"
+        self._body: Final = self.prefix + b"body/"
+        self._pending: Final = self.prefix + b"pending/"
+        self.all_pending: Final = prefix_range(self._pending)
+        self.all_tails: Final = prefix_range(self._tail)
         self._writer: Final = self.prefix + b"writer/"
         self._group: Final = self.prefix + b"group/"
         self._session: Final = self.prefix + b"session/"
@@ -115,14 +146,31 @@ class KeySchema:
         """Tells views, inside the range they watch, of a reset, a seal or (when deleted) the end."""
         return self._tail + _hex(topic) + b"/mark"
 
-    def batch(self, topic: FileId, session: SessionId, sequence: int, size: int, messages: int) -> bytes:
+    def batch(
+        self,
+        topic: FileId,
+        session: SessionId,
+        sequence: int,
+        size: int,
+        messages: int,
+        beside: Beside | None = None,
+    ) -> bytes:
         """One batch of the tail."""
-        return b"%b%016x/%016x/%016x-%08x-%08x" % (self._tail, topic, session, sequence, size, messages)
+        key = b"%b%016x/%016x/%016x-%08x-%08x" % (self._tail, topic, session, sequence, size, messages)
+        return key if beside is None else b"%b-%08x-%016x" % (key, beside.stored, beside.attempt)
 
     def batches_through(self, topic: FileId, session: SessionId, sequence: int) -> KeyRange:
         """One writer's batches up to and including *sequence*."""
+        return self.batches_between(topic, session, 0, sequence)
+
+    def batches_between(self, topic: FileId, session: SessionId, first: int, last: int) -> KeyRange:
+        """One writer's batches from sequence number *first* to *last*, both included."""
         base = b"%b%016x/%016x/" % (self._tail, topic, session)
-        return KeyRange(base, base + _hex(sequence + 1))
+        return KeyRange(base + _hex(first), base + _hex(last + 1))
+
+    def parse_tail_topic(self, key: bytes) -> FileId:
+        """Return the topic of a key of some tail; CorruptData if it is none."""
+        return FileId(_number(key, len(self._tail), len(self._tail) + 16))
 
     def parse_tail(self, topic: FileId, key: bytes) -> TailKey | None:
         """Take the key of a batch apart; None for the mark. CorruptData if it is neither."""
@@ -131,22 +179,85 @@ class KeySchema:
             return None
         try:
             session, rest = key[base:].split(b"/")
-            sequence, size, messages = (int(number, 16) for number in rest.split(b"-"))
-            parsed = TailKey(SessionId(int(session, 16)), sequence, size, messages)
-        except ValueError:
+            sequence, size, messages, *more = (int(number, 16) for number in rest.split(b"-"))
+            beside = Beside(more[1], more[0]) if more else None
+            parsed = TailKey(SessionId(int(session, 16)), sequence, size, messages, beside)
+        except (ValueError, IndexError):
             parsed = None
         # Python reads more forms of a number than the schema has, and the topic must be the one asked for.
         if parsed is None or self.batch(topic, *parsed) != key:
             raise CorruptData(f"{key!r} is not the key of a batch of topic {topic:x}")
         return parsed
 
-    def segment(self, topic: FileId, offset: Offset) -> bytes:
-        """A sealed segment, keyed by its start offset."""
-        return self._segment + _hex(topic) + b"/" + _hex(offset)
+    def segment(self, topic: FileId, generation: Revision, offset: Offset, size: int) -> bytes:
+        """A sealed segment, keyed by its first offset; never put twice, since its size is in the key."""
+        return b"%b%016x/%016x/%016x-%08x" % (self._segment, topic, generation, offset, size)
 
     def segments(self, topic: FileId) -> KeyRange:
-        """All sealed segments of a topic."""
+        """All sealed segments of a topic, of all generations."""
         return prefix_range(self._segment + _hex(topic) + b"/")
+
+    def index_page(self, topic: FileId, generation: Revision, offset: Offset) -> bytes:
+        """A page of the index of segments, keyed by the offset of its first one."""
+        return b"%b%016x/%016x/%016x" % (self._index, topic, generation, offset)
+
+    def parse_index_page(self, topic: FileId, key: bytes) -> tuple[Revision, Offset]:
+        """Return generation and first offset of a page of the index; CorruptData if it is none."""
+        base = len(self._index) + 17
+        parsed = Revision(_number(key, base, base + 16)), Offset(_number(key, base + 17, base + 33))
+        if self.index_page(topic, *parsed) != key:
+            raise CorruptData(f"{key!r} is not a page of the index of topic {topic:x}")
+        return parsed
+
+    def index(self, topic: FileId) -> KeyRange:
+        """All pages of a topic's index, of all generations."""
+        return prefix_range(self._index + _hex(topic) + b"/")
+
+    def body_parts(self, topic: FileId, generation: Revision, body: BodyKey) -> list[bytes]:
+        """The keys that together hold a large batch, in order."""
+        session, sequence, beside = body
+        stem = b"%b%016x/%016x/%016x/%016x-%016x/" % (
+            *(self._body, topic, generation, session, sequence),
+            beside.attempt,
+        )
+        return [b"%b%04x" % (stem, part) for part in range(beside.parts)]
+
+    def bodies(self, topic: FileId) -> KeyRange:
+        """All large batches of a topic, of all generations, committed or not."""
+        return prefix_range(self._body + _hex(topic) + b"/")
+
+    def pending(self, topic: FileId, generation: Revision, body: BodyKey) -> bytes:
+        """Order to remove the parts of a large batch if it is not committed; the commit deletes it."""
+        session, sequence, beside = body
+        return b"%b%016x/%016x/%016x/%016x-%08x-%016x" % (
+            *(self._pending, topic, generation, session, sequence),
+            *(beside.stored, beside.attempt),
+        )
+
+    def parse_pending(self, key: bytes) -> tuple[FileId, Revision, BodyKey]:
+        """Return what a pending key orders to remove; CorruptData if it is none."""
+        try:
+            topic, generation, session, rest = key[len(self._pending) :].split(b"/")
+            sequence, stored, attempt = (int(number, 16) for number in rest.split(b"-"))
+            parsed = (
+                FileId(int(topic, 16)),
+                Revision(int(generation, 16)),
+                BodyKey(SessionId(int(session, 16)), sequence, Beside(attempt, stored)),
+            )
+        except ValueError:
+            parsed = None
+        if parsed is None or self.pending(*parsed) != key:
+            raise CorruptData(f"{key!r} is not an order to remove what was not committed")
+        return parsed
+
+    def all_pending_of(self, topic: FileId) -> KeyRange:
+        """Such orders of one topic, of all generations."""
+        return prefix_range(self._pending + _hex(topic) + b"/")
+
+    @staticmethod
+    def before_generation(keys: KeyRange, generation: Revision) -> KeyRange:
+        """Return the part of `segments`, `index`, `bodies` or `all_pending_of` of older generations."""
+        return KeyRange(keys.start, keys.start + _hex(generation))
 
     def writer(self, topic: FileId, session: SessionId) -> bytes:
         """Fence of one writer's appends, on the session's lease."""

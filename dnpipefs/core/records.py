@@ -7,11 +7,12 @@ later release may add some); missing or mistyped ones raise CorruptData naming t
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any, ClassVar, Final
+from typing import Any, ClassVar, Final, NamedTuple
 
-from dnpipefs.core.names import START, FileId, Kind, Offset
+from dnpipefs.core.keys import Beside, BodyKey
+from dnpipefs.core.names import START, FileId, Kind, Offset, Revision, SessionId
 from dnpipefs.errors import CorruptData, UnsupportedFormat
 
 FORMAT_VERSION: Final = 1
@@ -130,46 +131,141 @@ class Inode:
         return replace(self, ctime_ns=ctime_ns, **changes)
 
 
+class SegmentInfo(NamedTuple):
+    """One entry of the index: a stretch of the sealed log, and where it lies."""
+
+    size: int
+    """Bytes of message data, uncompressed."""
+    stored: int
+    """Bytes it takes in etcd."""
+    messages: int
+    oldest_ns: int
+    """Time of its oldest message, nanoseconds since 1970 UTC; by hosts' clocks, so it orders nothing."""
+    newest_ns: int
+    body: BodyKey | None = None
+    """The large batch that it is; None if it is a segment of its own."""
+
+
+@dataclass(frozen=True, slots=True)
+class Index:
+    """Consecutive entries of the index of a topic's segments: a page, or the newest ones in the head."""
+
+    start: Offset
+    """Of the first entry; the others follow on one another."""
+    first_message: int
+    """How many messages of the generation come before it."""
+    segments: Sequence[SegmentInfo]
+
+    @property
+    def end(self) -> Offset:
+        """Offset behind the last entry."""
+        return Offset(self.start + sum([info.size for info in self.segments]))
+
+    def encode(self) -> bytes:
+        """Return the value of a page."""
+        return _dump({"messages": self.first_message, "segments": _segment_rows(self.segments)})
+
+    @classmethod
+    def decode(cls, key: bytes, raw: bytes, start: Offset) -> Index:
+        """Parse the value of a page that begins at *start*."""
+        value = _load(key, raw)
+        return cls(start, _integer(key, value, "messages"), _segments(key, value))
+
+
 @dataclass(frozen=True, slots=True)
 class Head:
-    """Where the sealed part of a topic's log ends."""
+    """Where the sealed part of a topic's log ends, and what of it is retained."""
 
     offset: Offset = START
     messages: int = 0
     first: Offset = START
     """First retained byte."""
+    first_message: int = 0
+    """How many messages came before it."""
     writers: Mapping[str, int] = field(default_factory=dict)
-    """Last sealed sequence number of each writer, by session in hexadecimal."""
+    """Last sealed sequence number of each writer, by session in hexadecimal. Sessions that are gone may
+    have been left out, see `forgotten`."""
+    forgotten: Revision = Revision(0)  # noqa: RUF009 - a NewType of int, immutable
+    """No append after this revision was made by a session that has been left out of `writers`."""
+    segments: Sequence[SegmentInfo] = ()
+    """The newest entries of the index, up to `offset`; those before are in pages."""
+
+    @property
+    def newest(self) -> Index:
+        """The entries of the index that stand in the head."""
+        return Index(
+            Offset(self.offset - sum([info.size for info in self.segments])),
+            self.messages - sum([info.messages for info in self.segments]),
+            self.segments,
+        )
 
     def encode(self) -> bytes:
         """Return the value of the head key."""
-        return _dump(
-            {
-                "offset": self.offset,
-                "messages": self.messages,
-                "first": self.first,
-                "writers": dict(self.writers),
-            }
-        )
+        value: dict[str, object] = {
+            "offset": self.offset,
+            "messages": self.messages,
+            "first": self.first,
+            "writers": dict(self.writers),
+        }
+        if self.first_message:
+            value["first_message"] = self.first_message
+        if self.forgotten:
+            value["forgotten"] = self.forgotten
+        if self.segments:
+            value["segments"] = _segment_rows(self.segments)
+        return _dump(value)
 
     @classmethod
     def decode(cls, key: bytes, raw: bytes) -> Head:
-        """Parse the value of a head key.
-
-        UnsupportedFormat when something was sealed: this release does not read segments yet and
-        must not show a topic without its beginning.
-        """
+        """Parse the value of a head key. Fields that were 0 or empty may be missing."""
+        if raw == EMPTY_HEAD_VALUE:
+            return _EMPTY_HEAD
         value = _load(key, raw)
         writers = _object(key, value, "writers")
-        head = cls(
+        return cls(
             Offset(_integer(key, value, "offset")),
             _integer(key, value, "messages"),
             Offset(_integer(key, value, "first")),
+            _integer(key, {"first_message": 0} | value, "first_message"),
             {name: _integer(key, writers, name) for name in writers},
+            Revision(_integer(key, {"forgotten": 0} | value, "forgotten")),
+            _segments(key, {"segments": []} | value),
         )
-        if head.offset:
-            raise UnsupportedFormat(f"{key!r}: the topic has sealed segments; upgrade dnpipefs on this host")
-        return head
+
+
+def _segment_rows(segments: Sequence[SegmentInfo]) -> list[list[object]]:
+    rows: list[list[object]] = []
+    for info in segments:
+        row: list[object] = list(info[:5])
+        if info.body is not None:
+            session, sequence, beside = info.body
+            row += [f"{session:x}", sequence, beside.attempt]
+        rows.append(row)
+    return rows
+
+
+def _segments(key: bytes, value: Mapping[str, Any]) -> tuple[SegmentInfo, ...]:
+    rows = value.get("segments")
+    try:
+        segments = [_segment(row) for row in rows] if isinstance(rows, list) else None
+    except (TypeError, ValueError):
+        segments = None
+    if segments is None:
+        raise CorruptData(f"{key!r}: field 'segments' is missing or not a list of segments")
+    return tuple(segments)
+
+
+def _segment(row: Sequence[Any]) -> SegmentInfo:
+    size, stored, messages, oldest_ns, newest_ns, *more = row
+    if any(type(number) is not int for number in row[:5]):
+        raise TypeError
+    if not more:
+        return SegmentInfo(size, stored, messages, oldest_ns, newest_ns)
+    session, sequence, attempt = more
+    if type(sequence) is not int or type(attempt) is not int:
+        raise TypeError
+    body = BodyKey(SessionId(int(session, 16)), sequence, Beside(attempt, stored))
+    return SegmentInfo(size, stored, messages, oldest_ns, newest_ns, body)
 
 
 @dataclass(frozen=True, slots=True)
@@ -178,24 +274,43 @@ class Mark:
 
     kind: str
     time_ns: int
+    start: Offset = START
+    """SEAL: where the entries of the index begin that are new. TRIM: the first retained byte."""
+    first_message: int = 0
+    """How many messages of the generation come before `start`."""
+    segments: Sequence[SegmentInfo] = ()
+    """SEAL: the new entries. They take the place of all entries from `start` on, and of the batches of
+    the tail up to their end."""
 
     RESET: ClassVar[str] = "reset"
+    SEAL: ClassVar[str] = "seal"
+    TRIM: ClassVar[str] = "trim"
 
     def encode(self) -> bytes:
         """Return the value of the mark key."""
-        return _dump({"kind": self.kind, "time": self.time_ns})
+        value: dict[str, object] = {"kind": self.kind, "time": self.time_ns}
+        if self.kind != self.RESET:
+            value |= {"start": self.start, "first_message": self.first_message}
+        if self.kind == self.SEAL:
+            value["segments"] = _segment_rows(self.segments)
+        return _dump(value)
 
     @classmethod
     def decode(cls, key: bytes, raw: bytes) -> Mark:
         """Parse; UnsupportedFormat for a kind of a later release."""
         value = _load(key, raw)
-        kind = _text(key, value, "kind")
-        if kind != cls.RESET:
+        kind, time_ns = _text(key, value, "kind"), _integer(key, value, "time")
+        if kind == cls.RESET:
+            return cls(kind, time_ns)
+        if kind not in (cls.SEAL, cls.TRIM):
             raise UnsupportedFormat(f"{key!r}: mark of kind {kind!r}; upgrade dnpipefs on this host")
-        return cls(kind, _integer(key, value, "time"))
+        start = Offset(_integer(key, value, "start"))
+        segments = _segments(key, value) if kind == cls.SEAL else ()
+        return cls(kind, time_ns, start, _integer(key, value, "first_message"), segments)
 
 
-EMPTY_HEAD_VALUE: Final = Head().encode()
+_EMPTY_HEAD: Final = Head()
+EMPTY_HEAD_VALUE: Final = _EMPTY_HEAD.encode()
 """The head of a topic of which nothing is sealed."""
 
 

@@ -30,7 +30,7 @@ from collections import OrderedDict
 from dataclasses import dataclass
 from typing import Final
 
-from dnpipefs.core.names import FileId, Offset, Revision
+from dnpipefs.core.names import START, FileId, Offset, Revision
 
 FRESH_S: Final = 0.01
 """How long a known size is as good as a view's: about what a watch takes to bring the news."""
@@ -50,6 +50,12 @@ class KnownSize:
     """mod_revision of the topic's newest append or reset."""
     confirmed_at: float
     asked_at: float
+    first: Offset = START
+    """First retained byte."""
+    first_message: int = 0
+    """How many messages came before it."""
+    stored: int = 0
+    """Bytes that what is retained takes in etcd, as far as this host knows."""
 
 
 class KnownSizes:
@@ -110,6 +116,7 @@ class KnownSizes:
             return
         known.end = Offset(known.end + size)
         known.messages += messages
+        known.stored += size
         known.modified_ns = time_ns
         known.newest = revision
         known.confirmed_at = now

@@ -1,38 +1,77 @@
 """The view: a topic's log as one host sees it, a pure function of a snapshot and the events after it.
 
-Input is one consistent read of epoch, head, last and the tail's keys at revision R, then every
-event of the tail's key range from R+1 on, whole revisions in order. The tail's order is the order
-of the batches' mod_revisions. Batch *contents* are not kept here, only where each lies.
+Input is one consistent read of epoch, head, last, index and the tail's keys at revision R, then every
+event of the tail's key range from R+1 on, whole revisions in order. The log is its sealed part, in
+segments, and behind it the tail, whose order is the order of the batches' mod_revisions. *Contents*
+are not kept here, only where each stretch lies.
 
 Invariants:
 
 1. Two views of a topic at the same revision are equal, whatever snapshots they began with.
 2. Offsets within a generation never change: an entry's start is the sum of the sizes before it.
+   Sealing puts other entries in the place of those that hold the same bytes; trimming takes entries
+   away from the front and moves nothing.
 3. No entry is of another generation than the view's; between generations there are none, though
    batches of old ones may still lie in etcd.
 4. Each writer's sequence numbers follow on one another; a gap or repeat means that the watch lost
    or doubled an event (old etcd releases could), raises ViewBroken, and the caller takes a new
-   snapshot.
+   snapshot. So does a seal or trim that does not fit what is there.
 """
 
 from __future__ import annotations
 
-from bisect import bisect_right
-from collections.abc import Iterable, Sequence
+from bisect import bisect_left, bisect_right
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import chain, islice
+from typing import NamedTuple
 
-from dnpipefs.core.keys import TailKey
+from dnpipefs.core.batch import HEADER_BYTES
+from dnpipefs.core.keys import BodyKey, TailKey
 from dnpipefs.core.names import NO_GENERATION, START, Offset, Revision, SessionId
-from dnpipefs.core.records import Head
+from dnpipefs.core.records import Head, Index, SegmentInfo
 
 
 class ViewBroken(Exception):
     """The events do not fit the view: snapshot again. Never reaches a user."""
 
 
-@dataclass(frozen=True, slots=True)
-class TailEntry:
-    """Where one batch lies."""
+class SegmentEntry(NamedTuple):
+    """A stretch of the sealed part."""
+
+    start: Offset
+    first_message: int
+    """How many messages of the generation come before it."""
+    info: SegmentInfo
+
+    @property
+    def end(self) -> Offset:
+        """Offset behind its last byte."""
+        return Offset(self.start + self.info.size)
+
+    @property
+    def end_message(self) -> int:
+        """How many messages of the generation there are up to its end."""
+        return self.first_message + self.info.messages
+
+    @property
+    def size(self) -> int:
+        """Bytes of message data."""
+        return self.info.size
+
+    @property
+    def stored(self) -> int:
+        """Bytes it takes in etcd."""
+        return self.info.stored
+
+    @property
+    def body(self) -> BodyKey | None:
+        """The large batch that it is, None if it is a segment."""
+        return self.info.body
+
+
+class TailEntry(NamedTuple):
+    """A batch of the tail."""
 
     revision: Revision
     start: Offset
@@ -44,6 +83,31 @@ class TailEntry:
     def end(self) -> Offset:
         """Offset behind its last byte."""
         return Offset(self.start + self.key.size)
+
+    @property
+    def end_message(self) -> int:
+        """How many messages of the generation there are up to its end."""
+        return self.first_message + self.key.messages
+
+    @property
+    def size(self) -> int:
+        """Bytes of message data."""
+        return self.key.size
+
+    @property
+    def stored(self) -> int:
+        """Bytes it takes in etcd."""
+        return HEADER_BYTES + self.key.size if self.key.beside is None else self.key.beside.stored
+
+    @property
+    def body(self) -> BodyKey | None:
+        """Where it lies if it is a large one that lies beside the tail."""
+        session, sequence, _, _, beside = self.key
+        return BodyKey(session, sequence, beside) if beside is not None else None
+
+
+Entry = SegmentEntry | TailEntry
+"""Where some of a log's bytes lie."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,7 +131,25 @@ class Ended:
     """The generation ended, either by a reset that only deletes or with the topic."""
 
 
-TailEvent = Appended | Reset | Ended
+@dataclass(frozen=True, slots=True)
+class Sealed:
+    """The index has new entries in the place of those from `start` on and of the oldest batches."""
+
+    start: Offset
+    first_message: int
+    segments: Sequence[SegmentInfo]
+
+
+@dataclass(frozen=True, slots=True)
+class Trimmed:
+    """Retention removed what is before `first`."""
+
+    first: Offset
+    first_message: int
+    """How many messages of the generation come before it."""
+
+
+TailEvent = Appended | Sealed | Trimmed | Reset | Ended
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,6 +164,8 @@ class Snapshot:
     modified_ns: int
     tail: Sequence[tuple[Revision, TailKey]]
     """mod_revision and key of every batch, in any order, batches of old generations included."""
+    pages: Sequence[Index] = ()
+    """The pages of the generation's index, in order; the newest entries are in the head."""
 
 
 class TopicView:
@@ -91,15 +175,13 @@ class TopicView:
         self.revision: Revision = snapshot.revision
         self.generation: Revision = snapshot.generation
         self.modified_ns: int = snapshot.modified_ns
-        head = Head() if self.ended else snapshot.head
-        self.first: Offset = head.first
-        self._base: Offset = head.offset
-        self._base_messages: int = head.messages
-        self._entries: list[TailEntry] = []
-        self._starts: list[Offset] = []
         self._sequences: dict[SessionId, int] = {}
-        for revision, key in sorted(snapshot.tail):
-            if revision >= snapshot.generation and not self.ended:
+        self._start_empty()
+        if self.ended:
+            return
+        self._load_sealed(snapshot.head, snapshot.pages)
+        for revision, key in sorted(snapshot.tail, key=lambda batch: batch[0]):
+            if revision >= snapshot.generation:
                 self._append(revision, key)
 
     @property
@@ -114,15 +196,23 @@ class TopicView:
 
     @property
     def messages(self) -> int:
-        """Messages of this generation up to `end`."""
-        if not self._entries:
-            return self._base_messages
-        return self._entries[-1].first_message + self._entries[-1].key.messages
+        """Messages of this generation up to `end`, those that retention removed included."""
+        return self._entries[-1].end_message if self._entries else self._base_messages
 
     @property
     def entries(self) -> Sequence[TailEntry]:
         """The tail, in order."""
         return self._entries
+
+    @property
+    def sealed(self) -> Sequence[SegmentEntry]:
+        """The sealed part, in order, as far as it is retained."""
+        return self._sealed
+
+    @property
+    def stored(self) -> int:
+        """Bytes that what is retained takes in etcd."""
+        return self._stored
 
     def apply(self, revision: Revision, events: Iterable[TailEvent]) -> None:
         """Take in all events of one revision.
@@ -138,38 +228,127 @@ class TopicView:
                         raise ViewBroken(f"a batch of generation {generation} in {self.generation}")
                     self._append(revision, key)
                     self.modified_ns = time_ns
+                case Sealed(start, first_message, segments):
+                    self._seal(start, first_message, segments)
+                case Trimmed(first, first_message):
+                    self._trim(first, first_message)
                 case Reset(time_ns):
-                    self._begin_generation(revision)
+                    self.generation = revision
+                    self._start_empty()
                     self.modified_ns = time_ns
                 case Ended():
-                    self._begin_generation(NO_GENERATION)
+                    self.generation = NO_GENERATION
+                    self._start_empty()
         self.revision = revision
 
-    def locate(self, offset: Offset, size: int) -> list[TailEntry]:
+    def locate(self, offset: Offset, size: int) -> list[Entry]:
         """Return the entries that hold bytes offset to offset + size, as far as they exist."""
-        first = max(0, bisect_right(self._starts, offset) - 1)
-        found: list[TailEntry] = []
-        for index in range(first, len(self._entries)):
-            entry = self._entries[index]
+        found: list[Entry] = []
+        for entry in self._from(offset):
             if entry.start >= offset + size:
                 break
-            if entry.end > offset and entry.key.size:
+            if entry.end > offset and entry.size:
                 found.append(entry)
         return found
 
-    def _begin_generation(self, generation: Revision) -> None:
-        self.generation = generation
-        self.first = self._base = START
+    def since(self, time_ns: int) -> Offset:
+        """Return an offset before which no message is of *time_ns* or later, as far as the index tells."""
+        for entry in self._sealed:
+            if entry.info.newest_ns >= time_ns:
+                return entry.start
+        return max(self._base, self.first)
+
+    def _from(self, offset: Offset) -> Iterator[Entry]:
+        """Yield the entries from the one that holds *offset* on."""
+        if offset >= self._base:
+            index = max(0, bisect_right(self._starts, offset) - 1)
+            return islice(iter(self._entries), index, None)
+        index = max(0, bisect_right(self._sealed, offset, key=_start) - 1)
+        return chain(islice(self._sealed, index, None), self._entries)
+
+    def _start_empty(self) -> None:
+        self.first: Offset = START
+        self.first_message = 0
+        self._base: Offset = START
         self._base_messages = 0
-        self._entries = []
-        self._starts = []
+        self._sealed: list[SegmentEntry] = []
+        self._entries: list[TailEntry] = []
+        self._starts: list[Offset] = []
+        self._stored = 0
         # Sequence numbers go on: a session's appends are counted across generations.
+
+    def _load_sealed(self, head: Head, pages: Iterable[Index]) -> None:
+        for page in (*pages, head.newest):
+            if self._sealed and (page.start, page.first_message) != (self._base, self._base_messages):
+                raise ViewBroken(f"the index has a gap or overlap at offset {self._base}")
+            self._base, self._base_messages = page.start, page.first_message
+            self._extend(page.segments)
+        if (self._base, self._base_messages) != (head.offset, head.messages):
+            raise ViewBroken(f"the index ends at offset {self._base}, the head says {head.offset}")
+        begins = self._sealed[0].start if self._sealed else self._base
+        if not begins <= head.first <= head.offset:
+            raise ViewBroken(f"the index does not reach back to the first retained offset {head.first}")
+        self._trim(head.first, head.first_message)
+        for session, sequence in head.writers.items():
+            self._sequences[SessionId(int(session, 16))] = sequence
+
+    def _extend(self, segments: Iterable[SegmentInfo]) -> None:
+        for info in segments:
+            entry = SegmentEntry(self._base, self._base_messages, info)
+            self._sealed.append(entry)
+            self._stored += info.stored
+            self._base, self._base_messages = entry.end, entry.end_message
+
+    def _seal(self, start: Offset, first_message: int, segments: Sequence[SegmentInfo]) -> None:
+        while self._sealed and self._sealed[-1].start >= start:
+            replaced = self._sealed.pop()
+            self._stored -= replaced.stored
+            self._base, self._base_messages = replaced.start, replaced.first_message
+        if (self._base, self._base_messages) != (start, first_message):
+            raise ViewBroken(f"sealed from offset {start}, where no entry begins")
+        end, messages = self.end, self.messages
+        self._extend(segments)
+        count = 0
+        for entry in self._entries:
+            if entry.end_message > self._base_messages:
+                break
+            self._stored -= entry.stored
+            count += 1
+        reached = self._entries[count - 1] if count else None
+        behind = (reached.end, reached.end_message) if reached is not None else None
+        if self._entries and behind != (self._base, self._base_messages):
+            first = self._entries[0]
+            if count or (first.start, first.first_message) != (self._base, self._base_messages):
+                raise ViewBroken(f"sealed up to offset {self._base}, where no batch ends")
+        del self._entries[:count]
+        del self._starts[:count]
+        if (self.end, self.messages) != (end, messages):
+            raise ViewBroken(f"sealing moved the end from {end} to {self.end}")
+
+    def _trim(self, first: Offset, first_message: int) -> None:
+        if first < self.first or first > self._base:
+            raise ViewBroken(f"trimmed to offset {first}, outside {self.first} to {self._base}")
+        count = bisect_left(self._sealed, first, key=_end)
+        while count < len(self._sealed) and self._sealed[count].end <= first:
+            count += 1  # also what holds no bytes
+        self._stored -= sum([entry.stored for entry in self._sealed[:count]])
+        del self._sealed[:count]
+        self.first, self.first_message = first, first_message
 
     def _append(self, revision: Revision, key: TailKey) -> None:
         known = self._sequences.get(key.session)
         if known is not None and key.sequence != known + 1:
             raise ViewBroken(f"session {key.session:x} went from append {known} to {key.sequence}")
         self._sequences[key.session] = key.sequence
-        start = self.end
-        self._entries.append(TailEntry(revision, start, self.messages, key))
-        self._starts.append(start)
+        entry = TailEntry(revision, self.end, self.messages, key)
+        self._entries.append(entry)
+        self._starts.append(entry.start)
+        self._stored += entry.stored
+
+
+def _start(entry: SegmentEntry) -> Offset:
+    return entry.start
+
+
+def _end(entry: SegmentEntry) -> Offset:
+    return entry.end

@@ -56,6 +56,7 @@ from dnpipefs.etcd.transaction import (
     delete,
     get,
     put,
+    touch,
 )
 from dnpipefs.etcd.watch import WATCH_BACKLOG_LIMIT, Watch
 from dnpipefs.etcd.watch_cursor import Event, EventKind, WatchBatch
@@ -114,4 +115,5 @@ __all__ = [
     "open_client",
     "prefix_end",
     "put",
+    "touch",
 ]

@@ -42,6 +42,10 @@ class Transaction:
         """Require that `revision` last changed the key."""
         self.message.compare.add(target=Compare.MOD, key=key, mod_revision=revision)
 
+    def compare_exists(self, key: bytes) -> None:
+        """Require that the key exists."""
+        self.message.compare.add(target=Compare.VERSION, result=Compare.GREATER, key=key, version=0)
+
     def get(self, key: bytes, *, keys_only: bool = False) -> None:
         """Read a key, as the operations before this one left it."""
         request = self.message.success.add().request_range
@@ -55,6 +59,10 @@ class Transaction:
         request.value = value
         if lease:
             request.lease = lease
+
+    def delete(self, key: bytes) -> None:
+        """Delete a key."""
+        self.message.success.add().request_delete_range.key = key
 
 
 class _Subject:
@@ -117,6 +125,15 @@ def compare_mod_revision(key: bytes, range_end: bytes | None = None) -> _Subject
 def compare_value(key: bytes, range_end: bytes | None = None) -> _Subject:
     """Compare the value (bytes); never true for a key that does not exist."""
     return _Subject(Compare.VALUE, "value", key, range_end)
+
+
+def touch(key: bytes) -> Op:
+    """Give an existing key a new revision and leave its value as it is; etcd refuses if there is none."""
+    operation = Op()
+    request = operation.request_put
+    request.key = key
+    request.ignore_value = True
+    return operation
 
 
 def put(key: bytes, value: bytes, lease: int = 0) -> Op:

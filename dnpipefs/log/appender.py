@@ -28,9 +28,11 @@ from dnpipefs.core.batch import Chunk
 from dnpipefs.core.keys import KeySchema
 from dnpipefs.core.names import FileId, Revision, SessionId
 from dnpipefs.core.sizes import KnownSizes
+from dnpipefs.core.tails import Tails
 from dnpipefs.log.clock import Clock
-from dnpipefs.log.committing import Batch, Committer, Push, Writer
+from dnpipefs.log.committing import Committer
 from dnpipefs.log.failures import timed_out
+from dnpipefs.log.pushes import Batch, Push, Writer
 from dnpipefs.log.session import SessionKeeper
 
 logger: Final = logging.getLogger(__name__)
@@ -43,8 +45,10 @@ QUICK_BYTES: Final = 64 << 10
 QUICK_S: Final = 0.01
 """A commit smaller than QUICK_BYTES and younger than QUICK_S is worth waiting for: what gathers meanwhile
 goes into one transaction. A larger or older one holds nobody up."""
-BATCH_LIMIT: Final = 1 << 20
-"""Bytes of message data in one transaction; etcd takes 1.5 MiB with keys and all."""
+BATCH_LIMIT: Final = 1_300_000
+"""Bytes of message data that pushes are gathered to, a table of lengths included: one transaction. A bit more
+than 1 MiB, so that a write of 1 MiB with the beginning of its first line, held since the write before, is
+one of them. A single push can be larger; it is staged."""
 TOPICS_PER_TRANSACTION: Final = 40
 """Three puts a topic, or three reads to look at it, stay below etcd's 128 operations a transaction."""
 QUEUE_LIMIT: Final = 64 << 20
@@ -70,13 +74,14 @@ class Appender:
         sessions: SessionKeeper,
         clock: Clock,
         sizes: KnownSizes,
+        tails: Tails,
         *,
         op_timeout: float,
     ) -> None:
         self._keys: Final = keys
         self._sessions: Final = sessions
         self._op_timeout: Final = op_timeout
-        self._committer: Final = Committer(client, keys, sessions, clock, sizes, op_timeout=op_timeout)
+        self._committer: Final = Committer(client, keys, sessions, clock, sizes, tails, op_timeout=op_timeout)
         self._writers: dict[FileId, Writer] = {}
         self._ready: deque[Writer] = deque()
         self._work = trio.lowlevel.ParkingLot()
@@ -86,16 +91,16 @@ class Appender:
         self._waiting = False
         """A committer is awake for what is queued, and waits for something else."""
 
-    async def append(self, topic: FileId, chunk: Chunk, *, born: Revision) -> Revision:
-        """Append *chunk* (at most BATCH_LIMIT bytes) and return the revision once it is committed.
+    async def append(self, topic: FileId, chunk: Chunk, *, born: Revision, compress: bool = True) -> Revision:
+        """Append *chunk* and return the revision once it is committed.
 
         `born` is the revision the topic was created at: the generation to begin with when this host
-        knows no newer one.
+        knows no newer one. `compress`: if the chunk is large and that makes it smaller.
 
         Raises TopicGone, TimedOut, OutOfSpace, UnknownOutcome or another ClusterError; only for
         TimedOut and UnknownOutcome can the chunk be in the log all the same, at most once.
         """
-        push = Push(chunk, trio.current_time() + self._op_timeout)
+        push = Push(chunk, trio.current_time() + self._op_timeout, compress)
         if self._queued_bytes + len(chunk.data) > QUEUE_LIMIT:
             await self._wait_for_room(push)
         writer = self._writers.get(topic)

@@ -11,9 +11,7 @@ returns: then every push in them is settled.
 from __future__ import annotations
 
 import logging
-from collections import deque
 from collections.abc import Sequence
-from dataclasses import dataclass, field
 from typing import Final
 
 import trio
@@ -21,93 +19,25 @@ import trio
 from dnpipefs import etcd
 from dnpipefs.core import append as fence_rules
 from dnpipefs.core.append import Fence, Observed
-from dnpipefs.core.batch import Chunk, encode
+from dnpipefs.core.batch import Payload
 from dnpipefs.core.keys import KeySchema
-from dnpipefs.core.names import NO_GENERATION, FileId, Revision, SessionId
+from dnpipefs.core.names import NO_GENERATION, Revision, SessionId
 from dnpipefs.core.records import Head, encode_time
 from dnpipefs.core.sizes import KnownSizes
+from dnpipefs.core.tails import Tails
 from dnpipefs.errors import DnpError, TopicGone, UnknownOutcome
 from dnpipefs.log.clock import Clock
 from dnpipefs.log.failures import TRANSIENT, Backoff, timed_out
 from dnpipefs.log.generation import begin_generation
+from dnpipefs.log.pushes import IN_THE_TAIL, Batch, Push, Writer
 from dnpipefs.log.session import SessionKeeper
+from dnpipefs.log.staging import Stager
 
 logger: Final = logging.getLogger(__name__)
 
 TOPICS_WITH_PREVIOUS: Final = 30
 """In a transaction of so many topics there is room for a read beside the three puts of each."""
 _RPC_TIMEOUT_S: Final = 5.0
-
-
-@dataclass(slots=True, eq=False)
-class Push:
-    """A caller's chunk on its way."""
-
-    chunk: Chunk
-    deadline: float
-    settled: trio.Event = field(default_factory=trio.Event)
-    revision: Revision | None = None
-    error: DnpError | None = None
-
-
-@dataclass(slots=True, eq=False)
-class Writer:
-    """This host's appends to one topic."""
-
-    topic: FileId
-    generation: Revision
-    """The newest known; NO_GENERATION if the next commit has to begin one."""
-    epoch_key: bytes
-    last_key: bytes
-    fence_key: bytes = b""
-    """Of `session`; made once, since each commit needs them."""
-    session: SessionId | None = None
-    sequence: int = 0
-    """Last sequence number known to be taken."""
-    queue: deque[Push] = field(default_factory=deque)
-    ready: bool = False
-    """It stands in the line of topics to be taken."""
-    abandoned: int = 0
-    """A sequence number under which a batch went unanswered until its callers gave up; 0 if none."""
-    busy: bool = False
-    """A committer holds a batch of it."""
-    newest: Revision = Revision(0)  # noqa: RUF009 - a NewType of int, immutable
-    """Revision of this host's last append."""
-
-
-@dataclass(slots=True, eq=False)
-class Batch:
-    """Pushes that are committed together, with the fence they are sent with."""
-
-    writer: Writer
-    pushes: Sequence[Push]
-    deadline: float
-    """When the last of its callers gives up."""
-    chunks: Sequence[Chunk]
-    size: int
-    messages: int
-    session: SessionId
-    fence: Fence
-    time_ns: int
-    previous_at: int | None = None
-    """Which response says what the topic's newest revision was before; None if that is not asked."""
-    sent_unanswered: bool = False
-    failure: DnpError | None = None
-    """Why the last try did not settle it."""
-
-    def key(self, keys: KeySchema) -> bytes:
-        """Return the key of the batch in the tail."""
-        return keys.batch(self.writer.topic, self.session, self.fence.sequence, self.size, self.messages)
-
-    def value(self) -> bytes:
-        """Encode it: the same bytes for each try with the same fence."""
-        return encode(
-            self.chunks,
-            generation=self.fence.generation,
-            time_ns=self.time_ns,
-            session=self.session,
-            sequence=self.fence.sequence,
-        )
 
 
 class Committer:
@@ -120,6 +50,7 @@ class Committer:
         sessions: SessionKeeper,
         clock: Clock,
         sizes: KnownSizes,
+        tails: Tails,
         *,
         op_timeout: float,
     ) -> None:
@@ -128,8 +59,12 @@ class Committer:
         self._sessions: Final = sessions
         self._clock: Final = clock
         self._sizes: Final = sizes
+        self._tails: Final = tails
         self._op_timeout: Final = op_timeout
         self._attempts = 0
+        self._stager: Final = Stager(client, keys)
+        self._seen = Revision(0)
+        """The newest revision of a commit."""
 
     def batch(self, writer: Writer, pushes: Sequence[Push], session: SessionId) -> Batch:
         """Make a batch of *pushes*, with the next sequence number; the topic is busy from now on."""
@@ -139,14 +74,24 @@ class Committer:
         writer.busy = True
         self._attempts += 1
         fence = Fence(writer.generation, writer.sequence + 1, self._attempts)
-        chunks = [push.chunk for push in pushes]
-        size = sum([len(chunk.data) for chunk in chunks])
-        messages = sum([chunk.messages for chunk in chunks])
-        deadline = pushes[-1].deadline  # they came in this order, and all wait equally long
-        return Batch(writer, pushes, deadline, chunks, size, messages, session, fence, self._clock.now_ns())
+        payload = Payload.of(
+            [push.chunk for push in pushes],
+            # Small ones wait for their segment, which compresses better.
+            compress=any(push.compress for push in pushes) and _is_large(pushes),
+        )
+        floor = max(self._seen, self._sessions.began)
+        return Batch(writer, pushes, payload, session, fence, self._clock.now_ns(), floor)
 
     async def commit(self, batches: list[Batch]) -> None:
         """Send until every batch is settled: committed, failed, or out of time."""
+        staged = [batch for batch in batches if batch.staged]
+        try:
+            await self._commit(batches)
+        finally:
+            for batch in staged:
+                await self._stager.clear(batch)
+
+    async def _commit(self, batches: list[Batch]) -> None:
         backoff = Backoff()
         refusals = 0
         while batches := self._still_in_time(batches):
@@ -154,6 +99,9 @@ class Committer:
                 batches = await self._begin_generations(batches, backoff)
                 continue
             try:
+                for batch in batches:
+                    if batch.staged:
+                        await self._stager.stage(batch, timeout=self._time_for(batches))
                 result = await self._client.commit(
                     self._transaction(batches), timeout=self._time_for(batches)
                 )
@@ -173,6 +121,7 @@ class Committer:
                 for batch in batches:
                     self._refuse(batch, error)
                 return
+            self._seen = max(self._seen, Revision(result.revision))
             if result.succeeded:
                 self._applied(batches, result)
                 return
@@ -240,6 +189,12 @@ class Committer:
                 transaction.get(writer.last_key, keys_only=True)
             transaction.put(writer.fence_key, fence.encode(), lease=batch.session)
             transaction.put(batch.key(keys), batch.value())
+            if batch.staged:  # the parts are there already, unless somebody took them for leftovers
+                transaction.compare_exists(batch.pending(keys))
+                transaction.delete(batch.pending(keys))
+            elif batch.beside is not None:
+                for key, value in batch.parts(keys):
+                    transaction.put(key, value)
             transaction.put(writer.last_key, encode_time(batch.time_ns))
         return transaction
 
@@ -291,6 +246,7 @@ class Committer:
                 # What was sent with another fence can not be applied any more.
                 batch.sent_unanswered &= fence == batch.fence
                 batch.fence = fence
+                batch.parts_put = 0
                 return True
         return False
 
@@ -330,11 +286,15 @@ class Committer:
         except etcd.EtcdError as error:
             self._fail(batch, UnknownOutcome(f"the session was lost, and what became of the push: {error}"))
             return False
-        own, head, epoch, last = (_first(response) for response in responses)
+        own, head_kv, epoch, last = (_first(response) for response in responses)
         # An abandoned batch may have been applied under the same number and even the same key.
         found = own is not None and own.value == batch.value()
-        sealed = Head.decode(head.key, head.value).writers if head else {}
-        if sealed.get(f"{batch.session:x}", 0) >= batch.fence.sequence:
+        head = Head.decode(head_kv.key, head_kv.value) if head_kv else Head()
+        sealed = head.writers.get(f"{batch.session:x}")
+        if sealed is None and own is None and head.forgotten > batch.floor:
+            self._fail(batch, UnknownOutcome("the session was lost so long ago that nobody remembers it"))
+            return False
+        if sealed is not None and sealed >= batch.fence.sequence:
             if batch.writer.abandoned == batch.fence.sequence:
                 self._fail(batch, UnknownOutcome("the session was lost; this push or an earlier one is in"))
                 return False
@@ -368,7 +328,7 @@ class Committer:
                 previous=Revision(last.mod_revision) if last else None,
                 revision=revision,
                 size=batch.size,
-                messages=batch.messages,
+                messages=batch.payload.messages,
                 time_ns=batch.time_ns,
                 now=now,
             )
@@ -377,6 +337,8 @@ class Committer:
     def _succeed(self, batch: Batch, revision: Revision) -> None:
         batch.writer.sequence = batch.fence.sequence
         batch.writer.newest = max(batch.writer.newest, revision)
+        in_tail = batch.size if batch.beside is None else 0
+        self._tails.appended(batch.writer.topic, in_tail, trio.current_time())
         for push in batch.pushes:
             push.revision = revision
             push.settled.set()
@@ -405,3 +367,7 @@ def _generation(epoch: etcd.KeyValue | None, last: etcd.KeyValue | None) -> Revi
 def _first(response: etcd.OpResult) -> etcd.KeyValue | None:
     assert isinstance(response, etcd.RangeResult)  # noqa: S101 - the client keeps the order of operations
     return response.kvs[0] if response.kvs else None
+
+
+def _is_large(pushes: Sequence[Push]) -> bool:
+    return sum([len(push.chunk.data) for push in pushes]) >= IN_THE_TAIL

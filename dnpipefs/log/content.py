@@ -1,33 +1,62 @@
-"""The contents of batches: a cache with a byte limit in front of etcd, shared by all readers of a host.
+"""The contents of a log: what its bytes are read from, fetched from etcd, kept in one cache.
 
-A batch never changes, so there is nothing to invalidate: an entry is named by topic and revision.
+All readers of a host share the cache, which has a limit in bytes. What is stored under a key of a batch or
+segment never changes, so there is nothing to invalidate: a block is named by its (first) key. Readers that
+want the same block at the same time fetch it once.
+
+Tasks: whoever fetches a block that nobody is fetching yet; the others wait for it. A fetch that ends
+without the block, whatever the reason, leaves it to the next one who waits.
 """
 
 from __future__ import annotations
 
 from collections import OrderedDict
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from typing import Final
 
+import trio
+
 from dnpipefs import etcd
-from dnpipefs.core.batch import Batch, decode
+from dnpipefs.core import batch, segment
 from dnpipefs.core.keys import KeySchema
 from dnpipefs.core.names import FileId, Revision
-from dnpipefs.core.view import TailEntry
+from dnpipefs.core.segment import Block
+from dnpipefs.core.view import Entry, SegmentEntry
+from dnpipefs.errors import CorruptData
 from dnpipefs.log.failures import TRANSIENT, timed_out
 
 CACHE_LIMIT: Final = 64 << 20
-"""Bytes of memory that batches may take."""
+"""Bytes of memory that blocks may take, where nobody says otherwise."""
 ENTRY_OVERHEAD: Final = 600
-"""Bytes a batch takes besides its data: objects, its name, its place in the order."""
+"""Bytes a block takes besides its data: objects, its name, its place in the order."""
 FETCH_LIMIT: Final = 8 << 20
-"""Bytes asked for in one read of etcd."""
+"""Bytes asked for in one read of etcd, stored or unpacked, whichever is more; one large batch can be more."""
 FETCH_KEYS: Final = 120
 """Below etcd's 128 operations a transaction."""
 
 
-class BatchCache:
-    """Batches by topic and revision."""
+class Vanished(Exception):
+    """An entry's keys are not in etcd (any more): it was sealed, merged, trimmed or reset.
+
+    Catch up with the view and look again. Never reaches a user.
+    """
+
+    def __init__(self, entry: Entry) -> None:
+        super().__init__(entry)
+        self.entry: Final = entry
+
+
+@dataclass(frozen=True, slots=True)
+class _Wanted:
+    """A block that is not in memory, and the keys whose values make it up."""
+
+    entry: Entry
+    keys: tuple[bytes, ...]
+
+
+class Content:
+    """Blocks (batches and segments) by key."""
 
     def __init__(
         self, client: etcd.Client, keys: KeySchema, *, op_timeout: float, limit: int = CACHE_LIMIT
@@ -36,80 +65,148 @@ class BatchCache:
         self._keys: Final = keys
         self._op_timeout: Final = op_timeout
         self._limit: Final = limit
-        self._batches: OrderedDict[tuple[FileId, Revision], bytes | Batch] = OrderedDict()
+        self._blocks: OrderedDict[bytes, bytes | Block] = OrderedDict()
         self._bytes = 0
+        self._fetching: dict[bytes, trio.Event] = {}
 
     @property
     def size(self) -> int:
-        """Bytes held, at most the limit (one larger batch excepted)."""
+        """Bytes held, at most the limit (one larger block excepted)."""
         return self._bytes
 
-    def add(self, topic: FileId, revision: Revision, raw: bytes) -> None:
+    @property
+    def limit(self) -> int:
+        """Bytes that blocks may take."""
+        return self._limit
+
+    def add(self, key: bytes, raw: bytes) -> None:
         """Keep an encoded batch that a watch delivered."""
-        self._put((topic, revision), raw)
+        self._put(key, raw)
 
-    async def fetch(self, topic: FileId, entries: Sequence[TailEntry]) -> list[Batch] | None:
-        """Return the batches of *entries*; None if one is not in etcd any more (reset or sealed).
+    def holds(self, topic: FileId, generation: Revision, entry: Entry) -> bool:
+        """Tell whether a block is in memory or on its way there."""
+        key = self._places(topic, generation, entry)[0]
+        return key in self._blocks or key in self._fetching
 
-        Raises TimedOut, another EtcdError, CorruptData or UnsupportedFormat.
+    async def fetch(self, topic: FileId, generation: Revision, entries: Sequence[Entry]) -> list[Block]:
+        """Return the blocks of *entries*.
+
+        Raises Vanished, TimedOut, another EtcdError, CorruptData or UnsupportedFormat.
         """
-        found: dict[Revision, Batch] = {}
-        missing: list[TailEntry] = []
-        for entry in entries:
-            batch = self._get(topic, entry.revision)
-            if batch is None:
-                missing.append(entry)
+        found: dict[bytes, Block] = {}
+        places = [self._places(topic, generation, entry) for entry in entries]
+        while True:
+            missing: list[_Wanted] = []
+            others: trio.Event | None = None
+            for entry, keys in zip(entries, places, strict=True):
+                if keys[0] in found:
+                    continue
+                block = self._get(keys[0])
+                if block is not None:
+                    found[keys[0]] = block
+                elif keys[0] in self._fetching:
+                    others = self._fetching[keys[0]]
+                else:
+                    missing.append(_Wanted(entry, keys))
+            if missing:
+                await self._fetch_all(missing, found)
+            elif others is not None:
+                await others.wait()
             else:
-                found[entry.revision] = batch
-        for group in _groups(missing):
-            reads = [etcd.get(self._keys.batch(topic, *entry.key)) for entry in group]
-            try:
-                result = await self._client.transaction((), reads, timeout=self._op_timeout)
-            except TRANSIENT as error:
-                raise timed_out(self._op_timeout, error) from error
-            for entry, response in zip(group, result.responses, strict=True):
+                return [found[keys[0]] for keys in places]
+
+    async def _fetch_all(self, missing: Sequence[_Wanted], found: dict[bytes, Block]) -> None:
+        arrived = trio.Event()
+        for wanted in missing:
+            self._fetching[wanted.keys[0]] = arrived
+        try:
+            for group in _groups(missing):
+                await self._fetch_group(group, found)
+        finally:
+            for wanted in missing:
+                del self._fetching[wanted.keys[0]]
+            arrived.set()
+
+    async def _fetch_group(self, group: Sequence[_Wanted], found: dict[bytes, Block]) -> None:
+        reads = [etcd.get(key) for wanted in group for key in wanted.keys]
+        try:
+            result = await self._client.transaction((), reads, timeout=self._op_timeout)
+        except TRANSIENT as error:
+            raise timed_out(self._op_timeout, error) from error
+        responses = iter(result.responses)
+        for wanted in group:
+            parts = []
+            for _ in wanted.keys:
+                response = next(responses)
                 assert isinstance(response, etcd.RangeResult)  # noqa: S101 - the client keeps the order
                 if not response.kvs:
-                    return None
-                batch = decode(response.kvs[0].value)
-                self._put((topic, entry.revision), batch)
-                found[entry.revision] = batch
-        return [found[entry.revision] for entry in entries]
+                    raise Vanished(wanted.entry)
+                parts.append(response.kvs[0].value)
+            block = decode(wanted.entry, parts[0] if len(parts) == 1 else b"".join(parts))
+            self._put(wanted.keys[0], block)
+            found[wanted.keys[0]] = block
 
-    def _get(self, topic: FileId, revision: Revision) -> Batch | None:
-        name = (topic, revision)
-        held = self._batches.get(name)
+    def _places(self, topic: FileId, generation: Revision, entry: Entry) -> tuple[bytes, ...]:
+        return places(self._keys, topic, generation, entry)
+
+    def _get(self, key: bytes) -> Block | None:
+        held = self._blocks.get(key)
         if held is None:
             return None
-        self._batches.move_to_end(name)
+        self._blocks.move_to_end(key)
         if isinstance(held, bytes):
-            batch = self._batches[name] = decode(held)
-            self._bytes += _size(batch) - _size(held)
-            return batch
+            block = self._blocks[key] = batch.decode(held)
+            self._bytes += _size(block) - _size(held)
+            return block
         return held
 
-    def _put(self, name: tuple[FileId, Revision], batch: bytes | Batch) -> None:
-        if name in self._batches:
+    def _put(self, key: bytes, block: bytes | Block) -> None:
+        if key in self._blocks:
             return
-        self._batches[name] = batch
-        self._bytes += _size(batch)
-        while self._bytes > self._limit and len(self._batches) > 1:
-            _, old = self._batches.popitem(last=False)
+        self._blocks[key] = block
+        self._bytes += _size(block)
+        while self._bytes > self._limit and len(self._blocks) > 1:
+            _, old = self._blocks.popitem(last=False)
             self._bytes -= _size(old)
 
 
-def _size(batch: bytes | Batch) -> int:
-    return len(batch if isinstance(batch, bytes) else batch.data) + ENTRY_OVERHEAD
+def places(keys: KeySchema, topic: FileId, generation: Revision, entry: Entry) -> tuple[bytes, ...]:
+    """Return the keys whose values, joined, are what *entry* stands for."""
+    body = entry.body
+    if body is not None:
+        return tuple(keys.body_parts(topic, generation, body))
+    if isinstance(entry, SegmentEntry):
+        return (keys.segment(topic, generation, entry.start, entry.size),)
+    return (keys.batch(topic, *entry.key),)
 
 
-def _groups(entries: Sequence[TailEntry]) -> Iterator[list[TailEntry]]:
-    group: list[TailEntry] = []
-    size = 0
-    for entry in entries:
-        if group and (len(group) == FETCH_KEYS or size + entry.key.size > FETCH_LIMIT):
+def decode(entry: Entry, raw: bytes) -> Block:
+    """Decode what *entry* stands for. Raises CorruptData, also if it is something else."""
+    if isinstance(entry, SegmentEntry) and entry.body is None:
+        sealed = segment.decode(raw)
+        if (sealed.offset, len(sealed.data)) != (entry.start, entry.size):
+            raise CorruptData(f"the segment at offset {entry.start} is another one than the index says")
+        return sealed
+    block = batch.decode(raw)
+    if len(block.data) != entry.size:
+        raise CorruptData(f"a batch has {len(block.data)} bytes, its key says {entry.size}")
+    return block
+
+
+def _size(block: bytes | Block) -> int:
+    return len(block if isinstance(block, bytes) else block.data) + ENTRY_OVERHEAD
+
+
+def _groups(wanted: Sequence[_Wanted]) -> Iterator[list[_Wanted]]:
+    group: list[_Wanted] = []
+    size = keys = 0
+    for one in wanted:
+        cost = max(one.entry.stored, one.entry.size)
+        if group and (keys + len(one.keys) > FETCH_KEYS or size + cost > FETCH_LIMIT):
             yield group
-            group, size = [], 0
-        group.append(entry)
-        size += entry.key.size
+            group, size, keys = [], 0, 0
+        group.append(one)
+        size += cost
+        keys += len(one.keys)
     if group:
         yield group

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Callable, Iterable, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from typing import Final
@@ -14,17 +14,23 @@ from dnpipefs import etcd
 from dnpipefs.core import generation
 from dnpipefs.core.batch import Chunk
 from dnpipefs.core.keys import KeySchema
-from dnpipefs.core.names import NO_GENERATION, START, FileId, Offset, Revision
+from dnpipefs.core.names import NO_GENERATION, FileId, Offset, Revision
 from dnpipefs.core.records import encode_time
+from dnpipefs.core.sealing import Policy
 from dnpipefs.core.sizes import KnownSize, KnownSizes
+from dnpipefs.core.tails import Tails
 from dnpipefs.core.view import TopicView
 from dnpipefs.log.appender import Appender
 from dnpipefs.log.barrier import Barrier
 from dnpipefs.log.clock import Clock
-from dnpipefs.log.content import BatchCache
+from dnpipefs.log.content import CACHE_LIMIT, Content
 from dnpipefs.log.failures import TRANSIENT, Backoff, deadline
+from dnpipefs.log.readahead import Cursor, ReadAhead
 from dnpipefs.log.reader import Reader
+from dnpipefs.log.schedule import SealSchedule
+from dnpipefs.log.sealer import Sealer
 from dnpipefs.log.session import SessionKeeper
+from dnpipefs.log.snapshot import view_of
 from dnpipefs.log.sweeper import Sweeper
 from dnpipefs.log.views import LiveView, Views
 
@@ -32,6 +38,8 @@ logger: Final = logging.getLogger(__name__)
 
 SIZES_LIMIT: Final = 10_000
 """Topics whose size is kept in memory without following them."""
+TAILS_LIMIT: Final = 50_000
+"""Topics remembered between an append and the look whether they want sealing; the rounds find the others."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,12 +50,38 @@ class TopicStat:
     first: Offset
     """First retained byte."""
     messages: int
+    """How many there are from `first` on."""
     modified_ns: int
+    stored: int
+    """Bytes they take in etcd."""
+    generation: Revision
+    """NO_GENERATION if it has none."""
 
 
 def _stat_of(known: TopicView | KnownSize) -> TopicStat:
-    first = known.first if isinstance(known, TopicView) else START
-    return TopicStat(known.end, first, known.messages, known.modified_ns)
+    return TopicStat(
+        known.end,
+        known.first,
+        known.messages - known.first_message,
+        known.modified_ns,
+        known.stored,
+        known.generation,
+    )
+
+
+def _size_of(view: TopicView, newest: Revision, now: float) -> KnownSize:
+    return KnownSize(
+        view.end,
+        view.messages,
+        view.modified_ns,
+        view.generation,
+        newest,
+        confirmed_at=now,
+        asked_at=now,
+        first=view.first,
+        first_message=view.first_message,
+        stored=view.stored,
+    )
 
 
 class Log:
@@ -62,6 +96,9 @@ class Log:
         barrier: Barrier,
         *,
         op_timeout: float,
+        cache_limit: int = CACHE_LIMIT,
+        policy: Callable[[FileId], Policy] = lambda _: Policy(),
+        aging: Callable[[], Iterable[FileId]] = tuple,
     ) -> None:
         self._client: Final = client
         self._keys: Final = keys
@@ -69,15 +106,23 @@ class Log:
         self._barrier: Final = barrier
         self._op_timeout: Final = op_timeout
         self.sessions: Final = sessions
-        self.content: Final = BatchCache(client, keys, op_timeout=op_timeout)
+        self.content: Final = Content(client, keys, op_timeout=op_timeout, limit=cache_limit)
+        self._ahead: Final = ReadAhead(self.content)
         self.sweeper: Final = Sweeper(client, keys)
-        self._views: Final = Views(client, keys, self.content, op_timeout=op_timeout)
+        self._tails: Final = Tails(TAILS_LIMIT)
+        self._views: Final = Views(client, keys, self.content, self._tails, op_timeout=op_timeout)
         self._sizes: Final = KnownSizes(SIZES_LIMIT)
-        self._appender: Final = Appender(client, keys, sessions, clock, self._sizes, op_timeout=op_timeout)
+        self._appender: Final = Appender(
+            client, keys, sessions, clock, self._sizes, self._tails, op_timeout=op_timeout
+        )
+        self.sealer: Final = Sealer(client, keys, clock, self.content, policy)
+        self.schedule: Final = SealSchedule(
+            client, keys, self.sealer, sessions, self._tails, self._views, aging
+        )
 
-    async def append(self, topic: FileId, chunk: Chunk, *, born: Revision) -> Revision:
+    async def append(self, topic: FileId, chunk: Chunk, *, born: Revision, compress: bool = True) -> Revision:
         """Append whole messages; see `Appender.append`."""
-        return await self._appender.append(topic, chunk, born=born)
+        return await self._appender.append(topic, chunk, born=born, compress=compress)
 
     @asynccontextmanager
     async def reader(self, topic: FileId) -> AsyncIterator[Reader]:
@@ -122,8 +167,8 @@ class Log:
         now = trio.current_time()
         known = self._sizes.ask(topic, now)
         if known is None:
-            view, newest = await self._views.read(topic)
-            known = KnownSize(view.end, view.messages, view.modified_ns, view.generation, newest, now, now)
+            state = await self._views.read(topic)
+            known = _size_of(view_of(state), state.newest, now)
             self._sizes.learned(topic, known)
         elif self._sizes.fresh(topic, now) is None:
             position = await self._barrier.topic(topic)
@@ -191,6 +236,7 @@ class Log:
         """Tell that a topic was deleted by this host."""
         self._appender.forget(topic)
         self._sizes.forget(topic)
+        self._tails.forget(topic)
         self.sweeper.wake(topic)
 
     def give_up(self) -> None:
@@ -201,9 +247,12 @@ class Log:
         """Run the tasks of the log until cancelled."""
         async with trio.open_nursery() as nursery:
             await nursery.start(self._views.run)
+            await nursery.start(self._ahead.run)
             nursery.start_soon(self._appender.run)
             nursery.start_soon(self.sweeper.run)
+            nursery.start_soon(self.schedule.run)
             task_status.started()
 
     def _reader(self, live: LiveView) -> Reader:
-        return Reader(live, self._barrier, self.content, op_timeout=self._op_timeout)
+        cursor = Cursor(self._ahead, self.content, live)
+        return Reader(live, self._barrier, self.content, cursor, op_timeout=self._op_timeout)

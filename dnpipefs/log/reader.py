@@ -8,16 +8,24 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from typing import Final
+from typing import Final, NamedTuple
 
-from dnpipefs.core.batch import Batch
 from dnpipefs.core.names import NO_GENERATION, Offset, Revision
-from dnpipefs.core.view import TailEntry, TopicView
+from dnpipefs.core.segment import Block
+from dnpipefs.core.view import Entry, TopicView
 from dnpipefs.errors import CorruptData
 from dnpipefs.log.barrier import Barrier, Position
-from dnpipefs.log.content import BatchCache
+from dnpipefs.log.content import Content, Vanished
 from dnpipefs.log.failures import deadline
+from dnpipefs.log.readahead import Cursor
 from dnpipefs.log.views import LiveView
+
+
+class Span(NamedTuple):
+    """Bytes of a topic, and where they really begin."""
+
+    offset: Offset
+    data: bytes
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,10 +42,13 @@ class Message:
 class Reader:
     """Reads one topic. Made by `Log.reader`, valid while its live view is held."""
 
-    def __init__(self, live: LiveView, barrier: Barrier, content: BatchCache, *, op_timeout: float) -> None:
+    def __init__(
+        self, live: LiveView, barrier: Barrier, content: Content, cursor: Cursor, *, op_timeout: float
+    ) -> None:
         self._live: Final = live
         self._barrier: Final = barrier
         self._content: Final = content
+        self._cursor: Final = cursor
         self._op_timeout: Final = op_timeout
 
     async def confirm(self) -> TopicView:
@@ -49,22 +60,30 @@ class Reader:
         with deadline(self._op_timeout):
             return await self._live.wait(lambda view: holds(view, position))
 
-    async def read(self, offset: Offset, size: int) -> bytes:
-        """Return up to *size* bytes from *offset*; empty only at the confirmed end of the topic.
+    async def read(self, offset: Offset, size: int) -> Span:
+        """Return up to *size* bytes from *offset*; none only at the confirmed end of the topic.
 
-        A read before the first retained byte continues at it. Raises TopicGone, TimedOut.
+        A read before the first retained byte continues at it; one that reaches beyond it is shorter by what
+        is not there any more. Raises TopicGone, TimedOut.
         """
         view = await self.view()
         confirmed = False
+        vanished: Entry | None = None
         while True:
-            offset = max(offset, view.first)
-            entries = view.locate(offset, size)
-            if entries:
-                batches = await self._fetch(entries, view.generation)
-                if batches is not None:
-                    return _slice(entries, batches, offset, size)
-            elif confirmed:
-                return b""
+            start = max(offset, view.first)
+            end = offset + size if start < offset + size else start + size
+            entries = view.locate(start, end - start)
+            try:
+                if entries:
+                    blocks = await self._content.fetch(self._live.topic, view.generation, entries)
+                    data = _slice(entries, blocks, start, end - start)
+                    self._cursor.moved(view, start, Offset(start + len(data)))
+                    return Span(start, data)
+            except Vanished as now:
+                vanished = self._note(now, vanished)
+            else:
+                if confirmed:
+                    return Span(start, b"")
             view = await self.confirm()
             confirmed = True
 
@@ -73,28 +92,38 @@ class Reader:
         return await self._live.wait(lambda _: True)
 
     async def messages(self, offset: Offset, size: int) -> tuple[Iterator[Message], Offset]:
-        """Return the whole messages of some batches from the batch at *offset* on, and the offset behind.
+        """Return the whole messages of some blocks from the one at *offset* on, and the offset behind.
 
-        *size* bounds the bytes by whole batches (at least one is returned). No messages and *offset*
-        itself at the end of what the view holds. The messages are cut from the batches as they are
+        *size* bounds the bytes by whole blocks (at least one is returned). No messages and *offset*
+        itself at the end of what the view holds. The messages are cut from the blocks as they are
         taken: a megabyte of empty lines would be a hundred as objects.
         """
+        vanished: Entry | None = None
         while True:
             view = await self.view()
-            entries = view.locate(max(offset, view.first), size)
+            start = max(offset, view.first)
+            entries = view.locate(start, size)
             if not entries:
                 return iter(()), offset
-            batches = await self._fetch(entries, view.generation)
-            if batches is not None:
-                found = _messages(zip(entries, batches, strict=True))
+            try:
+                blocks = await self._content.fetch(self._live.topic, view.generation, entries)
+            except Vanished as now:
+                vanished = self._note(now, vanished)
+                await self.confirm()
+            else:
+                self._cursor.moved(view, start, entries[-1].end)
+                found = _messages(zip(entries, blocks, strict=True))
                 return (message for message in found if message.offset >= offset), entries[-1].end
 
-    async def _fetch(self, entries: list[TailEntry], generation: Revision) -> list[Batch] | None:
-        """Return the contents of *entries*; None if the topic was reset meanwhile."""
-        batches = await self._content.fetch(self._live.topic, entries)
-        if batches is None and (await self.confirm()).generation == generation:
-            raise CorruptData("a batch of the topic is missing in etcd")
-        return batches
+    def _note(self, vanished: Vanished, before: Entry | None) -> Entry:
+        """Return the entry that has vanished, unless it is what a view says that has caught up since."""
+        entry = vanished.entry
+        if entry == before:
+            raise CorruptData(
+                f"the messages from offset {entry.start} of topic {self._live.topic:x} are missing in etcd: "
+                "run dnpipefs fsck"
+            ) from None
+        return entry
 
     async def wait_beyond(self, offset: Offset, generation: Revision) -> TopicView:
         """Wait until the topic is longer than *offset* or was reset since *generation*."""
@@ -112,20 +141,20 @@ def holds(view: TopicView, position: Position) -> bool:
     return view.generation >= position.generation
 
 
-def _slice(entries: list[TailEntry], batches: list[Batch], offset: Offset, size: int) -> bytes:
+def _slice(entries: list[Entry], blocks: list[Block], offset: Offset, size: int) -> bytes:
     skip = offset - entries[0].start
-    if len(batches) == 1:
-        data = batches[0].data
+    if len(blocks) == 1:
+        data = blocks[0].data
         return data if skip == 0 and len(data) <= size else data[skip : skip + size]
-    pieces: list[bytes | memoryview] = [memoryview(batches[0].data)[skip:]]
-    pieces += [batch.data for batch in batches[1:-1]]
-    pieces.append(memoryview(batches[-1].data)[: offset + size - entries[-1].start])
+    pieces: list[bytes | memoryview] = [memoryview(blocks[0].data)[skip:]]
+    pieces += [block.data for block in blocks[1:-1]]
+    pieces.append(memoryview(blocks[-1].data)[: offset + size - entries[-1].start])
     return b"".join(pieces)
 
 
-def _messages(batches: Iterable[tuple[TailEntry, Batch]]) -> Iterator[Message]:
-    for entry, batch in batches:
+def _messages(blocks: Iterable[tuple[Entry, Block]]) -> Iterator[Message]:
+    for entry, block in blocks:
         position = entry.start
-        for data in batch.split():
-            yield Message(position, batch.time_ns, data)
+        for time_ns, data in block.timed():
+            yield Message(position, time_ns, data)
             position = Offset(position + len(data))

@@ -18,7 +18,7 @@ import trio
 
 from dnpipefs import etcd
 from dnpipefs.core.keys import KeySchema
-from dnpipefs.core.names import SessionId
+from dnpipefs.core.names import Revision, SessionId
 from dnpipefs.core.records import encode_session
 
 logger: Final = logging.getLogger(__name__)
@@ -47,6 +47,8 @@ class SessionKeeper:
             host=socket.gethostname(), pid=os.getpid(), mountpoint=mountpoint, version=version
         )
         self._session: SessionId | None = None
+        self.began = Revision(0)
+        """When the newest session began: no earlier revision has anything of it."""
         self._confirmed_at: float = -1e9
         self.failure: etcd.EtcdError | None = None
         """Why there is no session, if that is known."""
@@ -97,7 +99,8 @@ class SessionKeeper:
             try:
                 lease = await self._client.lease_grant(self._ttl)
                 session = SessionId(lease.id)
-                await self._client.put(self._keys.session(session), self._value, lease=lease.id)
+                key = self._keys.session(session)
+                self.began = Revision(await self._client.put(key, self._value, lease=lease.id))
             except etcd.EtcdError as error:
                 # Whatever it is may pass, and reads go on without a session. A grant whose answer was
                 # lost leaves a lease that runs out by itself.

@@ -1,9 +1,10 @@
-"""Removes what no view can see any more: batches of old generations and the keys of deleted topics.
+"""Removes what no view can see any more: what is of old generations, the keys of deleted topics, leftovers.
 
 The transaction that resets or deletes a topic leaves a work order (`trash/<topic>`). Whoever is
 alive carries it out, in small steps, since one large delete stalls every writer of the cluster.
 Two hosts at the same order do no harm. When etcd is full there can be no such order: the host that
-made the change removes what is left without one.
+made the change removes what is left without one. Batches that were never committed because their host
+died between their parts have orders of their own (`pending/…`, see `staging.py`).
 
 Task: one, `Sweeper.run`. It holds one order at a time.
 """
@@ -19,13 +20,16 @@ import trio
 
 from dnpipefs import etcd
 from dnpipefs.core.keys import KeyRange, KeySchema
-from dnpipefs.core.names import FileId, SessionId
+from dnpipefs.core.names import FileId, Revision, SessionId
 from dnpipefs.errors import DnpError
+from dnpipefs.log.staging import remove_pending
 
 logger: Final = logging.getLogger(__name__)
 
 STEP_KEYS: Final = 500
 """Keys removed in one step."""
+STEP_VALUES: Final = 50
+"""Likewise, of keys with values of up to a megabyte: etcd reads them though it is asked for keys only."""
 STEP_PAUSE_S: Final = 0.01
 """Pause between steps, so that writers get their turn."""
 ROUND_S: Final = 60.0
@@ -78,6 +82,17 @@ class Sweeper:
             except BaseException:
                 self._own.add(topic)
                 raise
+        await self._sweep_pending()
+
+    async def _sweep_pending(self) -> None:
+        """Remove parts that were put for batches of sessions that are gone, so nobody can commit them."""
+        pending = self._keys.all_pending
+        for kv in (await self._client.range(pending.start, pending.end, limit=STEP_KEYS)).kvs:
+            topic, generation, body = self._keys.parse_pending(kv.key)
+            if await self._client.get(self._keys.session(body.session)) is None and await remove_pending(
+                self._client, self._keys, topic, generation, body
+            ):
+                logger.info("topic %x: removed what a dead host had not committed", topic)
 
     async def _sweep(self, topic: FileId) -> None:
         keys = self._keys
@@ -88,18 +103,30 @@ class Sweeper:
             response.kvs for response in result.responses if isinstance(response, etcd.RangeResult)
         )
         if epoch:
-            await self._sweep_generations_before(topic, epoch[0].mod_revision)
+            await self._sweep_generations_before(topic, Revision(epoch[0].mod_revision))
             return
         if last:  # the next generation will be newer than this look
-            await self._sweep_generations_before(topic, result.revision + 1)
+            await self._sweep_generations_before(topic, Revision(result.revision + 1))
             return
-        for part in (keys.tail(topic), keys.segments(topic), keys.writers(topic), keys.groups(topic)):
-            async with aclosing(self._pages(part)) as pages:
-                async for page in pages:
-                    await self._client.delete(page[0].key, page[-1].key + b"\0")
+        for part in (keys.tail(topic), keys.writers(topic), keys.groups(topic)):
+            await self._remove(part, STEP_KEYS)
+        for part in self._of_generations(topic):
+            await self._remove(part, STEP_VALUES)
 
-    async def _sweep_generations_before(self, topic: FileId, generation: int) -> None:
-        async with aclosing(self._pages(self._keys.tail(topic))) as pages:
+    def _of_generations(self, topic: FileId) -> tuple[KeyRange, ...]:
+        """Return the ranges whose keys have the generation behind the topic."""
+        keys = self._keys
+        return keys.segments(topic), keys.bodies(topic), keys.index(topic), keys.all_pending_of(topic)
+
+    async def _remove(self, part: KeyRange, step: int) -> None:
+        async with aclosing(self._pages(part, step)) as pages:
+            async for page in pages:
+                await self._client.delete(page[0].key, page[-1].key + b"\0")
+
+    async def _sweep_generations_before(self, topic: FileId, generation: Revision) -> None:
+        for part in self._of_generations(topic):
+            await self._remove(self._keys.before_generation(part, generation), STEP_VALUES)
+        async with aclosing(self._pages(self._keys.tail(topic), STEP_KEYS)) as pages:
             async for page in pages:
                 # One writer's batches of old generations stand before its newer ones.
                 newest: dict[SessionId, int] = {}
@@ -111,10 +138,10 @@ class Sweeper:
                     old = self._keys.batches_through(topic, session, sequence)
                     await self._client.delete(old.start, old.end)
 
-    async def _pages(self, keys: KeyRange) -> AsyncGenerator[list[etcd.KeyValue], None]:
+    async def _pages(self, keys: KeyRange, step: int) -> AsyncGenerator[list[etcd.KeyValue], None]:
         start = keys.start
         while True:
-            result = await self._client.range(start, keys.end, limit=STEP_KEYS, keys_only=True)
+            result = await self._client.range(start, keys.end, limit=step, keys_only=True)
             if not result.kvs:
                 return
             yield result.kvs

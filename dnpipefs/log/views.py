@@ -21,12 +21,23 @@ import trio
 from dnpipefs import etcd
 from dnpipefs.core.batch import peek_generation, peek_time_ns
 from dnpipefs.core.keys import KeySchema
-from dnpipefs.core.names import NO_GENERATION, FileId, Revision
-from dnpipefs.core.records import Head, Mark, decode_time
-from dnpipefs.core.view import Appended, Ended, Reset, Snapshot, TailEvent, TopicView, ViewBroken
-from dnpipefs.errors import CorruptData, DnpError, TopicGone
-from dnpipefs.log.content import BatchCache
+from dnpipefs.core.names import FileId, Revision
+from dnpipefs.core.records import Mark
+from dnpipefs.core.tails import Tails
+from dnpipefs.core.view import (
+    Appended,
+    Ended,
+    Reset,
+    Sealed,
+    TailEvent,
+    TopicView,
+    Trimmed,
+    ViewBroken,
+)
+from dnpipefs.errors import DnpError, TopicGone
+from dnpipefs.log.content import Content
 from dnpipefs.log.failures import TRANSIENT, Backoff, deadline, timed_out
+from dnpipefs.log.snapshot import TopicState, read_topic, view_of
 
 logger: Final = logging.getLogger(__name__)
 
@@ -72,11 +83,12 @@ class Views:
     """The live views of this host."""
 
     def __init__(
-        self, client: etcd.Client, keys: KeySchema, content: BatchCache, *, op_timeout: float
+        self, client: etcd.Client, keys: KeySchema, content: Content, tails: Tails, *, op_timeout: float
     ) -> None:
         self._client: Final = client
         self._keys: Final = keys
         self._content: Final = content
+        self._tails: Final = tails
         self._op_timeout: Final = op_timeout
         self._live: dict[FileId, LiveView] = {}
         self._nursery: trio.Nursery | None = None
@@ -121,16 +133,15 @@ class Views:
         if not live.users:
             live.scope.deadline = trio.current_time() + LINGER_S
 
-    async def read(self, topic: FileId) -> tuple[TopicView, Revision]:
-        """Return a topic as it is now, without following it, and the revision of its newest change.
+    async def read(self, topic: FileId) -> TopicState:
+        """Return a topic as it is now, without following it.
 
         Raises TopicGone, TimedOut, or another ClusterError.
         """
         try:
-            snapshot, newest = await self._snapshot(topic, timeout=self._op_timeout)
+            return await read_topic(self._client, self._keys, topic, timeout=self._op_timeout)
         except TRANSIENT as error:
             raise timed_out(self._op_timeout, error) from error
-        return _view(snapshot), newest
 
     async def run(self, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
         """Follow topics until cancelled."""
@@ -144,8 +155,9 @@ class Views:
         with live.scope:
             while live.failure is None:
                 try:
-                    snapshot, _ = await self._snapshot(live.topic)
-                    live.view = _view(snapshot)
+                    live.view = view_of(await read_topic(self._client, self._keys, live.topic))
+                    if live.view.entries:
+                        self._tails.noticed(live.topic, trio.current_time())
                     live.wake()
                     backoff = Backoff()
                     if live.view.ended:
@@ -172,39 +184,6 @@ class Views:
         if self._live.get(live.topic) is live:
             del self._live[live.topic]
 
-    async def _snapshot(self, topic: FileId, *, timeout: float | None = None) -> tuple[Snapshot, Revision]:
-        """Read a topic's small keys and its tail's keys at one revision; also the newest change's."""
-        keys = self._keys
-        tail_range = keys.tail(topic)
-        result = await self._client.transaction(
-            (),
-            [
-                etcd.get(keys.epoch(topic)),
-                etcd.get(keys.head(topic)),
-                etcd.get(keys.last(topic)),
-                etcd.get(tail_range.start, tail_range.end, keys_only=True),
-            ],
-            timeout=timeout,
-        )
-        epoch, head, last, tail = (
-            response.kvs for response in result.responses if isinstance(response, etcd.RangeResult)
-        )
-        if not (head and last):
-            raise TopicGone("the topic was deleted")
-        batches = [
-            (Revision(kv.mod_revision), parsed)
-            for kv in tail
-            if (parsed := keys.parse_tail(topic, kv.key)) is not None
-        ]
-        snapshot = Snapshot(
-            revision=Revision(result.revision),
-            generation=Revision(epoch[0].mod_revision) if epoch else NO_GENERATION,
-            head=Head.decode(head[0].key, head[0].value),
-            modified_ns=decode_time(last[0].key, last[0].value),
-            tail=batches,
-        )
-        return snapshot, Revision(last[0].mod_revision)
-
     async def _watch(self, live: LiveView, view: TopicView) -> None:
         """Keep a view current until its generation ends; whether the topic has, a new snapshot tells."""
         tail = self._keys.tail(live.topic)
@@ -212,6 +191,8 @@ class Views:
             async for batch in watch:
                 for revision, events in groupby(batch.events, key=lambda event: event.kv.mod_revision):
                     view.apply(Revision(revision), self._translate(live.topic, events))
+                if view.entries:
+                    self._tails.noticed(live.topic, trio.current_time())
                 live.wake()
                 if view.ended:
                     return
@@ -228,24 +209,26 @@ class Views:
                     return
 
     def _translate(self, topic: FileId, events: Iterable[etcd.Event]) -> list[TailEvent]:
-        """Turn etcd's events of one revision into the view's; removals of old batches are none of its."""
+        """Turn etcd's events of one revision into the view's; removals of batches are none of its."""
         translated: list[TailEvent] = []
         for event in events:
             kv = event.kv
             key = self._keys.parse_tail(topic, kv.key)
             deleted = event.kind is etcd.EventKind.DELETE
             if key is not None and not deleted:
-                self._content.add(topic, Revision(kv.mod_revision), kv.value)
+                if key.beside is None:
+                    self._content.add(kv.key, kv.value)
                 translated.append(Appended(key, peek_generation(kv.value), peek_time_ns(kv.value)))
-            elif key is None and deleted:
-                translated.append(Ended())
             elif key is None:
-                translated.append(Reset(Mark.decode(kv.key, kv.value).time_ns))
+                translated.append(Ended() if deleted else _from_mark(Mark.decode(kv.key, kv.value)))
         return translated
 
 
-def _view(snapshot: Snapshot) -> TopicView:
-    try:
-        return TopicView(snapshot)
-    except ViewBroken as broken:  # here no watch is to blame: it is so in etcd
-        raise CorruptData(f"the tail of the topic does not fit: {broken}") from None
+def _from_mark(mark: Mark) -> TailEvent:
+    match mark.kind:
+        case Mark.SEAL:
+            return Sealed(mark.start, mark.first_message, mark.segments)
+        case Mark.TRIM:
+            return Trimmed(mark.start, mark.first_message)
+        case _:
+            return Reset(mark.time_ns)

@@ -222,7 +222,7 @@ class FileSystem:
             gid=inode.gid,
             nlink=2 + tree.subdirectories(entry.id) if directory else 1,
             size=log.end if log else 0,
-            blocks=-(-(log.end - log.first) // BLOCK) if log else 0,
+            blocks=-(-log.stored // BLOCK) if log else 0,
             mtime_ns=max(
                 inode.mtime_ns, tree.changed_ns(entry.id) if directory else 0, log.modified_ns if log else 0
             ),

@@ -15,13 +15,12 @@ from dnpipefs.core.batch import Chunk
 from dnpipefs.core.framing import LineFramer
 from dnpipefs.core.names import FileId, Offset, Revision
 from dnpipefs.errors import DnpError, MessageTooLarge, NotInSequence, TimedOut, UnknownOutcome
-from dnpipefs.log.appender import BATCH_LIMIT
 from dnpipefs.log.failures import deadline
 from dnpipefs.log.log import Log
 from dnpipefs.log.reader import Reader
 from dnpipefs.log.views import LiveView
 
-MAX_MESSAGE: Final = BATCH_LIMIT
+MAX_MESSAGE: Final = 1 << 20
 """Bytes of the largest message, its newline included."""
 SPLIT_SIZE: Final = (1 << 20) - 4096
 """A write above this may be one part of a larger write(2): the kernel cuts those into pages of 1 MiB."""
@@ -80,11 +79,21 @@ class TopicHandle:
         self._in_doubt: DnpError | None = None
         """The held part may be in the log already, with the end that the failed write brought."""
         self._lock: Final = trio.Lock()
+        self._shift = 0
+        """By how much the last read's bytes lie behind the offset it was made at."""
+        self._read_end = -1
+        """Where the reader is if it reads in sequence."""
 
     async def read(self, offset: Offset, size: int) -> bytes:
         """Return up to *size* bytes; empty at the confirmed end. Raises TopicGone, TimedOut."""
         assert self._reading is not None  # noqa: S101 - the kernel refuses reads on a write-only descriptor
-        return await self._reading[0].read(offset, size)
+        # Where retention has removed the beginning, the file goes on with what is left, and a reader that
+        # reads on gets what follows, though it counts its offset from where it began.
+        shift = self._shift if offset == self._read_end else 0
+        span = await self._reading[0].read(Offset(offset + shift), size)
+        if span.data:
+            self._shift, self._read_end = span.offset - offset, offset + len(span.data)
+        return span.data
 
     async def write(self, offset: int, data: bytes) -> int:
         """Append *data*; return once its complete messages are committed, with the bytes accepted.

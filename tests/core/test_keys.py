@@ -4,11 +4,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from dnpipefs.core.keys import KeyRange, KeySchema, TailKey, prefix_range
-from dnpipefs.core.names import MAX_FILE_ID, ROOT, FileId, Offset, SessionId
+from dnpipefs.core.keys import PART_BYTES, Beside, BodyKey, KeyRange, KeySchema, TailKey, prefix_range
+from dnpipefs.core.names import MAX_FILE_ID, ROOT, FileId, Offset, Revision, SessionId
 from dnpipefs.errors import CorruptData, InvalidArgument
 
 KEYS = KeySchema()
+BODY = BodyKey(SessionId(7), 3, Beside(2, 100))
 ids = st.one_of(st.integers(1, 20), st.integers(1, MAX_FILE_ID - 1)).map(FileId)
 sessions = st.one_of(st.integers(1, 20), st.integers(1, 2**63 - 1)).map(SessionId)
 numbers = st.one_of(st.integers(0, 300), st.integers(0, 2**48))
@@ -22,7 +23,7 @@ def inside(keys: KeyRange, key: bytes) -> bool:
 
 def all_keys(keys: KeySchema, topic: FileId) -> list[bytes]:
     """One key of every family."""
-    session, offset = SessionId(7), Offset(9)
+    session, offset, generation = SessionId(7), Offset(9), Revision(5)
     return [
         keys.meta,
         keys.last_namespace,
@@ -33,7 +34,10 @@ def all_keys(keys: KeySchema, topic: FileId) -> list[bytes]:
         keys.last(topic),
         keys.mark(topic),
         keys.batch(topic, session, 1, 2, 3),
-        keys.segment(topic, offset),
+        keys.segment(topic, generation, offset, 4),
+        keys.index_page(topic, generation, offset),
+        *keys.body_parts(topic, generation, BODY),
+        keys.pending(topic, generation, BODY),
         keys.writer(topic, session),
         keys.groups(topic).start + b"workers/cursor",
         keys.session(session),
@@ -56,7 +60,24 @@ def test_the_schema_is_what_the_format_page_says() -> None:
     assert KEYS.batch(topic, session, 16, 255, 2) == (
         b"/dnp/tail/" + t + b"/" + s + b"/0000000000000010-000000ff-00000002"
     )
-    assert KEYS.segment(topic, Offset(4096)) == b"/dnp/seg/" + t + b"/0000000000001000"
+    assert KEYS.segment(topic, Revision(0xC), Offset(4096), 255) == (
+        b"/dnp/seg/" + t + b"/000000000000000c/0000000000001000-000000ff"
+    )
+    assert KEYS.index_page(topic, Revision(0xC), Offset(4096)) == (
+        b"/dnp/index/" + t + b"/000000000000000c/0000000000001000"
+    )
+    body = BodyKey(session, 16, Beside(attempt=3, stored=PART_BYTES + 1))
+    stem = t + b"/000000000000000c/" + s + b"/0000000000000010"
+    assert KEYS.batch(topic, session, 16, 255, 2, body.beside) == (
+        b"/dnp/tail/" + t + b"/" + s + b"/0000000000000010-000000ff-00000002-00155cc1-0000000000000003"
+    )
+    assert KEYS.body_parts(topic, Revision(0xC), body) == [
+        b"/dnp/body/" + stem + b"-0000000000000003/0000",
+        b"/dnp/body/" + stem + b"-0000000000000003/0001",
+    ]
+    assert KEYS.pending(topic, Revision(0xC), body) == (
+        b"/dnp/pending/" + stem + b"-00155cc1-0000000000000003"
+    )
     assert KEYS.writer(topic, session) == b"/dnp/writer/" + t + b"/" + s
     assert KEYS.session(session) == b"/dnp/session/" + s
     assert KEYS.trash(topic) == b"/dnp/trash/" + t
@@ -117,7 +138,7 @@ def test_key_order_is_number_order(
     assert (KEYS.entry(one, b"\xff") < KEYS.entry(other, b"\x01")) == (one < other)
     batches = [KEYS.batch(one, *writer, size, 1) for writer in (left, right)]
     assert (batches[0] < batches[1]) == (left < right)
-    segments = [KEYS.segment(one, Offset(offset)) for offset in (left[1], right[1])]
+    segments = [KEYS.segment(one, Revision(3), Offset(offset), size) for offset in (left[1], right[1])]
     assert (segments[0] < segments[1]) == (left[1] < right[1])
 
 
@@ -128,7 +149,10 @@ def test_directory_and_topic_ranges_hold_their_own_keys_only(one: FileId, other:
         (KEYS.entries(one), KEYS.entry(other, name)),
         (KEYS.tail(one), KEYS.batch(other, session, 1, 1, 1)),
         (KEYS.tail(one), KEYS.mark(other)),
-        (KEYS.segments(one), KEYS.segment(other, Offset(0))),
+        (KEYS.index(one), KEYS.index_page(other, Revision(1), Offset(0))),
+        (KEYS.bodies(one), KEYS.body_parts(other, Revision(1), BODY)[0]),
+        (KEYS.all_pending_of(one), KEYS.pending(other, Revision(1), BODY)),
+        (KEYS.segments(one), KEYS.segment(other, Revision(1), Offset(0), 0)),
         (KEYS.writers(one), KEYS.writer(other, session)),
         (KEYS.groups(one), KEYS.groups(other).start + name),
     ]
@@ -143,7 +167,12 @@ def test_each_range_holds_its_own_family_only() -> None:
         (KEYS.namespace, [KEYS.root, KEYS.entry(topic, b"name")]),
         (KEYS.entries(topic), [KEYS.entry(topic, b"name")]),
         (KEYS.tail(topic), [KEYS.mark(topic), KEYS.batch(topic, SessionId(7), 1, 2, 3)]),
-        (KEYS.segments(topic), [KEYS.segment(topic, Offset(9))]),
+        (KEYS.segments(topic), [KEYS.segment(topic, Revision(5), Offset(9), 4)]),
+        (KEYS.index(topic), [KEYS.index_page(topic, Revision(5), Offset(9))]),
+        (KEYS.bodies(topic), KEYS.body_parts(topic, Revision(5), BODY)),
+        (KEYS.all_pending, [KEYS.pending(topic, Revision(5), BODY)]),
+        (KEYS.all_pending_of(topic), [KEYS.pending(topic, Revision(5), BODY)]),
+        (KEYS.all_tails, [KEYS.mark(topic), KEYS.batch(topic, SessionId(7), 1, 2, 3)]),
         (KEYS.writers(topic), [KEYS.writer(topic, SessionId(7))]),
         (KEYS.groups(topic), [KEYS.groups(topic).start + b"workers/cursor"]),
         (KEYS.sessions, [KEYS.session(SessionId(7))]),

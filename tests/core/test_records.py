@@ -8,14 +8,17 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from dnpipefs.core.names import MAX_FILE_ID, FileId, Kind, Offset
+from dnpipefs.core.keys import Beside, BodyKey
+from dnpipefs.core.names import MAX_FILE_ID, FileId, Kind, Offset, Revision, SessionId
 from dnpipefs.core.records import (
     EMPTY_HEAD_VALUE,
     FORMAT_VERSION,
     Head,
+    Index,
     Inode,
     Mark,
     Meta,
+    SegmentInfo,
     decode_time,
     encode_session,
     encode_time,
@@ -41,7 +44,13 @@ inodes = st.builds(
     config=st.dictionaries(st.text(), json_values, max_size=3),
 )
 INODE = Inode(FileId(0xAB), Kind.TOPIC, 0o644, 1000, 100, 5, 7, {"framing": "write"})
-HEAD = Head(Offset(0), 0, Offset(0), {"7f": 3})
+SEGMENTS = (
+    SegmentInfo(10, 99, 2, 5, 7),
+    SegmentInfo(1 << 20, 5000, 3, 6, 6, BodyKey(SessionId(0x7F), 3, Beside(9, 5000))),
+)
+HEAD = Head(Offset(2_000_000), 50, Offset(7), 1, {"7f": 3}, Revision(12), SEGMENTS)
+OPTIONAL = ("first_message", "forgotten", "segments")
+"""Fields of the head that are not written while they are 0 or empty."""
 
 
 def decode_entry_time(key: bytes, raw: bytes) -> object:
@@ -54,6 +63,9 @@ DECODERS: list[tuple[Decoder, bytes]] = [
     (Inode.decode, INODE.encode()),
     (Head.decode, HEAD.encode()),
     (Mark.decode, Mark(Mark.RESET, 9).encode()),
+    (Mark.decode, Mark(Mark.SEAL, 9, Offset(3), 1, SEGMENTS).encode()),
+    (Mark.decode, Mark(Mark.TRIM, 9, Offset(3), 1).encode()),
+    (lambda key, raw: Index.decode(key, raw, Offset(3)), Index(Offset(3), 1, SEGMENTS).encode()),
     (decode_entry_time, encode_time(11)),
 ]
 FIELDS = [(decode, raw, name) for decode, raw in DECODERS for name in json.loads(raw)]
@@ -90,7 +102,20 @@ def test_the_values_are_what_the_format_page_says() -> None:
         b'"mode":"0644","mtime":5,"uid":1000}'
     )
     assert EMPTY_HEAD_VALUE == b'{"first":0,"messages":0,"offset":0,"writers":{}}'
+    assert HEAD.encode() == (
+        b'{"first":7,"first_message":1,"forgotten":12,"messages":50,"offset":2000000,"segments":'
+        b'[[10,99,2,5,7],[1048576,5000,3,6,6,"7f",3,9]],"writers":{"7f":3}}'
+    )
     assert Mark(Mark.RESET, 9).encode() == b'{"kind":"reset","time":9}'
+    assert Mark(Mark.SEAL, 9, Offset(3), 1, SEGMENTS[:1]).encode() == (
+        b'{"first_message":1,"kind":"seal","segments":[[10,99,2,5,7]],"start":3,"time":9}'
+    )
+    assert Mark(Mark.TRIM, 9, Offset(3), 1).encode() == (
+        b'{"first_message":1,"kind":"trim","start":3,"time":9}'
+    )
+    assert Index(Offset(3), 1, SEGMENTS).encode() == (
+        b'{"messages":1,"segments":[[10,99,2,5,7],[1048576,5000,3,6,6,"7f",3,9]]}'
+    )
     assert encode_time(11) == b'{"time":11}'
     assert encode_session(host="h", pid=3, mountpoint=None, version="1") == (
         b'{"host":"h","mountpoint":null,"pid":3,"version":"1"}'
@@ -110,7 +135,10 @@ def test_unknown_fields_are_ignored(decode: Decoder, raw: bytes) -> None:
     assert decode(KEY, json.dumps(more).encode()) == decode(KEY, raw)
 
 
-@pytest.mark.parametrize(("decode", "raw", "name"), FIELDS)
+@pytest.mark.parametrize(
+    ("decode", "raw", "name"),
+    [field for field in FIELDS if field[1] != HEAD.encode() or field[2] not in OPTIONAL],
+)
 def test_a_missing_field_is_corrupt(decode: Decoder, raw: bytes, name: str) -> None:
     value = json.loads(raw)
     del value[name]
@@ -118,10 +146,13 @@ def test_a_missing_field_is_corrupt(decode: Decoder, raw: bytes, name: str) -> N
         decode(KEY, json.dumps(value).encode())
 
 
+KINDS = (Mark.RESET, Mark.SEAL, Mark.TRIM)
+
+
 def fits(raw: bytes, name: str, value: object) -> bool:
     """Whether a value has the right type; numbers and kinds in text must also parse."""
     right = json.loads(raw)[name]
-    return type(value) is type(right) and (not isinstance(right, str) or right in ("c1", "reset"))
+    return type(value) is type(right) and (not isinstance(right, str) or right in ("c1", *KINDS))
 
 
 @pytest.mark.parametrize(
@@ -130,7 +161,7 @@ def fits(raw: bytes, name: str, value: object) -> bool:
         (*field, wrong)
         for field in FIELDS
         for wrong in (None, True, 1.5, [], [["a", 1]], {"a": None}, "zz", "", 4)
-        if field[2] == "writers" or not fits(field[1], field[2], wrong)
+        if field[2] == "writers" or (field[2] == "segments" and wrong) or not fits(field[1], field[2], wrong)
     ],
 )
 def test_a_mistyped_field_is_corrupt(decode: Decoder, raw: bytes, name: str, wrong: Any) -> None:
@@ -155,8 +186,39 @@ def test_another_format_version_says_what_to_do(version: int) -> None:
         Meta.decode(KEY, raw)
 
 
-def test_sealed_segments_and_unknown_marks_are_of_a_later_release() -> None:
-    with pytest.raises(UnsupportedFormat, match=r"the-key.*sealed segments; upgrade dnpipefs"):
-        Head.decode(KEY, Head(Offset(1), 1).encode())
-    with pytest.raises(UnsupportedFormat, match=r"the-key.*'seal'; upgrade dnpipefs"):
-        Mark.decode(KEY, Mark("seal", 1).encode())
+def test_unknown_marks_are_of_a_later_release() -> None:
+    with pytest.raises(UnsupportedFormat, match=r"the-key.*'fold'; upgrade dnpipefs"):
+        Mark.decode(KEY, Mark("fold", 1).encode())
+
+
+def test_heads_marks_and_pages_come_back_as_they_were() -> None:
+    assert Head.decode(KEY, HEAD.encode()) == HEAD
+    for mark in (
+        Mark(Mark.RESET, 9),
+        Mark(Mark.SEAL, 9, Offset(3), 1, SEGMENTS),
+        Mark(Mark.TRIM, 9, Offset(3), 1),
+    ):
+        assert Mark.decode(KEY, mark.encode()) == mark
+    page = Index(Offset(3), 1, SEGMENTS)
+    assert Index.decode(KEY, page.encode(), Offset(3)) == page
+    assert page.end == 3 + 10 + (1 << 20)
+    assert HEAD.newest.end == HEAD.offset
+
+
+@pytest.mark.parametrize(
+    "row",
+    [
+        [],
+        [1, 2, 3, 4],
+        [1, 2, 3, 4, 5, "7f"],
+        [1, 2, 3, 4, True],
+        [1, 2, 3, 4, 5, "zz", 1, 1],
+        7,
+        None,
+        "12345",
+    ],
+)
+def test_a_segment_that_does_not_parse_is_corrupt(row: object) -> None:
+    raw = json.dumps(json.loads(HEAD.encode()) | {"segments": [row]}).encode()
+    with pytest.raises(CorruptData, match=r"the-key.*segments"):
+        Head.decode(KEY, raw)

@@ -4,14 +4,24 @@ from __future__ import annotations
 
 import random
 from collections import Counter
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import pytest
 
 from dnpipefs.core.keys import TailKey
 from dnpipefs.core.names import NO_GENERATION, Offset, Revision, SessionId
-from dnpipefs.core.records import Head
-from dnpipefs.core.view import Appended, Ended, Reset, Snapshot, TailEntry, TailEvent, TopicView, ViewBroken
+from dnpipefs.core.records import Head, Index, SegmentInfo
+from dnpipefs.core.view import (
+    Appended,
+    Ended,
+    Reset,
+    SegmentEntry,
+    Snapshot,
+    TailEntry,
+    TailEvent,
+    TopicView,
+    ViewBroken,
+)
 
 ONE, TWO = SessionId(1), SessionId(2)
 BIRTH = Revision(10)
@@ -155,16 +165,43 @@ def key(session: SessionId, sequence: int, size: int = 4) -> TailKey:
 
 
 def test_the_tail_stands_on_the_sealed_part() -> None:
-    head = Head(Offset(100), 7, Offset(40))
+    infos = (SegmentInfo(40, 9, 2, 1, 1), SegmentInfo(60, 9, 5, 1, 1))
+    head = Head(Offset(100), 7, Offset(40), 2, segments=infos)
     view = TopicView(snapshot(head=head))
     assert (view.first, view.end, view.messages, list(view.entries)) == (40, 100, 7, [])
+    sealed = SegmentEntry(Offset(40), 2, infos[1])
+    assert list(view.sealed) == [sealed]
     view.apply(Revision(51), [Appended(key(ONE, 3), BIRTH, 9)])
     assert list(view.entries) == [TailEntry(Revision(51), Offset(100), 7, key(ONE, 3))]
     assert (view.first, view.end, view.messages) == (40, 104, 8)
-    assert view.locate(Offset(99), 1) == []
-    assert view.locate(Offset(90), 11) == list(view.entries)
+    assert view.locate(Offset(99), 1) == [sealed]
+    assert view.locate(Offset(90), 11) == [sealed, *view.entries]
+    assert view.locate(Offset(100), 1) == list(view.entries)
     view.apply(Revision(52), [Reset(11)])
     assert (view.first, view.end, view.messages, view.generation) == (0, 0, 0, 52)
+    assert (list(view.sealed), view.stored) == ([], 0)
+
+
+@pytest.mark.parametrize(
+    ("head", "pages"),
+    [
+        (Head(Offset(100), 7, Offset(40)), ()),  # retained, and no entry says where it lies
+        (Head(Offset(100), 7, segments=(SegmentInfo(40, 9, 2, 1, 1),)), ()),  # the beginning is missing
+        (Head(Offset(10), 1, Offset(20)), ()),  # nothing is retained that is not there
+        (
+            Head(Offset(100), 7, segments=(SegmentInfo(40, 9, 2, 1, 1),)),
+            (Index(Offset(0), 0, (SegmentInfo(59, 9, 5, 1, 1),)),),  # a gap between page and head
+        ),
+        (
+            Head(Offset(100), 7, segments=(SegmentInfo(40, 9, 2, 1, 1),)),
+            (Index(Offset(0), 0, (SegmentInfo(60, 9, 4, 1, 1),)),),  # messages do not add up
+        ),
+    ],
+)
+def test_an_index_that_does_not_fit_breaks_the_view(head: Head, pages: tuple[Index, ...]) -> None:
+    """Invariants 2 and 4 of view."""
+    with pytest.raises(ViewBroken, match="index"):
+        TopicView(replace(snapshot(head=head), pages=pages))
 
 
 @pytest.mark.parametrize("sequence", [1, 2, 4, 9])

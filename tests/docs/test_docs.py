@@ -9,9 +9,11 @@ import sys
 import pytest
 
 from dnpipefs.core.batch import HEADER_BYTES, decode
-from dnpipefs.core.keys import KeySchema
+from dnpipefs.core.keys import PART_BYTES, KeySchema
 from dnpipefs.core.names import FileId
 from dnpipefs.core.records import Head, Inode, Mark, Meta, decode_time
+from dnpipefs.core.sealing import HEAD_SEGMENTS, KEPT_WRITERS, LARGE_BYTES
+from dnpipefs.core.segment import decode as decode_segment
 from dnpipefs.etcd.server import DEFAULT_QUOTA_BYTES
 from dnpipefs.etcd.space import BELIEVED_S, ETCD_DEFAULT_BYTES
 from dnpipefs.etcd.watch import WATCH_BACKLOG_LIMIT
@@ -19,9 +21,12 @@ from dnpipefs.etcd.watch_stream import INBOX_LIMIT
 from dnpipefs.fuse.adapter import ERRNO, FRESH_S, MAX_TASKS, STOP_GRACE_S
 from dnpipefs.fuse.nodes import MAX_ALIASES
 from dnpipefs.fuse.readiness import IN_A_ROW
-from dnpipefs.log.appender import QUEUE_LIMIT, TOPICS_PER_TRANSACTION
+from dnpipefs.log.appender import BATCH_LIMIT, QUEUE_LIMIT, TOPICS_PER_TRANSACTION
 from dnpipefs.log.content import CACHE_LIMIT, FETCH_LIMIT
 from dnpipefs.log.failures import DEFAULT_OP_TIMEOUT_S
+from dnpipefs.log.readahead import WINDOW
+from dnpipefs.log.schedule import PATIENCE_S, SEALERS
+from dnpipefs.log.sealer import TRIM_STEP
 from dnpipefs.log.session import SESSION_TTL_S
 from dnpipefs.log.sweeper import STEP_KEYS
 from dnpipefs.log.views import LINGER_S
@@ -84,13 +89,25 @@ def test_the_commands_of_the_readme_exist() -> None:
         (SEMANTICS, f"is committed, if etcd takes it within {STOP_GRACE_S:g} s"),
         (FORMAT, f"or {SESSION_TTL_S} s after its death"),
         (FORMAT, f"batches of up to {TOPICS_PER_TRANSACTION} topics in one"),
-        (ARCHITECTURE, f"of up to {TOPICS_PER_TRANSACTION} topics and {MAX_MESSAGE // MIB} MiB"),
+        (ARCHITECTURE, f"of up to {TOPICS_PER_TRANSACTION} topics and {BATCH_LIMIT / 10**6:g} MB"),
+        (ARCHITECTURE, f"The newest {HEAD_SEGMENTS} entries are in the head"),
+        (ARCHITECTURE, f"ended leave it once there are {KEPT_WRITERS}"),
+        (ARCHITECTURE, f"Another one takes over after {PATIENCE_S:g} s"),
+        (ARCHITECTURE, f"the next {WINDOW // MIB} MiB are fetched meanwhile"),
+        (ARCHITECTURE, f"sealers ({SEALERS})"),
+        (FORMAT, f"go into one transaction is at most {BATCH_LIMIT / 10**6:g} MB together"),
+        (FORMAT, f"cut into parts of\n{PART_BYTES:,} bytes"),
+        (FORMAT, f"A batch of {LARGE_BYTES >> 10} KiB of message data or more lies beside"),
+        (FORMAT, f"trimming ({TRIM_STEP} entries)"),
         (ARCHITECTURE, f"The view lives {LINGER_S:g} s longer"),
         (ARCHITECTURE, f"{STEP_KEYS} keys a step"),
         (ARCHITECTURE, f"while {INBOX_LIMIT // MIB} MiB are unread"),
         (ARCHITECTURE, f"{QUEUE_LIMIT // MIB} MiB of queued pushes"),
         (ARCHITECTURE, f"{WATCH_BACKLOG_LIMIT // MIB} MiB of events a watcher"),
-        (ARCHITECTURE, f"{CACHE_LIMIT // MIB} MiB of cached\nbatches, {FETCH_LIMIT // MIB} MiB a fetch"),
+        (
+            ARCHITECTURE,
+            f"{CACHE_LIMIT // MIB} MiB of cached\nbatches and segments, {FETCH_LIMIT // MIB} MiB a fetch",
+        ),
         (ARCHITECTURE, f"{MAX_TASKS:,} FUSE requests"),
         (ARCHITECTURE, f"those under way get {STOP_GRACE_S:g} s"),
         (ARCHITECTURE, f"for at most {STOP_GRACE_S:g} s more"),
@@ -144,6 +161,13 @@ def test_the_golden_batch_with_lengths_is_what_the_text_says() -> None:
     assert batch.lengths == (4,)
     assert list(batch.split()) == [b"a\nb\n"]
     assert len(raw) - HEADER_BYTES == 5
+
+
+def test_the_golden_segment_is_what_the_text_says() -> None:
+    segment = decode_segment(golden("golden segment"))
+    assert list(segment.split()) == [b"a\n", b"b\n", b"c"]
+    assert segment.runs == [(2, 1795299868389572293), (1, 1795299868389571293)]
+    assert (segment.generation, segment.offset, segment.messages) == (5, 6, 3)
 
 
 def example() -> list[tuple[bytes, bytes]]:

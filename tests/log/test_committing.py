@@ -10,9 +10,11 @@ from dnpipefs.core.batch import Chunk
 from dnpipefs.core.keys import KeySchema
 from dnpipefs.core.names import FileId, Revision, SessionId
 from dnpipefs.core.sizes import KnownSizes
+from dnpipefs.core.tails import Tails
 from dnpipefs.errors import TimedOut, UnknownOutcome
 from dnpipefs.log.clock import SystemClock
-from dnpipefs.log.committing import Committer, Push, Writer
+from dnpipefs.log.committing import Committer
+from dnpipefs.log.pushes import Push, Writer
 from dnpipefs.log.session import SessionKeeper
 
 OP_TIMEOUT = 30.0
@@ -27,6 +29,7 @@ class LosesTheSession:
 
 class NoSession:
     lost: SessionId | None = None
+    began = Revision(1)
 
     def report_lost(self, session: SessionId) -> None:
         self.lost = session
@@ -43,6 +46,7 @@ def committer(sessions: NoSession) -> Committer:
         cast("SessionKeeper", sessions),
         SystemClock(),
         KnownSizes(10),
+        Tails(10),
         op_timeout=OP_TIMEOUT,
     )
 

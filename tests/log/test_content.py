@@ -9,9 +9,9 @@ from dnpipefs.core.batch import Chunk, encode
 from dnpipefs.core.keys import KeySchema, TailKey
 from dnpipefs.core.names import FileId, Offset, Revision, SessionId
 from dnpipefs.core.view import TailEntry
-from dnpipefs.log.content import ENTRY_OVERHEAD, BatchCache
+from dnpipefs.log.content import ENTRY_OVERHEAD, Content
 
-TOPIC, SESSION = FileId(7), SessionId(9)
+KEYS, TOPIC, SESSION = KeySchema(), FileId(7), SessionId(9)
 
 
 class Absent:
@@ -37,18 +37,15 @@ def entry(number: int, size: int) -> TailEntry:
 @pytest.mark.parametrize("size", [2, 1000])
 async def test_the_limit_holds_and_the_least_lately_read_goes_first(size: int) -> None:
     absent = Absent()
-    cache = BatchCache(
-        cast("etcd.Client", absent), KeySchema(), op_timeout=1, limit=10 * (size + 48 + ENTRY_OVERHEAD)
-    )
+    cache = Content(cast("etcd.Client", absent), KEYS, op_timeout=1, limit=10 * (size + 48 + ENTRY_OVERHEAD))
     for number in range(1, 11):
-        cache.add(TOPIC, Revision(number), raw(number, size))
-    found = await cache.fetch(TOPIC, [entry(1, size)])
-    assert found is not None
+        cache.add(KEYS.batch(TOPIC, *entry(number, size).key), raw(number, size))
+    found = await cache.fetch(TOPIC, Revision(1), [entry(1, size)])
     assert len(found[0].data) == size
     for number in range(11, 16):
-        cache.add(TOPIC, Revision(number), raw(number, size))
+        cache.add(KEYS.batch(TOPIC, *entry(number, size).key), raw(number, size))
         assert cache.size <= 10 * (size + 48 + ENTRY_OVERHEAD)
-    assert await cache.fetch(TOPIC, [entry(1, size), entry(15, size)]) is not None
+    await cache.fetch(TOPIC, Revision(1), [entry(1, size), entry(15, size)])
     assert absent.asked == 0
     with pytest.raises(etcd.PermissionDenied):
-        await cache.fetch(TOPIC, [entry(2, size)])
+        await cache.fetch(TOPIC, Revision(1), [entry(2, size)])

@@ -1,0 +1,186 @@
+"""Encoding of a sealed segment: the messages of many appends, merged, in the order of the log.
+
+Layout of version 1, all numbers big-endian:
+
+====  =====================================================================
+bytes  field
+====  =====================================================================
+1      version, 0x01
+1      boundaries: 0 = lines, 1 = lengths (as in a batch)
+1      compression of what follows the header: 0 = none, 1 = zstd
+1      reserved, 0
+4      CRC-32 (zlib's) of everything after this field
+8      generation
+8      offset of the first byte
+8      time of the first run, nanoseconds since 1970-01-01 UTC
+4      number of messages
+4      bytes of message data, uncompressed
+4      number of runs
+4      bytes of the tables (runs and lengths), uncompressed
+====  =====================================================================
+
+then the *run table*; for boundaries 1 one unsigned LEB128 length per message; the message data; all
+of it compressed together.
+
+A run is what was appended together: messages with one time. The table has two unsigned LEB128 numbers
+a run: how many messages, and by how much its time differs from the run's before (zigzag: 2n for a
+difference n >= 0, -2n - 1 for n < 0, since hosts' clocks differ).
+
+Who wrote a message, and as which append, is of no interest any more: the head remembers up to which
+append each writer's messages are sealed.
+"""
+
+from __future__ import annotations
+
+import struct
+import zlib
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Final
+
+from dnpipefs.core.batch import Batch, Boundaries, append_leb128, read_lengths, split, split_lines
+from dnpipefs.core.compression import pack, unpack
+from dnpipefs.core.names import Offset, Revision
+from dnpipefs.errors import CorruptData, UnsupportedFormat
+
+VERSION: Final = 1
+_PREFIX: Final = struct.Struct(">BBBBI")
+_HEADER: Final = struct.Struct(">QQQIIII")
+HEADER_BYTES: Final = _PREFIX.size + _HEADER.size
+
+Run = tuple[int, int]
+"""How many messages, and their time in nanoseconds since 1970 UTC."""
+
+
+@dataclass(frozen=True, slots=True)
+class Segment:
+    """A decoded segment. Its tables are read when they are asked for: most readers want bytes only."""
+
+    generation: Revision
+    offset: Offset
+    messages: int
+    data: bytes
+    """The messages' bytes in order, nothing between them."""
+    boundaries: Boundaries
+    first_time_ns: int
+    runs_count: int
+    tables: bytes
+
+    @property
+    def runs(self) -> list[Run]:
+        """The runs in order. Raises CorruptData."""
+        numbers, _ = read_lengths(self.tables, 2 * self.runs_count)
+        runs, time_ns = [], self.first_time_ns
+        for messages, zigzag in zip(numbers[::2], numbers[1::2], strict=True):
+            time_ns += (zigzag >> 1) ^ -(zigzag & 1)
+            runs.append((messages, time_ns))
+        return runs
+
+    @property
+    def lengths(self) -> tuple[int, ...] | None:
+        """Bytes of each message, or None where newlines say it. Raises CorruptData."""
+        if self.boundaries == Boundaries.LINES:
+            return None
+        _, start = read_lengths(self.tables, 2 * self.runs_count)
+        return read_lengths(self.tables, self.messages, start)[0]
+
+    def split(self) -> Iterator[bytes]:
+        """Yield the messages one by one."""
+        return split(self.data, self.lengths)
+
+    def timed(self) -> Iterator[tuple[int, bytes]]:
+        """Yield the messages one by one with their time, nanoseconds since 1970 UTC."""
+        messages = self.split()
+        for count, time_ns in self.runs:
+            for _ in range(count):
+                yield time_ns, next(messages)
+
+
+Block = Batch | Segment
+"""What the bytes of a log are read from."""
+
+
+def merge(blocks: Sequence[Block], *, offset: Offset, compress: bool) -> bytes:
+    """Encode the messages of *blocks*, which follow on one another, as one segment at *offset*.
+
+    At least one block is needed, all of one generation.
+    """
+    data = b"".join([block.data for block in blocks])
+    runs = [run for block in blocks for run in _runs(block)]
+    boundaries, lengths = _boundaries(blocks)
+    messages = sum(block.messages for block in blocks)
+    table = bytearray()
+    before_ns = first_ns = runs[0][1]
+    for count, time_ns in runs:
+        append_leb128(table, count)
+        difference = time_ns - before_ns
+        append_leb128(table, 2 * difference if difference >= 0 else -2 * difference - 1)
+        before_ns = time_ns
+    compression, body = pack(bytes(table) + lengths + data, wanted=compress)
+    header = _HEADER.pack(
+        blocks[0].generation, offset, first_ns, messages, len(data), len(runs), len(table) + len(lengths)
+    )
+    check = zlib.crc32(body, zlib.crc32(header))
+    return b"".join((_PREFIX.pack(VERSION, boundaries, compression, 0, check), header, body))
+
+
+def decode(raw: bytes) -> Segment:
+    """Decode a segment.
+
+    Raises UnsupportedFormat for one of a later release, CorruptData when the checksum or the lengths do
+    not fit.
+    """
+    if len(raw) < HEADER_BYTES:
+        raise CorruptData(f"a segment of {len(raw)} bytes is shorter than its header")
+    version, boundaries, compression, reserved, check = _PREFIX.unpack_from(raw)
+    if version != VERSION or reserved != 0 or boundaries > Boundaries.LENGTHS:
+        raise UnsupportedFormat(
+            f"a segment of version {version}, boundaries {boundaries}, reserved {reserved}; "
+            "upgrade dnpipefs on this host"
+        )
+    if zlib.crc32(memoryview(raw)[_PREFIX.size :]) != check:
+        raise CorruptData("the checksum of a segment does not fit: the data in etcd is damaged")
+    generation, offset, first_ns, messages, size, runs, tables = _HEADER.unpack_from(raw, _PREFIX.size)
+    body = unpack(compression, memoryview(raw)[HEADER_BYTES:])
+    if len(body) != tables + size:
+        raise CorruptData(f"a segment says {tables} + {size} bytes and has {len(body)}")
+    return Segment(
+        Revision(generation),
+        Offset(offset),
+        messages,
+        bytes(body[tables:]),
+        Boundaries(boundaries),
+        first_ns,
+        runs,
+        bytes(body[:tables]),
+    )
+
+
+def verify(segment: Segment) -> None:
+    """Raise CorruptData if the tables of a segment do not fit its data."""
+    if sum(count for count, _ in segment.runs) != segment.messages:
+        raise CorruptData("the runs of a segment do not add up to its messages")
+    lengths = segment.lengths
+    found = sum(1 for _ in segment.split()) if lengths is None else len(lengths)
+    if found != segment.messages or (lengths is not None and sum(lengths) != len(segment.data)):
+        raise CorruptData("the messages of a segment do not add up to its data")
+
+
+def _runs(block: Block) -> Sequence[Run]:
+    return block.runs if isinstance(block, Segment) else [(block.messages, block.time_ns)]
+
+
+def _boundaries(blocks: Sequence[Block]) -> tuple[Boundaries, bytes]:
+    # As in a batch: an unterminated last line would swallow the first line behind it.
+    every = [block.lengths for block in blocks]
+    last = len(blocks) - 1
+    if all(
+        lengths is None and (index == last or blocks[index].data.endswith(b"\n"))
+        for index, lengths in enumerate(every)
+    ):
+        return Boundaries.LINES, b""
+    table = bytearray()
+    for block, lengths in zip(blocks, every, strict=True):
+        for length in lengths if lengths is not None else [len(line) for line in split_lines(block.data)]:
+            append_leb128(table, length)
+    return Boundaries.LENGTHS, bytes(table)

@@ -1,0 +1,124 @@
+"""Which topics a host should look at, to see whether their tails want sealing. Only counts; pure.
+
+======================  =======================================================================
+event                   the topic is due
+======================  =======================================================================
+appended                IDLE_S after the last one; at once when much has come since the last look
+noticed                 IDLE_S after the last one
+again                   at the time it says, or earlier by the above
+settled                 not any more, unless something was appended since it was taken
+======================  =======================================================================
+
+Invariants:
+
+1. What is due is returned by `take_due` once, and not again before `settled` or `again` or another append.
+2. At most `limit` topics are remembered; the one touched longest ago goes first.
+
+The time (seconds, monotonic) is an argument.
+"""
+
+from __future__ import annotations
+
+import heapq
+from collections import OrderedDict
+from dataclasses import dataclass
+from typing import Final, NamedTuple
+
+from dnpipefs.core.names import FileId
+
+LOOK_BYTES: Final = 1 << 20
+"""Appended by this host since it last looked: bytes of message data that lie in the tail."""
+LOOK_BATCHES: Final = 500
+"""Likewise, batches."""
+IDLE_S: Final = 2.0
+"""A topic that nobody has appended to for so long is idle."""
+
+
+class Due(NamedTuple):
+    """A topic to look at."""
+
+    topic: FileId
+    idle: bool
+    """Nothing has come for IDLE_S, as far as this host knows."""
+
+
+@dataclass(slots=True)
+class _Tail:
+    touched: float
+    batches: int = 0
+    bytes: int = 0
+    taken: bool = False
+
+
+class Tails:
+    """Topics that were appended to and not looked at since, by when that was."""
+
+    def __init__(self, limit: int) -> None:
+        self._limit: Final = limit
+        self._tails: OrderedDict[FileId, _Tail] = OrderedDict()
+        """The one touched longest ago first."""
+        self._full: set[FileId] = set()
+        self._later: list[tuple[float, FileId]] = []
+
+    def __len__(self) -> int:
+        return len(self._tails)
+
+    def appended(self, topic: FileId, size: int, now: float) -> None:
+        """This host has appended a batch with *size* bytes in the tail (0 if it lies beside it)."""
+        tail = self._touch(topic, now)
+        tail.batches += 1
+        tail.bytes += size
+        if tail.batches >= LOOK_BATCHES or tail.bytes >= LOOK_BYTES:
+            self._full.add(topic)
+
+    def noticed(self, topic: FileId, now: float) -> None:
+        """This host follows a topic and has seen an append."""
+        self._touch(topic, now)
+
+    def forget(self, topic: FileId) -> None:
+        """The topic was deleted."""
+        self._tails.pop(topic, None)
+        self._full.discard(topic)
+
+    def take_due(self, now: float) -> list[Due]:
+        """Return the topics to look at now."""
+        due: dict[FileId, bool] = {}
+        for topic in self._full:
+            due[topic] = False
+        self._full.clear()
+        while self._later and self._later[0][0] <= now:
+            _, topic = heapq.heappop(self._later)
+            if topic in self._tails:
+                due[topic] = now - self._tails[topic].touched >= IDLE_S
+        for topic, tail in self._tails.items():
+            if now - tail.touched < IDLE_S:
+                break
+            if not tail.taken:
+                due[topic] = True
+        for topic in due:
+            tail = self._tails[topic]
+            tail.taken, tail.batches, tail.bytes = True, 0, 0
+        return [Due(topic, idle) for topic, idle in due.items()]
+
+    def settled(self, topic: FileId) -> None:
+        """The tail was found empty, or made so."""
+        tail = self._tails.get(topic)
+        if tail is not None and tail.taken and not tail.batches:
+            del self._tails[topic]
+
+    def again(self, topic: FileId, at: float) -> None:
+        """Look once more at a time."""
+        if topic in self._tails:
+            heapq.heappush(self._later, (at, topic))
+
+    def _touch(self, topic: FileId, now: float) -> _Tail:
+        tail = self._tails.get(topic)
+        if tail is None:
+            tail = self._tails[topic] = _Tail(now)
+            if len(self._tails) > self._limit:
+                oldest, _ = self._tails.popitem(last=False)
+                self._full.discard(oldest)
+        else:
+            tail.touched, tail.taken = now, False
+            self._tails.move_to_end(topic)
+        return tail

@@ -1,0 +1,142 @@
+"""What is on its way into the log: callers' pushes, a host's writers of topics, batches of pushes.
+
+Owns how a batch is encoded and under which keys it lies. What becomes of it is `committing.py`'s business.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Final
+
+import trio
+
+from dnpipefs.core.append import Fence
+from dnpipefs.core.batch import Chunk, Payload
+from dnpipefs.core.keys import PART_BYTES, Beside, BodyKey, KeySchema
+from dnpipefs.core.names import FileId, Revision, SessionId
+from dnpipefs.core.sealing import LARGE_BYTES
+from dnpipefs.errors import DnpError
+
+IN_THE_TAIL: Final = LARGE_BYTES
+"""A batch of so many bytes of message data, or more, lies beside the tail."""
+
+
+@dataclass(slots=True, eq=False)
+class Push:
+    """A caller's chunk on its way."""
+
+    chunk: Chunk
+    deadline: float
+    compress: bool = False
+    """The topic's large batches are to be compressed where that helps."""
+    settled: trio.Event = field(default_factory=trio.Event)
+    revision: Revision | None = None
+    error: DnpError | None = None
+
+
+@dataclass(slots=True, eq=False)
+class Writer:
+    """This host's appends to one topic."""
+
+    topic: FileId
+    generation: Revision
+    """The newest known; NO_GENERATION if the next commit has to begin one."""
+    epoch_key: bytes
+    last_key: bytes
+    fence_key: bytes = b""
+    """Of `session`; made once, since each commit needs them."""
+    session: SessionId | None = None
+    sequence: int = 0
+    """Last sequence number known to be taken."""
+    queue: deque[Push] = field(default_factory=deque)
+    ready: bool = False
+    """It stands in the line of topics to be taken."""
+    abandoned: int = 0
+    """A sequence number under which a batch went unanswered until its callers gave up; 0 if none."""
+    busy: bool = False
+    """A committer holds a batch of it."""
+    newest: Revision = Revision(0)  # noqa: RUF009 - a NewType of int, immutable
+    """Revision of this host's last append."""
+
+
+@dataclass(slots=True, eq=False)
+class Batch:
+    """Pushes that are committed together, with the fence they are sent with."""
+
+    writer: Writer
+    pushes: Sequence[Push]
+    payload: Payload
+    session: SessionId
+    fence: Fence
+    time_ns: int
+    floor: Revision
+    """A revision that etcd had reached before anything of this batch was sent."""
+    previous_at: int | None = None
+    """Which response says what the topic's newest revision was before; None if that is not asked."""
+    sent_unanswered: bool = False
+    parts_put: int = 0
+    """How many of its parts are in etcd, with the present fence."""
+    failure: DnpError | None = None
+    """Why the last try did not settle it."""
+
+    @property
+    def deadline(self) -> float:
+        """When the last of its callers gives up: they came in this order, and all wait equally long."""
+        return self.pushes[-1].deadline
+
+    @property
+    def size(self) -> int:
+        """Bytes of message data."""
+        return self.payload.size
+
+    @property
+    def beside(self) -> Beside | None:
+        """Where it lies if not in the tail."""
+        if self.payload.size < IN_THE_TAIL and self.payload.stored <= PART_BYTES:
+            return None
+        return Beside(self.fence.attempt, self.payload.stored)
+
+    @property
+    def body(self) -> BodyKey:
+        """Its name if it lies beside the tail."""
+        beside = self.beside
+        assert beside is not None  # noqa: S101 - asked for large batches only
+        return BodyKey(self.session, self.fence.sequence, beside)
+
+    @property
+    def staged(self) -> bool:
+        """Whether it is too large for one transaction, so that its parts are put before it."""
+        return self.payload.stored > PART_BYTES
+
+    def key(self, keys: KeySchema) -> bytes:
+        """Return the key of the batch in the tail."""
+        size, messages = self.payload.size, self.payload.messages
+        return keys.batch(self.writer.topic, self.session, self.fence.sequence, size, messages, self.beside)
+
+    def value(self) -> bytes:
+        """Encode what stands in the tail: the same bytes for each try with the same fence."""
+        return self._encode(beside=self.beside is not None)
+
+    def parts(self, keys: KeySchema) -> list[tuple[bytes, bytes]]:
+        """Return keys and values of a batch that lies beside the tail, in order."""
+        raw = memoryview(self._encode(beside=False))
+        names = keys.body_parts(self.writer.topic, self.fence.generation, self.body)
+        return [
+            (name, bytes(raw[index * PART_BYTES : (index + 1) * PART_BYTES]))
+            for index, name in enumerate(names)
+        ]
+
+    def pending(self, keys: KeySchema) -> bytes:
+        """Return the key of the order to remove its parts if it is not committed."""
+        return keys.pending(self.writer.topic, self.fence.generation, self.body)
+
+    def _encode(self, *, beside: bool) -> bytes:
+        return self.payload.encode(
+            generation=self.fence.generation,
+            time_ns=self.time_ns,
+            session=self.session,
+            sequence=self.fence.sequence,
+            beside=beside,
+        )
