@@ -6,6 +6,8 @@ An arm does its part for some seconds and returns a sample. Raw etcd's arm goes 
 
 from __future__ import annotations
 
+import os
+import random
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager
@@ -22,6 +24,8 @@ from dnpipefs.bench.stage import Child, MeasurementFailed, Stage, side_by_side
 MESSAGE_BYTES: Final = 100
 VALUE_BYTES: Final = 1 << 20
 """Of raw etcd's values beside bulk: as large as dnpipefs makes its batches."""
+RESOURCES: Final = ("orders", "users", "carts", "sessions", "invoices", "products", "reviews")
+LONGEST_LINE: Final = 160
 BULK_VALUES_PER_S: Final = 32
 """A bulk round of so many seconds copies that many MiB a second."""
 REPLAY_VALUES: Final = 32
@@ -142,10 +146,11 @@ async def _written(load: Child, group: str, seconds: float) -> Sample:
 
 
 def _bulk_lines(_scale: Scale) -> list[Line]:
-    bar = Bar(0.8, at_most=False, binding=False)
+    bar = Bar(0.8, at_most=False)
     return [
         Line("text file, cat", Quantity.THROUGHPUT, "cat", "raw", bar),
         Line("text file, dd bs=1M", Quantity.THROUGHPUT, "dd", "raw", bar),
+        Line("random bytes, dd bs=1M", Quantity.THROUGHPUT, "random", "raw"),
     ]
 
 
@@ -159,16 +164,21 @@ async def _bulk_arms(stage: Stage, _scale: Scale) -> AsyncIterator[Arms]:
             reply = await raw.ask("put_values", size=VALUE_BYTES, count=count)
             return _bulk(reply, count * VALUE_BYTES)
 
-        def copy(how: str) -> Callable[[float], Awaitable[Sample]]:
+        def copy(how: str, make: Callable[[Path, int], Path]) -> Callable[[float], Awaitable[Sample]]:
             async def run(seconds: float) -> Sample:
-                source = _text_file(stage.directory / "text", _values(seconds) * VALUE_BYTES)
+                source = make(stage.directory / make.__name__, _values(seconds) * VALUE_BYTES)
                 topic = mount / f"{how}{time.monotonic_ns()}"  # a new one each time
                 reply = await load.ask("copy", source=str(source), path=str(topic), how=how)
                 return _bulk(reply, source.stat().st_size)
 
             return run
 
-        yield {"raw": Arm(put), "cat": Arm(copy("cat")), "dd": Arm(copy("dd"))}
+        yield {
+            "raw": Arm(put),
+            "cat": Arm(copy("cat", _text_file)),
+            "dd": Arm(copy("dd", _text_file)),
+            "random": Arm(copy("dd", _random_file)),
+        }
 
 
 def _values(seconds: float) -> int:
@@ -180,13 +190,39 @@ def _bulk(reply: Reply, size: int) -> Sample:
 
 
 def _text_file(path: Path, size: int) -> Path:
-    """Make a file of numbered lines like those of a log, of *size* bytes at the least."""
-    if not path.exists() or path.stat().st_size < size or path.stat().st_size > size + MESSAGE_BYTES:
-        line = "host daemon[%06d]: request %012d was served, and nobody had to wait for it\n"
-        length = len(line % (0, 0))
-        count = -(-size // length)
-        path.write_text("".join([line % (number % 1_000_000, number) for number in range(count)]))
+    """Make a file of lines like those of a log, of *size* bytes at the least.
+
+    Hosts, addresses, identities and durations vary, so that it compresses worse than most logs: to about a
+    quarter.
+    """
+    if not path.exists() or path.stat().st_size < size or path.stat().st_size > size + LONGEST_LINE:
+        draw = random.Random(size)  # noqa: S311 - the same file each time
+        lines: list[str] = []
+        written = 0
+        while written < size:
+            lines.append(_log_line(draw, len(lines)))
+            written += len(lines[-1])
+        path.write_text("".join(lines))
     return path
+
+
+def _random_file(path: Path, size: int) -> Path:
+    """Make a file that nothing compresses, of *size* bytes."""
+    if not path.exists() or path.stat().st_size != size:
+        path.write_bytes(os.urandom(size))
+    return path
+
+
+def _log_line(draw: random.Random, number: int) -> str:
+    host, address = draw.randrange(40), draw.getrandbits(12)
+    minutes, hundredths = divmod(number, 6000)
+    status = draw.choice((200, 200, 200, 200, 204, 301, 404, 503))
+    return (
+        f"2026-11-21T{minutes // 60 % 24:02}:{minutes % 60:02}:{hundredths / 100:05.2f}Z web{host:02} "
+        f"api[{1000 + host}]: 10.{host}.{address >> 8}.{address & 255} GET "
+        f"/v1/{draw.choice(RESOURCES)}/{draw.randrange(100_000)} {status} in "
+        f"{draw.expovariate(50) * 1000:.1f} ms, request {number}\n"
+    )
 
 
 # P4: replay
@@ -199,13 +235,13 @@ def _replay_lines(_scale: Scale) -> list[Line]:
             Quantity.THROUGHPUT,
             "cold",
             "raw",
-            Bar(0.8, at_most=False, binding=False),
+            Bar(0.8, at_most=False),
         ),
         Line(
             "read again, warm",
             Quantity.THROUGHPUT,
             "warm",
-            bar=Bar(1000, at_most=False, absolute=True, binding=False),
+            bar=Bar(1000, at_most=False, absolute=True),
         ),
     ]
 
