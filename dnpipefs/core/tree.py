@@ -144,6 +144,10 @@ class Tree:
         except KeyError:
             raise NotFound(f"no topic or directory has id {file:x} any more") from None
 
+    def find_id(self, file: FileId) -> Entry | None:
+        """Return the entry of an id, None if there is none (any more)."""
+        return self._by_id.get(file)
+
     def find(self, parent: FileId, name: bytes) -> Entry | None:
         """Return the entry of a name in a directory, None if there is none."""
         return self._children.get(parent, {}).get(name)
@@ -226,11 +230,12 @@ class Planner:
         self._keys: Final = keys
 
     def create(self, tree: Tree, parent: FileId, name: bytes, inode: Inode) -> Mutation:
-        """Plan a new topic or directory."""
+        """Plan a new topic or directory; it takes over its directory's settings."""
         directory = tree.directory(parent)
         check_new_name(name)
         if tree.find(parent, name) is not None:
             raise AlreadyExists(f"{name.decode(errors='backslashreplace')!r} exists")
+        inode = replace(inode, config=directory.inode.config)
         guards = [Guard(self._keys.entry(parent, name), ABSENT), *self._guard(directory)]
         puts = [(self._keys.entry(parent, name), inode.encode())]
         if inode.kind is Kind.TOPIC:

@@ -8,6 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from dnpipefs.core.config import StoredConfig
 from dnpipefs.core.names import MAX_FILE_ID, FileId, Kind, Offset
 from dnpipefs.core.records import (
     EMPTY_HEAD_VALUE,
@@ -38,9 +39,9 @@ inodes = st.builds(
     gid=st.integers(0, 2**32 - 1),
     mtime_ns=times,
     ctime_ns=times,
-    config=st.dictionaries(st.text(), json_values, max_size=3),
+    config=st.dictionaries(st.text(), json_values, max_size=3).map(StoredConfig),
 )
-INODE = Inode(FileId(0xAB), Kind.TOPIC, 0o644, 1000, 100, 5, 7, {"framing": "write"})
+INODE = Inode(FileId(0xAB), Kind.TOPIC, 0o644, 1000, 100, 5, 7, StoredConfig({"framing": "write"}))
 HEAD = Head(Offset(0), 0, Offset(0), {"7f": 3})
 
 

@@ -9,6 +9,7 @@ import sys
 import pytest
 
 from dnpipefs.core.batch import HEADER_BYTES, decode
+from dnpipefs.core.config import LARGEST_MESSAGE
 from dnpipefs.core.keys import KeySchema
 from dnpipefs.core.names import FileId
 from dnpipefs.core.records import Head, Inode, Mark, Meta, decode_time
@@ -19,13 +20,12 @@ from dnpipefs.etcd.watch_stream import INBOX_LIMIT
 from dnpipefs.fuse.adapter import ERRNO, FRESH_S, MAX_TASKS, STOP_GRACE_S
 from dnpipefs.fuse.nodes import MAX_ALIASES
 from dnpipefs.fuse.readiness import IN_A_ROW
-from dnpipefs.log.appender import QUEUE_LIMIT, TOPICS_PER_TRANSACTION
+from dnpipefs.log.appender import BATCH_LIMIT, QUEUE_LIMIT, TOPICS_PER_TRANSACTION
 from dnpipefs.log.content import CACHE_LIMIT, FETCH_LIMIT
 from dnpipefs.log.failures import DEFAULT_OP_TIMEOUT_S
 from dnpipefs.log.session import SESSION_TTL_S
 from dnpipefs.log.sweeper import STEP_KEYS
 from dnpipefs.log.views import LINGER_S
-from dnpipefs.vfs import MAX_MESSAGE
 from tests.docs.documents import ARCHITECTURE, DOCUMENTS, FORMAT, README, REPOSITORY, SEMANTICS, Document
 
 MIB = 1 << 20
@@ -66,7 +66,7 @@ def test_the_commands_of_the_readme_exist() -> None:
     help_text = subprocess.run(
         [sys.executable, "-m", "dnpipefs", "--help"], capture_output=True, text=True, check=True
     ).stdout
-    named = set(re.findall(r"^dnpipefs (\w+)", "".join(README.of_kind("sh")), re.MULTILINE))
+    named = set(re.findall(r"^dnpipefs ([\w-]+)", "".join(README.of_kind("sh")), re.MULTILINE))
     assert {"mount", "umount", "push", "pull", "reset", "ls"} <= named
     assert {name for name in named if f"\n  {name} " not in help_text} == set()
 
@@ -74,9 +74,9 @@ def test_the_commands_of_the_readme_exist() -> None:
 @pytest.mark.parametrize(
     ("document", "phrase"),
     [
-        (README, f"at most {MAX_MESSAGE // MIB} MiB with its newline"),
+        (README, f"at most {LARGEST_MESSAGE // MIB} MiB with its newline"),
         (README, f"{DEFAULT_QUOTA_BYTES >> 30} GiB for the embedded one"),
-        (SEMANTICS, f"The limit is {MAX_MESSAGE // MIB} MiB with the newline"),
+        (SEMANTICS, f"The limit is {LARGEST_MESSAGE // MIB} MiB with the newline"),
         (SEMANTICS, f"`--op-timeout` ({DEFAULT_OP_TIMEOUT_S:g} s)"),
         (SEMANTICS, f"at most {BELIEVED_S:g} s old; {ETCD_DEFAULT_BYTES >> 30} GiB, etcd's default"),
         (SEMANTICS, f"kernel inodes of\ntheir own (up to {MAX_ALIASES})"),
@@ -84,7 +84,7 @@ def test_the_commands_of_the_readme_exist() -> None:
         (SEMANTICS, f"is committed, if etcd takes it within {STOP_GRACE_S:g} s"),
         (FORMAT, f"or {SESSION_TTL_S} s after its death"),
         (FORMAT, f"batches of up to {TOPICS_PER_TRANSACTION} topics in one"),
-        (ARCHITECTURE, f"of up to {TOPICS_PER_TRANSACTION} topics and {MAX_MESSAGE // MIB} MiB"),
+        (ARCHITECTURE, f"of up to {TOPICS_PER_TRANSACTION} topics and {BATCH_LIMIT // MIB} MiB"),
         (ARCHITECTURE, f"The view lives {LINGER_S:g} s longer"),
         (ARCHITECTURE, f"{STEP_KEYS} keys a step"),
         (ARCHITECTURE, f"while {INBOX_LIMIT // MIB} MiB are unread"),
