@@ -497,7 +497,7 @@ def _gather(messages: Iterable[str | bytes], limit: int) -> Iterator[Chunk]:
     for message in messages:
         data = _encoded(message)
         several = data.find(b"\n") + 1 < len(data)
-        if several or size + len(data) > BATCH_LIMIT:
+        if several or len(data) > limit or size + len(data) > BATCH_LIMIT:
             yield from gathered()
             size = 0
         if len(data) > limit:

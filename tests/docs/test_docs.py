@@ -2,6 +2,7 @@
 
 import errno
 import inspect
+import json
 import re
 import subprocess
 import sys
@@ -9,7 +10,14 @@ import sys
 import pytest
 
 from dnpipefs.core.batch import HEADER_BYTES, decode
-from dnpipefs.core.config import LARGEST_MESSAGE
+from dnpipefs.core.config import (
+    DEFAULTS,
+    LARGEST_MESSAGE,
+    SETTINGS,
+    StoredConfig,
+    format_value,
+    parse_change,
+)
 from dnpipefs.core.keys import KeySchema
 from dnpipefs.core.names import FileId
 from dnpipefs.core.records import Head, Inode, Mark, Meta, decode_time
@@ -26,6 +34,7 @@ from dnpipefs.log.failures import DEFAULT_OP_TIMEOUT_S
 from dnpipefs.log.session import SESSION_TTL_S
 from dnpipefs.log.sweeper import STEP_KEYS
 from dnpipefs.log.views import LINGER_S
+from dnpipefs.vfs.handles import SPLIT_SIZE
 from tests.docs.documents import ARCHITECTURE, DOCUMENTS, FORMAT, README, REPOSITORY, SEMANTICS, Document
 
 MIB = 1 << 20
@@ -74,9 +83,11 @@ def test_the_commands_of_the_readme_exist() -> None:
 @pytest.mark.parametrize(
     ("document", "phrase"),
     [
-        (README, f"at most {LARGEST_MESSAGE // MIB} MiB with its newline"),
+        (README, f"at most {LARGEST_MESSAGE // MIB} MiB\n  with its newline"),
         (README, f"{DEFAULT_QUOTA_BYTES >> 30} GiB for the embedded one"),
         (SEMANTICS, f"The limit is {LARGEST_MESSAGE // MIB} MiB with the newline"),
+        (SEMANTICS, f"never more than the {LARGEST_MESSAGE // MIB} MiB that this release stores"),
+        (SEMANTICS, f"A write above {SPLIT_SIZE >> 10} KiB is `EMSGSIZE`"),
         (SEMANTICS, f"`--op-timeout` ({DEFAULT_OP_TIMEOUT_S:g} s)"),
         (SEMANTICS, f"at most {BELIEVED_S:g} s old; {ETCD_DEFAULT_BYTES >> 30} GiB, etcd's default"),
         (SEMANTICS, f"kernel inodes of\ntheir own (up to {MAX_ALIASES})"),
@@ -144,6 +155,36 @@ def test_the_golden_batch_with_lengths_is_what_the_text_says() -> None:
     assert batch.lengths == (4,)
     assert list(batch.split()) == [b"a\nb\n"]
     assert len(raw) - HEADER_BYTES == 5
+
+
+def test_the_example_of_settings_is_what_the_text_says() -> None:
+    stored = StoredConfig(json.loads(FORMAT.labelled("example config")))
+    assert stored.complaints == ()
+    assert stored == StoredConfig().changed(
+        parse_change(
+            {
+                "framing": "write",
+                "retention.bytes": "10MiB",
+                "retention.age": "7d",
+                "max_message": "64KiB",
+                "compression": "none",
+            }
+        )
+    )
+
+
+@pytest.mark.parametrize("document", [FORMAT, SEMANTICS], ids=lambda document: document.name)
+def test_all_settings_are_described(document: Document) -> None:
+    described = [row for row in document.rows if row[0].strip("`") in SETTINGS]
+    assert [row[0].strip("`") for row in described] == list(SETTINGS)
+
+
+def test_settings_are_described_with_their_defaults_and_good_values() -> None:
+    for name in SETTINGS:
+        (row,) = [row for row in SEMANTICS.rows if row[0] == f"`{name}`"]
+        assert row[1] == f"`{format_value(name, DEFAULTS)}`"
+        for value in re.findall("`([^`]*)`", row[2]):
+            parse_change({name: value})
 
 
 def example() -> list[tuple[bytes, bytes]]:
