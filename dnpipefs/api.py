@@ -167,7 +167,7 @@ class Dnp:
 
         def config_of(topic: FileId, unknown: TopicConfig) -> TopicConfig:
             config = self._namespace.config_of(topic, unknown)
-            return config if framing is None else replace(config, framing=framing)
+            return config if framing is None else replace(config, framing=Framing(framing))
 
         writer = Writer(self._log, await self._topic(parts, create=True), reopen, config_of)
         yield writer

@@ -136,3 +136,15 @@ async def test_a_writer_follows_what_another_host_sets(dnp: Dnp, other: Dnp) -> 
             await other.push("elsewhere", "time passes")
         await writer.write(BINARY)
     assert await pulled(dnp, "t") == [BINARY]
+
+
+async def test_looking_settings_up_makes_nothing(dnp: Dnp) -> None:
+    """Invariant 3 of settings."""
+    namespace = dnp._namespace
+    await dnp.push("t")
+    await dnp.configure("t", framing="write")
+    topic = (await dnp.config("t")).id
+    assert namespace.config_of(topic) == TopicConfig(Framing.WRITE)
+    assert namespace.config_of(topic) is namespace.config_of(topic)
+    await dnp.remove("t")
+    assert namespace.config_of(topic) == TopicConfig()

@@ -5,6 +5,7 @@ from typing import Any, cast
 
 import pytest
 
+from dnpipefs.core import config
 from dnpipefs.core.batch import Chunk
 from dnpipefs.core.config import DEFAULTS, Framing, TopicConfig
 from dnpipefs.core.names import FileId, Revision
@@ -218,6 +219,24 @@ async def test_a_write_that_may_be_cut_is_no_message(
     assert await handle.write(SPLIT_SIZE, b"") == 0
     await handle.close()
     assert log.pushed == [b"x" * SPLIT_SIZE]
+
+
+async def test_a_line_of_many_parts_is_one_message(
+    handle: TopicHandle, log: FakeLog, settings: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(config, "LARGEST_MESSAGE", 3 * PART)
+    settings.now = TopicConfig(max_message=3 * PART)
+    for number in range(2):
+        assert await handle.write(number * PART, b"x" * PART) == PART
+    assert await handle.write(2 * PART, b"x" * (PART - 1) + b"\n") == PART
+    assert [len(data) for data in log.pushed] == [3 * PART]
+    for number in range(3):
+        assert await handle.write((3 + number) * PART, b"y" * PART) == PART
+    for _ in range(2):  # the kernel hides the first
+        with pytest.raises(MessageTooLarge):
+            await handle.write(6 * PART, b"y\n")
+    await handle.close()
+    assert len(log.pushed) == 1
 
 
 async def test_a_deleted_topic_keeps_its_framing(
