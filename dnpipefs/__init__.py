@@ -8,8 +8,9 @@ The Python API::
             print(message.data)
 """
 
-from dnpipefs.api import MAX_MESSAGE, Dnp, PullStart, Stat, Writer, connect
+from dnpipefs.api import Config, Dnp, PullStart, Stat, Writer, connect
 from dnpipefs.cluster import VERSION as __version__  # noqa: N811 - Python's name for it
+from dnpipefs.core.config import Compression, Framing, TopicConfig, TopicFacts
 from dnpipefs.errors import (
     AlreadyExists,
     ClusterError,
@@ -17,6 +18,7 @@ from dnpipefs.errors import (
     DnpError,
     InvalidArgument,
     InvalidName,
+    InvalidSetting,
     IsADirectory,
     MessageTooLarge,
     NameTooLong,
@@ -24,6 +26,7 @@ from dnpipefs.errors import (
     NotEmpty,
     NotFound,
     OutOfSpace,
+    ReadOnlySetting,
     SetupError,
     TimedOut,
     TopicGone,
@@ -35,16 +38,19 @@ from dnpipefs.etcd import Credentials, EtcdError, Tls
 from dnpipefs.log.reader import Message
 
 __all__ = [
-    "MAX_MESSAGE",
     "AlreadyExists",
     "ClusterError",
+    "Compression",
+    "Config",
     "CorruptData",
     "Credentials",
     "Dnp",
     "DnpError",
     "EtcdError",
+    "Framing",
     "InvalidArgument",
     "InvalidName",
+    "InvalidSetting",
     "IsADirectory",
     "Message",
     "MessageTooLarge",
@@ -54,10 +60,13 @@ __all__ = [
     "NotFound",
     "OutOfSpace",
     "PullStart",
+    "ReadOnlySetting",
     "SetupError",
     "Stat",
     "TimedOut",
     "Tls",
+    "TopicConfig",
+    "TopicFacts",
     "TopicGone",
     "UnknownOutcome",
     "UnsupportedFormat",

@@ -9,9 +9,18 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Iterable, Iterator, Sequence
+from collections.abc import (
+    AsyncGenerator,
+    AsyncIterator,
+    Awaitable,
+    Callable,
+    Iterable,
+    Iterator,
+    Mapping,
+    Sequence,
+)
 from contextlib import aclosing, asynccontextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
 from itertools import chain, dropwhile
 from pathlib import Path
@@ -22,7 +31,8 @@ import trio
 from dnpipefs import etcd
 from dnpipefs.cluster import Cluster, Settings, default_data_dir, open_cluster
 from dnpipefs.core.batch import Chunk
-from dnpipefs.core.framing import LineFramer
+from dnpipefs.core.config import DEFAULTS, READ_ONLY, SETTINGS, Framing, TopicConfig, TopicFacts
+from dnpipefs.core.framing import begin, follow
 from dnpipefs.core.keys import DEFAULT_PREFIX
 from dnpipefs.core.names import ROOT, START, VIEW_SEPARATOR, FileId, Kind, Offset, parse_path
 from dnpipefs.core.tree import Entry
@@ -41,8 +51,6 @@ from dnpipefs.log.failures import DEFAULT_OP_TIMEOUT_S
 from dnpipefs.log.log import Log
 from dnpipefs.log.reader import Message
 
-MAX_MESSAGE: Final = 1 << 20
-"""Bytes of the largest message, its newline included."""
 PAGE_BYTES: Final = 256 << 10
 """How much a pull takes from the log at once, bytes; whole batches, so at most one batch more."""
 STATS_AT_ONCE: Final = 32
@@ -70,6 +78,17 @@ class Stat:
     gid: int
     mtime_ns: int
     """Last push or reset of a topic (its creation where sizes were not asked for), nanoseconds since 1970."""
+
+
+@dataclass(frozen=True, slots=True)
+class Config:
+    """The settings of a topic or directory, and what is known of it besides."""
+
+    settings: TopicConfig
+    """Those in effect; a directory's are handed down to what is created in it later."""
+    id: FileId
+    facts: TopicFacts | None
+    """Where a topic stands; None for a directory."""
 
 
 @asynccontextmanager
@@ -119,23 +138,24 @@ class Dnp:
         """Append messages, in order; return once all of them are committed.
 
         Each argument is one message, and like `echo` this adds the newline where one lacks: the files
-        then hold exactly what ``echo message > topic`` would have written. A message that has newlines
-        inside stays one message for `pull` (and for consumer groups), though programs that read the
-        file line by line see its lines. A missing topic is created, as `>` does, a missing directory
-        is not.
+        then hold exactly what ``echo message > topic`` would have written, whatever the topic's framing
+        (`writer` adds nothing). A message that has newlines inside stays one message for `pull` (and for
+        consumer groups), though programs that read the file line by line see its lines. A missing topic
+        is created, as `>` does, a missing directory is not.
 
         Raises MessageTooLarge (nothing of that message is stored, those before it are), NotFound,
         IsADirectory, InvalidName, OutOfSpace. Only after TimedOut and UnknownOutcome can messages that
         were not acknowledged be in the topic all the same, each at most once.
         """
         async with self.writer(topic) as writer:
-            for chunk in _gather(messages):
+            for chunk in _gather(messages, writer.config.max_message):
                 await writer._commit(chunk)
 
     @asynccontextmanager
-    async def writer(self, topic: str | bytes) -> AsyncIterator[Writer]:
-        """Open a topic for a stream of bytes in lines, as a program does that writes to the file.
+    async def writer(self, topic: str | bytes, *, framing: Framing | None = None) -> AsyncIterator[Writer]:
+        """Open a topic for a stream of bytes, as a program does that writes to the file.
 
+        What a message is says the topic's framing, or else *framing*: a line, or what one `write` gets.
         Leaving the block commits a last line that has no newline, unless an exception leaves it.
         Raises as `push` does.
         """
@@ -145,7 +165,11 @@ class Dnp:
             await self._namespace.sync()
             return await self._topic(parts, create=True)
 
-        writer = Writer(self._log, await self._topic(parts, create=True), reopen)
+        def config_of(topic: FileId, unknown: TopicConfig) -> TopicConfig:
+            config = self._namespace.config_of(topic, unknown)
+            return config if framing is None else replace(config, framing=Framing(framing))
+
+        writer = Writer(self._log, await self._topic(parts, create=True), reopen, config_of)
         yield writer
         await writer.flush()
 
@@ -163,7 +187,7 @@ class Dnp:
 
         `start` is ``"first"``, ``"last"`` (from the present end on), a byte offset (begins at the first
         message at or behind it), or a time (at the first message pushed then or later, by the pushing
-        hosts' clocks; naive means local time; the topic is read from its beginning to find it).
+        hosts' clocks; naive means local time; the index of segments tells about where that is).
 
         Raises NotFound, IsADirectory, InvalidArgument, and TopicGone when the topic is deleted.
         """
@@ -186,6 +210,8 @@ class Dnp:
         try:
             view = await reader.view()
             offset = view.end if start == "last" else Offset(start) if isinstance(start, int) else START
+            if since_ns is not None:
+                offset = view.since(since_ns)
             end, generation = view.end, view.generation
             while follow or offset < end:
                 size = PAGE_BYTES if follow else min(PAGE_BYTES, end - offset)
@@ -231,6 +257,39 @@ class Dnp:
         if not sizes:
             return [self._describe(entry, size=0, modified_ns=0) for entry in entries]
         return await self._stat_all(entries)
+
+    async def config(self, path: str | bytes) -> Config:
+        """Return the settings of a topic or directory and where it stands. Raises NotFound."""
+
+        async def look() -> Config:
+            entry = await self._resolve(parse_path(path))
+            facts = None if entry.is_directory else await self._log.facts(entry.id)
+            return Config(entry.inode.config.effective, entry.id, facts)
+
+        return await self._again_if_gone(look)
+
+    async def configure(
+        self, path: str | bytes, changes: Mapping[str, str | None] | None = None, /, **more: str | None
+    ) -> None:
+        """Set settings of a topic, or those that a directory hands down to what is created in it.
+
+            await dnp.configure("jobs", framing="write", retention_bytes="10MiB")
+            await dnp.configure("jobs", {"retention.bytes": None})
+
+        Values are what users write, None takes a setting back to its default. As keywords names have an
+        underscore where the setting has a dot. All of them are changed at once or, if one cannot be,
+        none.
+
+        Raises InvalidSetting, ReadOnlySetting, NotFound, OutOfSpace.
+        """
+        dotted = {name.replace(".", "_"): name for name in (*SETTINGS, *READ_ONLY)}
+        wanted = {**(changes or {}), **{dotted.get(name, name): value for name, value in more.items()}}
+
+        async def change() -> None:
+            entry = await self._resolve(parse_path(path))
+            await self._namespace.configure(entry.id, wanted)
+
+        await self._again_if_gone(change)
 
     async def mkdir(self, path: str | bytes, mode: int = 0o777) -> None:
         """Make a directory with `mode` as far as the umask lets it.
@@ -367,48 +426,72 @@ class Dnp:
 
 
 class Writer:
-    """Pushes a stream of bytes, a message a line; made by `Dnp.writer`."""
+    """Pushes a stream of bytes, a message a line or a `write`; made by `Dnp.writer`."""
 
-    def __init__(self, log: Log, topic: Entry, reopen: Callable[[], Awaitable[Entry]]) -> None:
+    def __init__(
+        self,
+        log: Log,
+        topic: Entry,
+        reopen: Callable[[], Awaitable[Entry]],
+        config_of: Callable[[FileId, TopicConfig], TopicConfig],
+    ) -> None:
         self._log: Final = log
         self._topic = topic
         self._reopen: Final = reopen
+        self._config_of: Final = config_of
         self._begun = False
-        self._framer = LineFramer(MAX_MESSAGE)
+        self._config = config_of(topic.id, DEFAULTS)
+        self._framer = begin(self._config)
+
+    @property
+    def config(self) -> TopicConfig:
+        """The topic's settings now; of a deleted one its last."""
+        return self._config_of(self._topic.id, self._config)
 
     async def write(self, data: bytes) -> None:
-        """Push the lines that *data* completes; return once they are committed. The rest waits here.
+        """Push the messages that *data* completes; return once they are committed. The rest waits here.
 
         Raises as `Dnp.push` does; after MessageTooLarge the rest of *data* is dropped, too.
         """
+        config = self.config
+        if config is not self._config:
+            self._config, self._framer = config, follow(self._framer, config)
         while data:
             framed = self._framer.feed(data)
             for piece in framed.pieces:
-                await self._commit(Chunk.of_lines(piece.data))
-            self._framer = framed.state
+                await self._commit(piece.chunk)
             if framed.too_large:
-                raise _too_large()
+                limit, self._framer = self._framer.limit, framed.state
+                raise _too_large(limit)
+            self._framer = framed.state
             data = data[framed.consumed :]
 
     async def flush(self) -> None:
         """Push what has come since the last newline, as a message without one."""
         held, self._framer = self._framer.flush()
-        if held:
-            await self._commit(Chunk.of_lines(held))
+        if held is not None:
+            await self._commit(held)
 
     async def _commit(self, chunk: Chunk) -> None:
         try:
-            await self._log.append(self._topic.id, chunk, born=self._topic.revision)
+            await self._append(chunk)
         except TopicGone:
             if self._begun:  # as with an open file: what was begun belongs to the topic that is gone
                 raise
             self._topic = await self._reopen()
-            await self._log.append(self._topic.id, chunk, born=self._topic.revision)
+            await self._append(chunk)
         self._begun = True
 
+    async def _append(self, chunk: Chunk) -> None:
+        topic, compress = self._topic, self._config.compress
+        await self._log.append(topic.id, chunk, born=topic.revision, compress=compress)
 
-def _gather(messages: Iterable[str | bytes]) -> Iterator[Chunk]:
-    """Make chunks of messages, newlines added, as few as possible; MessageTooLarge behind what is before."""
+
+def _gather(messages: Iterable[str | bytes], limit: int) -> Iterator[Chunk]:
+    """Make chunks of messages, newlines added, as few as possible; MessageTooLarge behind what is before.
+
+    *limit*: bytes of the largest message.
+    """
     lines: list[bytes] = []
     size = 0
 
@@ -420,11 +503,11 @@ def _gather(messages: Iterable[str | bytes]) -> Iterator[Chunk]:
     for message in messages:
         data = _encoded(message)
         several = data.find(b"\n") + 1 < len(data)
-        if several or size + len(data) > BATCH_LIMIT:
+        if several or len(data) > limit or size + len(data) > BATCH_LIMIT:
             yield from gathered()
             size = 0
-        if len(data) > MAX_MESSAGE:
-            raise _too_large()
+        if len(data) > limit:
+            raise _too_large(limit)
         if several:
             yield Chunk.of_message(data)
         else:
@@ -442,9 +525,9 @@ def _encoded(message: str | bytes) -> bytes:
     return message if message.endswith(b"\n") else message + b"\n"
 
 
-def _too_large() -> MessageTooLarge:
+def _too_large(limit: int) -> MessageTooLarge:
     return MessageTooLarge(
-        f"a message is larger than {MAX_MESSAGE} bytes: nothing of it is stored, what came before it is"
+        f"a message is larger than {limit} bytes: nothing of it is stored, what came before it is"
     )
 
 

@@ -17,11 +17,14 @@ from typing import Final
 import trio
 
 from dnpipefs import etcd
+from dnpipefs.core.config import TopicConfig
 from dnpipefs.core.keys import DEFAULT_PREFIX, KeySchema
+from dnpipefs.core.sealing import Policy, Retention
 from dnpipefs.etcd.releases import RECOMMENDED, known_fault
 from dnpipefs.etcd.server import embedded_server
 from dnpipefs.log.barrier import Barrier
 from dnpipefs.log.clock import SystemClock
+from dnpipefs.log.content import CACHE_LIMIT
 from dnpipefs.log.failures import DEFAULT_OP_TIMEOUT_S
 from dnpipefs.log.format import ensure_format
 from dnpipefs.log.log import Log
@@ -53,6 +56,8 @@ class Settings:
     op_timeout: float = DEFAULT_OP_TIMEOUT_S
     """Seconds an operation waits for etcd before it fails with TimedOut."""
     session_ttl: int = SESSION_TTL_S
+    cache_limit: int = CACHE_LIMIT
+    """Bytes of memory that batches and segments take which were read, or a watch brought."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,6 +109,12 @@ def _leaves(error: BaseException) -> Iterator[BaseException]:
         yield error
 
 
+def _policy(config: TopicConfig) -> Policy:
+    """Return what a topic's settings mean for its log."""
+    keep = Retention(config.retention_bytes, config.retention_age_ns, config.retention_messages)
+    return Policy(keep, config.compress)
+
+
 @asynccontextmanager
 async def _join(settings: Settings, mountpoint: str | None) -> AsyncIterator[Cluster]:
     async with AsyncExitStack() as stack:
@@ -124,12 +135,22 @@ async def _join(settings: Settings, mountpoint: str | None) -> AsyncIterator[Clu
             client, keys, mountpoint=mountpoint, version=VERSION, ttl=settings.session_ttl
         )
         barrier = Barrier(client, keys, op_timeout=op_timeout)
-        log = Log(client, keys, clock, sessions, barrier, op_timeout=op_timeout)
         namespace = Namespace(client, keys, clock, barrier, op_timeout=op_timeout)
+        log = Log(
+            client,
+            keys,
+            clock,
+            sessions,
+            barrier,
+            op_timeout=op_timeout,
+            cache_limit=settings.cache_limit,
+            policy=lambda topic: _policy(namespace.config_of(topic)),
+            aging=namespace.aging,
+        )
         nursery = await stack.enter_async_context(trio.open_nursery())
         stack.callback(nursery.cancel_scope.cancel)
         nursery.start_soon(sessions.run)
         nursery.start_soon(barrier.run)
-        await nursery.start(log.run)
         await nursery.start(namespace.run)
+        await nursery.start(log.run)
         yield Cluster(settings, client, log, namespace)

@@ -26,6 +26,10 @@ class InvalidArgument(UsageError):
     """A value outside the allowed form, such as a truncate to neither 0 nor the current size."""
 
 
+class InvalidSetting(InvalidArgument):
+    """A setting of a topic that does not exist, or a value that it cannot have."""
+
+
 class NotInSequence(UsageError):
     """A positioned write somewhere else than at the end; topics are append-only."""
 
@@ -38,8 +42,20 @@ class NotPermitted(UsageError):
     """An operation topics do not have (hard links, symlinks, FIFOs, devices)."""
 
 
+class ReadOnlySetting(NotPermitted):
+    """What is known of a topic, such as its generation, can be read only."""
+
+
+class NotSupported(UsageError):
+    """An extended attribute that is none of dnpipefs, such as an access control list."""
+
+
 class NotFound(DnpError):
     """No such topic or directory; confirmed with etcd, not a guess of a cache."""
+
+
+class NoSuchAttribute(NotFound):
+    """An extended attribute that a topic or directory does not have."""
 
 
 class AlreadyExists(DnpError):

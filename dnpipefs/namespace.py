@@ -10,18 +10,19 @@ holds nothing but its own plan across awaits, and plans again if the tree has mo
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from itertools import groupby
 from typing import Any, Final
 
 import trio
 
 from dnpipefs import etcd
+from dnpipefs.core.config import DEFAULTS, TopicConfig, parse_change
 from dnpipefs.core.keys import KeySchema
 from dnpipefs.core.names import FileId, Kind, Revision, check_component
 from dnpipefs.core.records import Inode
 from dnpipefs.core.tree import Entry, EntryDeleted, EntryPut, Mutation, Planner, Tree, TreeEvent
-from dnpipefs.errors import DnpError
+from dnpipefs.errors import DnpError, NotFound, TopicGone
 from dnpipefs.log.barrier import Barrier
 from dnpipefs.log.clock import Clock
 from dnpipefs.log.failures import TRANSIENT, Backoff, deadline
@@ -75,10 +76,36 @@ class Namespace:
             entry = await self.lookup(entry.id, name)
         return entry
 
+    async def entry(self, file: FileId) -> Entry:
+        """Return the entry of an id. Raises TopicGone (confirmed with etcd), TimedOut."""
+        try:
+            return self.tree.get(file)
+        except NotFound:
+            try:
+                return (await self.sync()).get(file)
+            except NotFound:
+                raise TopicGone("the topic or directory was deleted") from None
+
+    def config_of(self, topic: FileId, unknown: TopicConfig = DEFAULTS) -> TopicConfig:
+        """Return the settings in effect, as this host has them now; *unknown* for an id that is not there.
+
+        The same object until the entry changes, for callers that look often.
+        """
+        entry = self.tree.find_id(topic)
+        return entry.inode.config.effective if entry is not None else unknown
+
+    def aging(self) -> list[FileId]:
+        """Return the topics whose messages are removed when they reach an age."""
+        return [
+            entry.id
+            for entry in self.tree
+            if not entry.is_directory and entry.inode.config.effective.retention_age_ns is not None
+        ]
+
     async def create(
         self, parent: FileId, name: bytes, kind: Kind, *, mode: int, uid: int, gid: int
     ) -> Entry:
-        """Make a topic or an empty directory and return its entry.
+        """Make a topic or an empty directory, with its directory's settings, and return its entry.
 
         Raises AlreadyExists, InvalidName, NotFound, NotADirectory, TimedOut, OutOfSpace.
         """
@@ -93,11 +120,28 @@ class Namespace:
         return tree.get(inode.id)
 
     async def change(self, file: FileId, **changes: Any) -> Entry:
-        """Change fields of an inode (mode, uid, gid, mtime_ns, config) and return the entry."""
+        """Change fields of an inode (mode, uid, gid, mtime_ns) and return the entry."""
+        return await self._change(file, lambda _: changes)
+
+    async def configure(self, file: FileId, texts: Mapping[str, str | None]) -> Entry:
+        """Change settings, from what users write for them (None: back to the default); return the entry.
+
+        Effective here when this returns. Raises InvalidSetting, ReadOnlySetting, TopicGone, TimedOut,
+        OutOfSpace.
+        """
+        change = parse_change(texts)
+        await self.sync()
+        entry = await self.entry(file)
+        if entry.inode.config.changed(change) == entry.inode.config:
+            return entry  # so a copy of all attributes by cp -a costs little
+        return await self._change(file, lambda inode: {"config": inode.config.changed(change)})
+
+    async def _change(self, file: FileId, changes: Callable[[Inode], Mapping[str, Any]]) -> Entry:
         now_ns = self._clock.now_ns()
 
         def changed(tree: Tree) -> Inode:
-            return tree.get(file).inode.changed(now_ns, **changes)
+            inode = tree.get(file).inode
+            return inode.changed(now_ns, **changes(inode))
 
         tree = await self._mutate(
             lambda tree: self._planner.change(tree, file, changed(tree)),
@@ -247,8 +291,7 @@ class Namespace:
         names = self._keys.namespace
         result = await self._client.range(names.start, names.end, timeout=self._op_timeout)
         entries = [
-            Entry(*self._keys.parse_entry(kv.key), Inode.decode(kv.key, kv.value), Revision(kv.mod_revision))
-            for kv in result.kvs
+            Entry(*self._keys.parse_entry(kv.key), _inode(kv), Revision(kv.mod_revision)) for kv in result.kvs
         ]
         self._tree = Tree(Revision(result.revision), entries)
         self._changed.unpark_all()
@@ -265,6 +308,14 @@ class Namespace:
         return [
             EntryDeleted(self._keys.parse_entry(event.kv.key))
             if event.kind is etcd.EventKind.DELETE
-            else EntryPut(self._keys.parse_entry(event.kv.key), Inode.decode(event.kv.key, event.kv.value))
+            else EntryPut(self._keys.parse_entry(event.kv.key), _inode(event.kv))
             for event in events
         ]
+
+
+def _inode(kv: etcd.KeyValue) -> Inode:
+    """Parse the value of an entry's key; say what of its settings cannot hold."""
+    inode = Inode.decode(kv.key, kv.value)
+    for complaint in inode.config.complaints:
+        logger.warning("%s: %s", kv.key.decode(errors="backslashreplace"), complaint)
+    return inode

@@ -22,9 +22,10 @@ COMMANDS: Final[Mapping[str, str]] = {
     "pull": "dnpipefs.cli.topics",
     "reset": "dnpipefs.cli.topics",
     "ls": "dnpipefs.cli.listing",
+    "config-topic": "dnpipefs.cli.settings",
     "bench": "dnpipefs.cli.bench",
 }
-"""The modules that hold the commands, as functions of their names; in the order of the help text."""
+"""The modules that hold the commands, as functions of their names (`_` for `-`), in the help text's order."""
 
 logger: Final = logging.getLogger(__name__)
 
@@ -37,7 +38,9 @@ class _Group(click.Group):
 
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
         module = COMMANDS.get(cmd_name)
-        command: click.Command | None = getattr(import_module(module), cmd_name) if module else None
+        if module is None:
+            return None
+        command: click.Command = getattr(import_module(module), cmd_name.replace("-", "_"))
         return command
 
 
@@ -51,7 +54,8 @@ class _Group(click.Group):
 def program() -> None:
     """Distributed named pipes: every topic of the cluster is a file, on etcd.
 
-    `dnpipefs mount` makes the topics files; push, pull, reset and ls do the same without a mount.
+    `dnpipefs mount` makes the topics files; push, pull, reset, ls and config-topic do
+    the same without a mount.
     """
 
 

@@ -15,6 +15,7 @@ import click
 from dnpipefs.api import Dnp, PullStart
 from dnpipefs.cli.options import Connection, connection_options
 from dnpipefs.cli.running import read_input, run_connected, write_output
+from dnpipefs.core.config import Framing
 from dnpipefs.log.reader import Message
 
 MESSAGES_AT_ONCE: Final = 4096
@@ -29,14 +30,15 @@ def push(connection: Connection, topic: str, messages: tuple[str, ...]) -> None:
     """Push messages to a topic, which is created if it does not exist.
 
     Each MSG is one message, with a newline added as echo does. Without MSG each line of standard input is
-    one, pushed as it comes. When this command returns with success, everything is stored.
+    one, pushed as it comes, also to a topic with framing "write". When this command returns with success,
+    everything is stored.
     """
 
     async def operation(dnp: Dnp) -> None:
         if messages:
             await dnp.push(topic, *messages)
             return
-        async with dnp.writer(topic) as writer, aclosing(read_input()) as blocks:
+        async with dnp.writer(topic, framing=Framing.LINE) as writer, aclosing(read_input()) as blocks:
             async for block in blocks:
                 await writer.write(block)
 

@@ -11,11 +11,14 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, ClassVar, Final, NamedTuple
 
+from dnpipefs.core.config import StoredConfig
 from dnpipefs.core.keys import Beside, BodyKey
 from dnpipefs.core.names import START, FileId, Kind, Offset, Revision, SessionId
 from dnpipefs.errors import CorruptData, UnsupportedFormat
 
 FORMAT_VERSION: Final = 1
+NOTHING_SET: Final = StoredConfig()
+"""Shared by all entries with nothing set, which is most of them."""
 
 
 def _dump(value: Mapping[str, object]) -> bytes:
@@ -90,8 +93,8 @@ class Inode:
     mtime_ns: int
     """Creation, or what utimensat(2) set; a topic shows its last push or reset when that is later."""
     ctime_ns: int
-    config: Mapping[str, Any] = field(default_factory=dict)
-    """Topic configuration, kept as it is by releases that do not know a setting."""
+    config: StoredConfig = NOTHING_SET
+    """Settings of a topic; of a directory those that it hands down."""
 
     def encode(self) -> bytes:
         """Return the value of the entry's key."""
@@ -104,7 +107,7 @@ class Inode:
                 "gid": self.gid,
                 "mtime": self.mtime_ns,
                 "ctime": self.ctime_ns,
-                "config": dict(self.config),
+                "config": dict(self.config.fields),
             }
         )
 
@@ -121,7 +124,7 @@ class Inode:
                 gid=_integer(key, value, "gid"),
                 mtime_ns=_integer(key, value, "mtime"),
                 ctime_ns=_integer(key, value, "ctime"),
-                config=_object(key, value, "config"),
+                config=StoredConfig(stored) if (stored := _object(key, value, "config")) else NOTHING_SET,
             )
         except ValueError as error:
             raise CorruptData(f"{key!r}: {error} in a directory entry") from None

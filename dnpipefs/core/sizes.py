@@ -103,6 +103,7 @@ class KnownSizes:
         previous: Revision | None,
         revision: Revision,
         size: int,
+        stored: int,
         messages: int,
         time_ns: int,
         now: float,
@@ -116,7 +117,7 @@ class KnownSizes:
             return
         known.end = Offset(known.end + size)
         known.messages += messages
-        known.stored += size
+        known.stored += stored
         known.modified_ns = time_ns
         known.newest = revision
         known.confirmed_at = now

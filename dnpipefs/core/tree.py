@@ -137,12 +137,20 @@ class Tree:
             self.note_change(key.parent, now_ns)
         self.revision = revision
 
+    def __iter__(self) -> Iterator[Entry]:
+        """Iterate over all entries. A live view: copy before you await."""
+        return iter(self._by_id.values())
+
     def get(self, file: FileId) -> Entry:
         """Return the entry of an id; NotFound if there is none (any more)."""
         try:
             return self._by_id[file]
         except KeyError:
             raise NotFound(f"no topic or directory has id {file:x} any more") from None
+
+    def find_id(self, file: FileId) -> Entry | None:
+        """Return the entry of an id, None if there is none (any more)."""
+        return self._by_id.get(file)
 
     def find(self, parent: FileId, name: bytes) -> Entry | None:
         """Return the entry of a name in a directory, None if there is none."""
@@ -226,11 +234,12 @@ class Planner:
         self._keys: Final = keys
 
     def create(self, tree: Tree, parent: FileId, name: bytes, inode: Inode) -> Mutation:
-        """Plan a new topic or directory."""
+        """Plan a new topic or directory; it takes over its directory's settings."""
         directory = tree.directory(parent)
         check_new_name(name)
         if tree.find(parent, name) is not None:
             raise AlreadyExists(f"{name.decode(errors='backslashreplace')!r} exists")
+        inode = replace(inode, config=directory.inode.config)
         guards = [Guard(self._keys.entry(parent, name), ABSENT), *self._guard(directory)]
         puts = [(self._keys.entry(parent, name), inode.encode())]
         if inode.kind is Kind.TOPIC:

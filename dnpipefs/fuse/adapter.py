@@ -19,7 +19,17 @@ from typing import Any, Concatenate, Final, ParamSpec, TypeVar
 
 import pyfuse3
 import trio
-from pyfuse3 import EntryAttributes, FileHandleT, FileInfo, FlagT, FUSEError, InodeT, ModeT, RequestContext
+from pyfuse3 import (
+    EntryAttributes,
+    FileHandleT,
+    FileInfo,
+    FlagT,
+    FUSEError,
+    InodeT,
+    ModeT,
+    RequestContext,
+    XAttrNameT,
+)
 
 from dnpipefs import errors, etcd
 from dnpipefs.core.names import FileId, Offset
@@ -42,6 +52,8 @@ ERRNO: Final[tuple[tuple[type[Exception], int], ...]] = (
     (errors.NotInSequence, errno.ESPIPE),
     (errors.MessageTooLarge, errno.EMSGSIZE),
     (errors.NotPermitted, errno.EPERM),
+    (errors.NotSupported, errno.EOPNOTSUPP),
+    (errors.NoSuchAttribute, pyfuse3.ENOATTR),
     (errors.NotFound, errno.ENOENT),
     (errors.AlreadyExists, errno.EEXIST),
     (errors.NotADirectory, errno.ENOTDIR),
@@ -67,6 +79,8 @@ _QUIET: Final = (
     errors.NotADirectory,
 )
 """What a caller did and sees in its errno; not worth a line in the log."""
+_SAID: Final = (errors.InvalidSetting,)
+"""Yet these are: the errno does not tell what would be allowed."""
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -91,7 +105,8 @@ def _answers(handler: Handler[P, T]) -> Handler[P, T]:
 def _errno(operation: str, error: Exception) -> int:
     for kind, number in ERRNO:
         if isinstance(error, kind):
-            level = logging.DEBUG if isinstance(error, _QUIET) else logging.WARNING
+            quiet = isinstance(error, _QUIET) and not isinstance(error, _SAID)
+            level = logging.DEBUG if quiet else logging.WARNING
             logger.log(level, "%s: %s (%s)", operation, error, errno.errorcode[number])
             return number
     logger.error("%s failed unexpectedly; the caller gets EIO", operation, exc_info=error)
@@ -247,6 +262,28 @@ class Adapter(pyfuse3.Operations):
         if changes:
             return _entry(await self._files.change(file, **changes))
         return _entry(await self._files.attributes(file))
+
+    # Extended attributes. pyfuse3 itself heeds XATTR_CREATE and XATTR_REPLACE, by a getxattr before.
+
+    @_answers
+    async def getxattr(self, inode: InodeT, name: XAttrNameT, ctx: RequestContext) -> bytes:
+        """Answer a value. Never ENOSYS: the kernel would not ask again for any."""
+        return await self._files.xattrs.get(self._file(inode), name)
+
+    @_answers
+    async def setxattr(self, inode: InodeT, name: XAttrNameT, value: bytes, ctx: RequestContext) -> None:
+        """Change a setting."""
+        await self._files.xattrs.set(self._file(inode), name, value)
+
+    @_answers
+    async def listxattr(self, inode: InodeT, ctx: RequestContext) -> Sequence[XAttrNameT]:
+        """Answer all names."""
+        return [XAttrNameT(name) for name in await self._files.xattrs.list(self._file(inode))]
+
+    @_answers
+    async def removexattr(self, inode: InodeT, name: XAttrNameT, ctx: RequestContext) -> None:
+        """Take a setting back to its default."""
+        await self._files.xattrs.remove(self._file(inode), name)
 
     @_answers
     async def statfs(self, ctx: RequestContext) -> pyfuse3.StatvfsData:

@@ -328,6 +328,7 @@ class Committer:
                 previous=Revision(last.mod_revision) if last else None,
                 revision=revision,
                 size=batch.size,
+                stored=batch.payload.stored,
                 messages=batch.payload.messages,
                 time_ns=batch.time_ns,
                 now=now,

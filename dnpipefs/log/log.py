@@ -13,6 +13,7 @@ import trio
 from dnpipefs import etcd
 from dnpipefs.core import generation
 from dnpipefs.core.batch import Chunk
+from dnpipefs.core.config import TopicFacts
 from dnpipefs.core.keys import KeySchema
 from dnpipefs.core.names import NO_GENERATION, FileId, Offset, Revision
 from dnpipefs.core.records import encode_time
@@ -183,6 +184,15 @@ class Log:
             known = self._sizes.fresh(topic, trio.current_time())
             return _stat_of(known) if known is not None else None
         return _stat_of(view) if view.revision >= self._appender.newest(topic) else None
+
+    async def facts(self, topic: FileId) -> TopicFacts:
+        """Return what can be known of a topic: where it stands, from etcd, and sizes as `stat` has them.
+
+        Raises TopicGone, TimedOut.
+        """
+        position = await self._barrier.topic(topic)
+        found = await self.stat(topic)
+        return TopicFacts(topic, position.generation, found.messages, found.first, found.end, position.newest)
 
     async def reset(self, topic: FileId) -> None:
         """Remove all messages of a topic, atomically for everybody, also when etcd is full.

@@ -5,6 +5,6 @@ translates both ways.
 """
 
 from dnpipefs.vfs.filesystem import Attributes, FileSystem, Usage
-from dnpipefs.vfs.handles import MAX_MESSAGE, TopicHandle
+from dnpipefs.vfs.handles import TopicHandle
 
-__all__ = ["MAX_MESSAGE", "Attributes", "FileSystem", "TopicHandle", "Usage"]
+__all__ = ["Attributes", "FileSystem", "TopicHandle", "Usage"]

@@ -10,9 +10,10 @@ from typing import Any, Final
 from dnpipefs.cluster import Cluster
 from dnpipefs.core.names import FileId, Kind
 from dnpipefs.core.tree import Entry
-from dnpipefs.errors import DnpError, InvalidArgument, IsADirectory, NotFound, NotPermitted, TopicGone
+from dnpipefs.errors import DnpError, InvalidArgument, IsADirectory, NotPermitted, TopicGone
 from dnpipefs.log.log import TopicStat
 from dnpipefs.vfs.handles import OpenTopic, TopicHandle
+from dnpipefs.vfs.xattrs import ExtendedAttributes
 
 logger: Final = logging.getLogger(__name__)
 
@@ -56,6 +57,7 @@ class FileSystem:
         self._cluster: Final = cluster
         self._log: Final = cluster.log
         self._namespace: Final = cluster.namespace
+        self.xattrs: Final = ExtendedAttributes(cluster.namespace, cluster.log)
         self._open: dict[FileId, OpenTopic] = {}
         self._handles: set[TopicHandle] = set()
 
@@ -72,7 +74,7 @@ class FileSystem:
 
     async def attributes(self, file: FileId) -> Attributes:
         """Return current attributes. Raises TopicGone, TimedOut."""
-        entry = await self._entry(file)
+        entry = await self._namespace.entry(file)
         if entry.is_directory:
             return self._attributes(entry, None)
         found = await self._log.stat(file)
@@ -91,8 +93,8 @@ class FileSystem:
 
     async def parent(self, directory: FileId) -> Attributes:
         """Return the attributes of the directory that holds *directory*; the root holds itself."""
-        entry = await self._entry(directory)
-        above = await self._entry(entry.parent) if entry.parent else entry
+        entry = await self._namespace.entry(directory)
+        above = await self._namespace.entry(entry.parent) if entry.parent else entry
         return self._attributes(above, None)
 
     async def make_directory(self, parent: FileId, name: bytes, mode: int, uid: int, gid: int) -> Attributes:
@@ -133,7 +135,7 @@ class FileSystem:
 
     async def truncate(self, topic: FileId, size: int) -> None:
         """Reset a topic (size 0), or do nothing (the current size). Raises InvalidArgument, IsADirectory."""
-        entry = await self._entry(topic)
+        entry = await self._namespace.entry(topic)
         if entry.is_directory:
             raise IsADirectory("a directory cannot be truncated")
         if size == 0:
@@ -146,7 +148,7 @@ class FileSystem:
 
         Raises TopicGone, IsADirectory, TimedOut.
         """
-        entry = await self._entry(topic)
+        entry = await self._namespace.entry(topic)
         if entry.is_directory:
             raise IsADirectory("a directory cannot be opened as a topic")
         try:
@@ -167,6 +169,7 @@ class FileSystem:
             shared,
             reading=reading,
             append=append,
+            config_of=self._namespace.config_of,
             op_timeout=self._cluster.settings.op_timeout,
         )
         self._handles.add(handle)
@@ -200,15 +203,6 @@ class FileSystem:
         """Return how full the cluster is: etcd's quota and use."""
         space = await self._cluster.space()
         return Usage(space.quota, max(0, space.quota - space.used), len(self._namespace.tree))
-
-    async def _entry(self, file: FileId) -> Entry:
-        try:
-            return self._namespace.tree.get(file)
-        except NotFound:
-            try:
-                return (await self._namespace.sync()).get(file)
-            except NotFound:
-                raise TopicGone("the topic or directory was deleted") from None
 
     def _attributes(self, entry: Entry, log: TopicStat | None) -> Attributes:
         inode, tree = entry.inode, self._namespace.tree

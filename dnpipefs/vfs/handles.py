@@ -1,5 +1,7 @@
 """An open topic: framing of what is written, sequence of where, reading by offset.
 
+A handle follows the settings of its topic from the next write on.
+
 Task rule: a handle's lock is held across the commit of a write, so that a flush by another process
 that shares the descriptor does not cut a message that is being written.
 """
@@ -7,12 +9,14 @@ that shares the descriptor does not cut a message that is being written.
 from __future__ import annotations
 
 from collections import deque
+from collections.abc import Callable
 from typing import Final
 
 import trio
 
 from dnpipefs.core.batch import Chunk
-from dnpipefs.core.framing import LineFramer
+from dnpipefs.core.config import DEFAULTS, TopicConfig
+from dnpipefs.core.framing import begin, follow
 from dnpipefs.core.names import FileId, Offset, Revision
 from dnpipefs.errors import DnpError, MessageTooLarge, NotInSequence, TimedOut, UnknownOutcome
 from dnpipefs.log.failures import deadline
@@ -20,13 +24,11 @@ from dnpipefs.log.log import Log
 from dnpipefs.log.reader import Reader
 from dnpipefs.log.views import LiveView
 
-MAX_MESSAGE: Final = 1 << 20
-"""Bytes of the largest message, its newline included."""
 SPLIT_SIZE: Final = (1 << 20) - 4096
-"""A write above this may be one part of a larger write(2): the kernel cuts those into pages of 1 MiB."""
+"""A write above this may be one part of a larger write(2): the kernel cuts those into pages of 1 MiB.
+So with write framing it is too large a message."""
 REPORTED_SIZES: Final = 16
 """How many of the sizes last shown by stat are taken for "the end" in a positioned write."""
-_NOTHING_HELD: Final = LineFramer(MAX_MESSAGE)
 
 
 class OpenTopic:
@@ -58,6 +60,7 @@ class TopicHandle:
         *,
         reading: tuple[Reader, LiveView] | None,
         append: bool,
+        config_of: Callable[[FileId, TopicConfig], TopicConfig],
         op_timeout: float,
     ) -> None:
         self.topic: Final = topic
@@ -67,7 +70,10 @@ class TopicHandle:
         self._reading: Final = reading
         self._append: Final = append
         self._op_timeout: Final = op_timeout
-        self._framer = _NOTHING_HELD
+        self._config_of: Final = config_of
+        self._config = config_of(topic, DEFAULTS)
+        """The settings that the framer goes by: of a deleted topic its last."""
+        self._framer = begin(self._config, largest_write=SPLIT_SIZE)
         self._position: int | None = None
         """Offset the next positioned write must have; None before the first."""
         self._shrinks = shared.shrinks
@@ -126,13 +132,17 @@ class TopicHandle:
     async def _write(self, offset: int, data: bytes) -> int:
         if not self._append:
             self._check_sequence(offset)
+        config = self._config_of(self.topic, self._config)
+        if config is not self._config:
+            self._config = config
+            self._framer = follow(self._framer, config, largest_write=SPLIT_SIZE)
         framed = self._framer.feed(data)
         accepted = 0
         try:
             for piece in framed.pieces:
-                await self._push(piece.data)
+                await self._push(piece.chunk)
                 accepted = piece.consumed
-                self._framer = _NOTHING_HELD
+                self._framer = self._framer.emptied()
             if framed.state.held:
                 # Nobody looks at the error of the close that will commit this part: take it only
                 # while etcd answers.
@@ -141,7 +151,7 @@ class TopicHandle:
             accepted = framed.consumed
             self._framer = framed.state
             if framed.too_large:
-                raise MessageTooLarge(f"a message above {MAX_MESSAGE} bytes; nothing of it is stored")
+                raise MessageTooLarge(f"a message above {self._framer.limit} bytes; nothing of it is stored")
         except DnpError as error:
             unknown = isinstance(error, (TimedOut, UnknownOutcome))
             if not accepted:
@@ -160,13 +170,12 @@ class TopicHandle:
             return
         await self._acquire()
         try:
-            held, state = self._framer.flush()
             # Dropped if this fails: the caller of close or fsync hears of it and nobody would later.
-            self._framer = state
+            held, self._framer = self._framer.flush()
             in_doubt, self._in_doubt = self._in_doubt, None
-            if held and in_doubt is not None:
+            if held is not None and in_doubt is not None:
                 raise in_doubt  # pushed once more it could be there twice
-            if held:
+            if held is not None:
                 await self._push(held)
         finally:
             self._lock.release()
@@ -195,5 +204,5 @@ class TopicHandle:
             return
         raise NotInSequence(f"a write at offset {offset}: topics are append-only")
 
-    async def _push(self, data: bytes) -> None:
-        await self._log.append(self.topic, Chunk.of_lines(data), born=self._born)
+    async def _push(self, chunk: Chunk) -> None:
+        await self._log.append(self.topic, chunk, born=self._born, compress=self._config.compress)

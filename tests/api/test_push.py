@@ -8,7 +8,6 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from dnpipefs import (
-    MAX_MESSAGE,
     Dnp,
     InvalidArgument,
     InvalidName,
@@ -19,6 +18,7 @@ from dnpipefs import (
     TopicGone,
     api,
 )
+from dnpipefs.core.config import DEFAULTS
 
 
 async def pulled(dnp: Dnp, topic: str) -> list[bytes]:
@@ -49,8 +49,8 @@ async def test_many_messages_arrive_in_order(dnp: Dnp) -> None:
 
 
 async def test_too_large_a_message_is_refused_whole_and_what_came_before_it_is_stored(dnp: Dnp) -> None:
-    largest = b"x" * (MAX_MESSAGE - 1)
-    with pytest.raises(MessageTooLarge, match=str(MAX_MESSAGE)):
+    largest = b"x" * (DEFAULTS.max_message - 1)
+    with pytest.raises(MessageTooLarge, match=str(DEFAULTS.max_message)):
         await dnp.push("t", "before", largest, largest + b"x", "behind")
     assert await pulled(dnp, "t") == [b"before\n", largest + b"\n"]
 
@@ -124,7 +124,7 @@ async def test_a_writer_refuses_too_large_a_line_and_goes_on_behind_it(dnp: Dnp)
     async with dnp.writer("t") as writer:
         await writer.write(b"before\n")
         with pytest.raises(MessageTooLarge):
-            await writer.write(b"x" * (MAX_MESSAGE + 1))
+            await writer.write(b"x" * (DEFAULTS.max_message + 1))
         await writer.write(b"rest of it\nbehind\n")
     assert await pulled(dnp, "t") == [b"before\n", b"behind\n"]
 
@@ -150,13 +150,12 @@ async def test_a_topic_deleted_between_messages_is_gone(dnp: Dnp, other: Dnp) ->
 def small_limit() -> Iterator[int]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(api, "BATCH_LIMIT", 16)
-        patch.setattr(api, "MAX_MESSAGE", 16)
         yield 16
 
 
 @given(st.lists(st.text("ab\n", max_size=15)))
 def test_chunks_hold_the_messages_in_order_and_within_the_limit(small_limit: int, texts: list[str]) -> None:
-    chunks = list(api._gather(texts))
+    chunks = list(api._gather(texts, small_limit))
     messages: list[bytes] = []
     for chunk in chunks:
         assert 0 < len(chunk.data) <= small_limit

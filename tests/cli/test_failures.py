@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 
 import dnpipefs
-from dnpipefs import MAX_MESSAGE
 from dnpipefs.cli import listing, program
+from dnpipefs.core.config import DEFAULTS
 from dnpipefs.core.keys import KeySchema
 from dnpipefs.etcd import Client, open_client
 from tests.cli.conftest import Command, cluster_options
@@ -168,7 +168,7 @@ async def test_a_damaged_namespace(shared_server: EtcdProcess, client: Client) -
         (2, ["push", "x" * 256, "x"], "name of 256 bytes; at most 255"),
         (1, ["push", "no/where", "x"], "no directory 'no'; make it first"),
         (1, ["push", "", "x"], "is a directory"),
-        (1, ["push", "t", "x" * (MAX_MESSAGE // 16)], None),
+        (1, ["push", "t", "x" * (65536)], None),
     ],
 )
 def test_topics_that_cannot_be(dnp: Command, code: int, arguments: list[str], text: str | None) -> None:
@@ -179,8 +179,8 @@ def test_topics_that_cannot_be(dnp: Command, code: int, arguments: list[str], te
 
 
 def test_too_large_a_message(dnp: Command) -> None:
-    given = b"before\n" + b"x" * (MAX_MESSAGE + 1) + b"\nbehind\n"
-    assert f"larger than {MAX_MESSAGE} bytes" in dnp.fails(1, "push", "t", given=given)
+    given = b"before\n" + b"x" * (DEFAULTS.max_message + 1) + b"\nbehind\n"
+    assert f"larger than {DEFAULTS.max_message} bytes" in dnp.fails(1, "push", "t", given=given)
     assert dnp.out("pull", "t") == b"before\n"
 
 

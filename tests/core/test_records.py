@@ -8,6 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from dnpipefs.core.config import StoredConfig
 from dnpipefs.core.keys import Beside, BodyKey
 from dnpipefs.core.names import MAX_FILE_ID, FileId, Kind, Offset, Revision, SessionId
 from dnpipefs.core.records import (
@@ -41,9 +42,9 @@ inodes = st.builds(
     gid=st.integers(0, 2**32 - 1),
     mtime_ns=times,
     ctime_ns=times,
-    config=st.dictionaries(st.text(), json_values, max_size=3),
+    config=st.dictionaries(st.text(), json_values, max_size=3).map(StoredConfig),
 )
-INODE = Inode(FileId(0xAB), Kind.TOPIC, 0o644, 1000, 100, 5, 7, {"framing": "write"})
+INODE = Inode(FileId(0xAB), Kind.TOPIC, 0o644, 1000, 100, 5, 7, StoredConfig({"framing": "write"}))
 SEGMENTS = (
     SegmentInfo(10, 99, 2, 5, 7),
     SegmentInfo(1 << 20, 5000, 3, 6, 6, BodyKey(SessionId(0x7F), 3, Beside(9, 5000))),

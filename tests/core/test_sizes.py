@@ -53,7 +53,14 @@ def test_invariant_1_a_size_was_true_when_it_was_confirmed(seed: int) -> None:
                 size = dice.randrange(1, 100)
                 previous, revision = topic.append(size)
                 sizes.appended(
-                    TOPIC, previous=previous, revision=revision, size=size, messages=1, time_ns=0, now=now
+                    TOPIC,
+                    previous=previous,
+                    revision=revision,
+                    size=size,
+                    stored=0,
+                    messages=1,
+                    time_ns=0,
+                    now=now,
                 )
                 found = sizes.fresh(TOPIC, now)
                 check(topic, found)
@@ -61,7 +68,7 @@ def test_invariant_1_a_size_was_true_when_it_was_confirmed(seed: int) -> None:
             case "unasked":
                 _, revision = topic.append(1)
                 sizes.appended(
-                    TOPIC, previous=None, revision=revision, size=1, messages=1, time_ns=0, now=now
+                    TOPIC, previous=None, revision=revision, size=1, stored=0, messages=1, time_ns=0, now=now
                 )
                 assert sizes.ask(TOPIC, now) is None
             case "theirs":
@@ -85,7 +92,9 @@ def test_an_append_on_top_of_somebody_elses_ends_the_knowledge() -> None:
     sizes.learned(TOPIC, topic.known(0))
     topic.append(5)
     previous, revision = topic.append(6)
-    sizes.appended(TOPIC, previous=previous, revision=revision, size=6, messages=1, time_ns=0, now=0)
+    sizes.appended(
+        TOPIC, previous=previous, revision=revision, size=6, stored=0, messages=1, time_ns=0, now=0
+    )
     assert sizes.ask(TOPIC, 0) is None
 
 

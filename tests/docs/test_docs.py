@@ -2,6 +2,7 @@
 
 import errno
 import inspect
+import json
 import re
 import subprocess
 import sys
@@ -9,6 +10,14 @@ import sys
 import pytest
 
 from dnpipefs.core.batch import HEADER_BYTES, decode
+from dnpipefs.core.config import (
+    DEFAULTS,
+    MESSAGE_LIMIT,
+    SETTINGS,
+    StoredConfig,
+    format_value,
+    parse_change,
+)
 from dnpipefs.core.keys import PART_BYTES, KeySchema
 from dnpipefs.core.names import FileId
 from dnpipefs.core.records import Head, Inode, Mark, Meta, decode_time
@@ -30,7 +39,7 @@ from dnpipefs.log.sealer import TRIM_STEP
 from dnpipefs.log.session import SESSION_TTL_S
 from dnpipefs.log.sweeper import STEP_KEYS
 from dnpipefs.log.views import LINGER_S
-from dnpipefs.vfs import MAX_MESSAGE
+from dnpipefs.vfs.handles import SPLIT_SIZE
 from tests.docs.documents import ARCHITECTURE, DOCUMENTS, FORMAT, README, REPOSITORY, SEMANTICS, Document
 
 MIB = 1 << 20
@@ -71,7 +80,7 @@ def test_the_commands_of_the_readme_exist() -> None:
     help_text = subprocess.run(
         [sys.executable, "-m", "dnpipefs", "--help"], capture_output=True, text=True, check=True
     ).stdout
-    named = set(re.findall(r"^dnpipefs (\w+)", "".join(README.of_kind("sh")), re.MULTILINE))
+    named = set(re.findall(r"^dnpipefs ([\w-]+)", "".join(README.of_kind("sh")), re.MULTILINE))
     assert {"mount", "umount", "push", "pull", "reset", "ls"} <= named
     assert {name for name in named if f"\n  {name} " not in help_text} == set()
 
@@ -79,9 +88,11 @@ def test_the_commands_of_the_readme_exist() -> None:
 @pytest.mark.parametrize(
     ("document", "phrase"),
     [
-        (README, f"at most {MAX_MESSAGE // MIB} MiB with its newline"),
+        (README, f"at most {DEFAULTS.max_message // MIB} MiB with its newline"),
+        (README, f"up to {MESSAGE_LIMIT // MIB} MiB if it is set so"),
         (README, f"{DEFAULT_QUOTA_BYTES >> 30} GiB for the embedded one"),
-        (SEMANTICS, f"The limit is {MAX_MESSAGE // MIB} MiB with the newline"),
+        (SEMANTICS, f"The limit is {DEFAULTS.max_message // MIB} MiB with the newline"),
+        (SEMANTICS, f"A write above {SPLIT_SIZE >> 10} KiB is `EMSGSIZE`"),
         (SEMANTICS, f"`--op-timeout` ({DEFAULT_OP_TIMEOUT_S:g} s)"),
         (SEMANTICS, f"at most {BELIEVED_S:g} s old; {ETCD_DEFAULT_BYTES >> 30} GiB, etcd's default"),
         (SEMANTICS, f"kernel inodes of\ntheir own (up to {MAX_ALIASES})"),
@@ -168,6 +179,36 @@ def test_the_golden_segment_is_what_the_text_says() -> None:
     assert list(segment.split()) == [b"a\n", b"b\n", b"c"]
     assert segment.runs == [(2, 1795299868389572293), (1, 1795299868389571293)]
     assert (segment.generation, segment.offset, segment.messages) == (5, 6, 3)
+
+
+def test_the_example_of_settings_is_what_the_text_says() -> None:
+    stored = StoredConfig(json.loads(FORMAT.labelled("example config")))
+    assert stored.complaints == ()
+    assert stored == StoredConfig().changed(
+        parse_change(
+            {
+                "framing": "write",
+                "retention.bytes": "10MiB",
+                "retention.age": "7d",
+                "max_message": "64KiB",
+                "compression": "none",
+            }
+        )
+    )
+
+
+@pytest.mark.parametrize("document", [FORMAT, SEMANTICS], ids=lambda document: document.name)
+def test_all_settings_are_described(document: Document) -> None:
+    described = [row for row in document.rows if row[0].strip("`") in SETTINGS]
+    assert [row[0].strip("`") for row in described] == list(SETTINGS)
+
+
+def test_settings_are_described_with_their_defaults_and_good_values() -> None:
+    for name in SETTINGS:
+        (row,) = [row for row in SEMANTICS.rows if row[0] == f"`{name}`"]
+        assert row[1] == f"`{format_value(name, DEFAULTS)}`"
+        for value in re.findall("`([^`]*)`", row[2]):
+            parse_change({name: value})
 
 
 def example() -> list[tuple[bytes, bytes]]:

@@ -135,7 +135,7 @@ def test_the_command_line_of_the_readme(directory: Path, tmp_path: Path) -> None
     for line in README.of_kind("sh")[1].splitlines():
         command = placed(line, directory)
         if not command.startswith("dnpipefs umount"):
-            command = re.sub(r"^dnpipefs \w+", rf"\g<0> --data-dir {tmp_path}/data", command)
+            command = re.sub(r"^dnpipefs [\w-]+", rf"\g<0> --data-dir {tmp_path}/data", command)
         if "--follow" in command:
             see_what_comes(command, directory / "builds")
         else:
@@ -175,7 +175,7 @@ def test_an_etcd_user_with_the_documented_role(directory: Path, tmp_path: Path, 
     password = tmp_path / "password"
     password.touch(mode=0o600)
     password.write_text("secret\n")
-    commands, _ = SEMANTICS.of_kind("sh")
+    commands = SEMANTICS.labelled("a user of etcd")
     *administration, mount = commands.splitlines()
     try:
         guarded.start()
@@ -197,6 +197,16 @@ def test_an_etcd_user_with_the_documented_role(directory: Path, tmp_path: Path, 
     assert said == []
 
 
+@needs_mounts
+def test_settings_are_shown_and_set_as_documented(mount: Mount) -> None:
+    (mount.path / "builds").touch()
+    setting, showing, unsetting = SEMANTICS.labelled("settings").splitlines()
+    assert output(placed(setting, mount.path)) == ""
+    assert 'user.dnp.framing="write"' in output(placed(f"{showing} 2>/dev/null", mount.path))
+    assert output(placed(unsetting, mount.path)) == ""
+    assert 'user.dnp.framing="line"' in output(placed(f"{showing} 2>/dev/null", mount.path))
+
+
 def write_without_end(topic: Path) -> None:
     with topic.open("ab", buffering=0) as file:
         while True:
@@ -207,7 +217,7 @@ def write_without_end(topic: Path) -> None:
 def test_the_way_out_of_a_full_etcd(tmp_path: Path, etcd_binary: str) -> None:
     small = EtcdProcess(tmp_path / "etcd", etcd_binary, arguments=["--quota-backend-bytes", str(2 << 20)])
     mounts = Mounts(tmp_path)
-    _, commands = SEMANTICS.of_kind("sh")
+    commands = SEMANTICS.labelled("a full etcd")
     removal, by_the_operator = commands.split("revision=")
     try:
         small.start()

@@ -59,6 +59,7 @@ class MakeMount(Protocol):
         op_timeout: float = OP_TIMEOUT_S,
         session_ttl: int = 10,
         faulty: bool = False,
+        traced: bool = False,
         start: bool = True,
     ) -> Mount: ...
 
@@ -81,6 +82,7 @@ def mount(tmp_path: Path, request: pytest.FixtureRequest, faults_expected: list[
         op_timeout: float = OP_TIMEOUT_S,
         session_ttl: int = 10,
         faulty: bool = False,
+        traced: bool = False,
         start: bool = True,
     ) -> Mount:
         if endpoint is None:
@@ -92,6 +94,7 @@ def mount(tmp_path: Path, request: pytest.FixtureRequest, faults_expected: list[
             op_timeout=op_timeout,
             session_ttl=session_ttl,
             faulty=faulty,
+            traced=traced,
         )
         if start:
             made.start()

@@ -1,6 +1,7 @@
 """A mount in the foreground with settings that the command line does not have, given as JSON.
 
-One of them plants a fault: a lookup that raises what no code of dnpipefs raises on purpose.
+One of them plants a fault: a lookup that raises what no code of dnpipefs raises on purpose. One lets
+libfuse log each request of the kernel.
 """
 
 import json
@@ -30,11 +31,19 @@ def make_faulty() -> None:
     setattr(FileSystem, "lookup", faulty_lookup)  # noqa: B010 - mypy has no other way to replace a method
 
 
+def make_traced() -> None:
+    """Let libfuse log each request, as "opcode: WRITE" and more."""
+    fuse_options = MountOptions.fuse_options
+    setattr(MountOptions, "fuse_options", lambda self: fuse_options(self) | {"debug"})  # noqa: B010
+
+
 def main() -> None:
     settings: dict[str, Any] = json.loads(sys.argv[1])
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
     if settings["faulty"]:
         make_faulty()
+    if settings["traced"]:
+        make_traced()
 
     def ready() -> None:
         with open(settings["ready_fd"], "wb") as pipe:

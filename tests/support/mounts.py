@@ -41,6 +41,7 @@ class Mount:
         op_timeout: float = OP_TIMEOUT_S,
         session_ttl: int = 10,
         faulty: bool = False,
+        traced: bool = False,
     ) -> None:
         directory.mkdir(exist_ok=True)
         self.path = directory / "mnt"
@@ -54,6 +55,7 @@ class Mount:
             "op_timeout": op_timeout,
             "session_ttl": session_ttl,
             "faulty": faulty,
+            "traced": traced,
         }
         self._process: subprocess.Popen[bytes] | None = None
 
@@ -156,6 +158,7 @@ class Mounts:
         op_timeout: float = OP_TIMEOUT_S,
         session_ttl: int = 10,
         faulty: bool = False,
+        traced: bool = False,
     ) -> Mount:
         """Return another host, not started yet."""
         mount = Mount(
@@ -165,6 +168,7 @@ class Mounts:
             op_timeout=op_timeout,
             session_ttl=session_ttl,
             faulty=faulty,
+            traced=traced,
         )
         self._mounts.append(mount)
         return mount

@@ -6,13 +6,14 @@ from typing import Any, cast
 import pytest
 
 from dnpipefs.core.batch import Chunk
+from dnpipefs.core.config import DEFAULTS, Framing, TopicConfig
 from dnpipefs.core.names import FileId, Revision
 from dnpipefs.errors import MessageTooLarge, OutOfSpace, TimedOut, TopicGone, UnknownOutcome
 from dnpipefs.log.log import Log
-from dnpipefs.vfs.handles import MAX_MESSAGE, SPLIT_SIZE, OpenTopic, TopicHandle
+from dnpipefs.vfs.handles import SPLIT_SIZE, OpenTopic, TopicHandle
 
 TOPIC = FileId(7)
-PART = MAX_MESSAGE  # of a large write(2), as the kernel cuts it
+PART = 1 << 20  # of a large write(2), as the kernel cuts it
 
 
 class FakeLog:
@@ -39,10 +40,33 @@ def log() -> FakeLog:
     return FakeLog()
 
 
+class Settings:
+    """The settings of the topic; None once it is deleted."""
+
+    def __init__(self) -> None:
+        self.now: TopicConfig | None = DEFAULTS
+
+    def of(self, topic: FileId, unknown: TopicConfig) -> TopicConfig:
+        assert topic == TOPIC
+        return self.now or unknown
+
+
 @pytest.fixture
-def handle(log: FakeLog) -> TopicHandle:
+def settings() -> Settings:
+    return Settings()
+
+
+@pytest.fixture
+def handle(log: FakeLog, settings: Settings) -> TopicHandle:
     return TopicHandle(
-        cast(Log, log), TOPIC, Revision(1), OpenTopic(), reading=None, append=True, op_timeout=1.0
+        cast(Log, log),
+        TOPIC,
+        Revision(1),
+        OpenTopic(),
+        reading=None,
+        append=True,
+        config_of=settings.of,
+        op_timeout=1.0,
     )
 
 
@@ -72,8 +96,8 @@ async def test_a_failure_behind_an_accepted_part_is_said_by_the_next_write(
     held, line = b"h" * 1000, b"x" * 99 + b"\n"
     await handle.write(0, held)
     log.failures = [None, failure]
-    accepted = await handle.write(1000, line * 10_485)
-    assert accepted < 1_048_500
+    accepted = await handle.write(1000, line * 12_500)
+    assert accepted < 1_250_000
     with pytest.raises(type(failure)):
         await handle.write(1000 + accepted, line)
     assert await handle.write(1000 + accepted, line) == 100
@@ -99,8 +123,9 @@ async def test_a_definite_failure_may_be_tried_again_at_once(
 
 
 async def test_the_rest_of_a_message_too_large_is_not_taken_for_a_message(
-    handle: TopicHandle, log: FakeLog
+    handle: TopicHandle, log: FakeLog, settings: Settings
 ) -> None:
+    settings.now = TopicConfig(max_message=PART)
     assert await handle.write(0, b"x" * PART) == PART
     for _ in range(2):  # the kernel hides the first
         with pytest.raises(MessageTooLarge):
@@ -142,3 +167,84 @@ async def test_a_held_part_survives_a_definite_failure(handle: TopicHandle, log:
         await handle.write(5, b" end\n")
     await handle.close()
     assert log.pushed == [b"begin"]
+
+
+WRITE = TopicConfig(Framing.WRITE)
+
+
+async def test_a_handle_follows_the_settings_from_the_next_write_on(
+    handle: TopicHandle, log: FakeLog, settings: Settings
+) -> None:
+    await handle.write(0, b"line\npart")
+    settings.now = WRITE
+    await handle.write(9, b"two\nlines")
+    settings.now = TopicConfig(max_message=4)
+    with pytest.raises(MessageTooLarge):
+        await handle.write(18, b"long\n")
+    await handle.write(18, b"3\n")
+    assert log.pushed == [b"line\n", b"part", b"two\nlines", b"3\n"]
+
+
+async def test_a_held_part_is_pushed_once_when_the_write_behind_it_fails(
+    handle: TopicHandle, log: FakeLog, settings: Settings
+) -> None:
+    await handle.write(0, b"part")
+    settings.now = WRITE
+    log.failures = [None, OutOfSpace("planted")]
+    with pytest.raises(OutOfSpace):
+        await handle.write(4, b"whole")
+    await handle.write(4, b"whole")
+    await handle.close()
+    assert log.pushed == [b"part", b"whole"]
+
+
+async def test_a_held_part_waits_for_close_when_the_write_behind_it_is_too_large(
+    handle: TopicHandle, log: FakeLog, settings: Settings
+) -> None:
+    await handle.write(0, b"part")
+    settings.now = TopicConfig(Framing.WRITE, max_message=4)
+    with pytest.raises(MessageTooLarge):
+        await handle.write(4, b"whole")
+    await handle.close()
+    assert log.pushed == [b"part"]
+
+
+async def test_a_write_that_may_be_cut_is_no_message(
+    handle: TopicHandle, log: FakeLog, settings: Settings
+) -> None:
+    settings.now = WRITE
+    with pytest.raises(MessageTooLarge):
+        await handle.write(0, b"x" * (SPLIT_SIZE + 1))
+    assert await handle.write(0, b"x" * SPLIT_SIZE) == SPLIT_SIZE
+    assert await handle.write(SPLIT_SIZE, b"") == 0
+    await handle.close()
+    assert log.pushed == [b"x" * SPLIT_SIZE]
+
+
+async def test_a_line_of_many_parts_is_one_message(
+    handle: TopicHandle, log: FakeLog, settings: Settings
+) -> None:
+    settings.now = TopicConfig(max_message=3 * PART)
+    for number in range(2):
+        assert await handle.write(number * PART, b"x" * PART) == PART
+    assert await handle.write(2 * PART, b"x" * (PART - 1) + b"\n") == PART
+    assert [len(data) for data in log.pushed] == [3 * PART]
+    for number in range(3):
+        assert await handle.write((3 + number) * PART, b"y" * PART) == PART
+    for _ in range(2):  # the kernel hides the first
+        with pytest.raises(MessageTooLarge):
+            await handle.write(6 * PART, b"y\n")
+    await handle.close()
+    assert len(log.pushed) == 1
+
+
+async def test_a_deleted_topic_keeps_its_framing(
+    handle: TopicHandle, log: FakeLog, settings: Settings
+) -> None:
+    """Otherwise a write would be held as a part of a line, and its failure heard by nobody."""
+    settings.now = WRITE
+    await handle.write(0, b"whole")
+    settings.now = None
+    log.failures = [TopicGone("planted")]
+    with pytest.raises(TopicGone):
+        await handle.write(5, b"lost")
