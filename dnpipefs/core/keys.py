@@ -6,6 +6,7 @@ Numbers in keys are fixed-width lower-case hexadecimal, so that key order is num
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 from typing import Final, NamedTuple
 
@@ -29,6 +30,12 @@ class Beside(NamedTuple):
     def parts(self) -> int:
         """In how many keys it lies."""
         return -(-self.stored // PART_BYTES)
+
+
+_BATCH: Final = re.compile(
+    rb"([0-9a-f]{16})/([0-9a-f]{16})-([0-9a-f]{8})-([0-9a-f]{8})(?:-([0-9a-f]{8})-([0-9a-f]{16}))?\Z"
+)
+"""What stands behind the topic in the key of a batch."""
 
 
 class TailKey(NamedTuple):
@@ -174,20 +181,16 @@ class KeySchema:
 
     def parse_tail(self, topic: FileId, key: bytes) -> TailKey | None:
         """Take the key of a batch apart; None for the mark. CorruptData if it is neither."""
-        base = len(self._tail) + 17
-        if key == self.mark(topic):
-            return None
-        try:
-            session, rest = key[base:].split(b"/")
-            sequence, size, messages, *more = (int(number, 16) for number in rest.split(b"-"))
-            beside = Beside(more[1], more[0]) if more else None
-            parsed = TailKey(SessionId(int(session, 16)), sequence, size, messages, beside)
-        except (ValueError, IndexError):
-            parsed = None
-        # Python reads more forms of a number than the schema has, and the topic must be the one asked for.
-        if parsed is None or self.batch(topic, *parsed) != key:
+        match = _BATCH.match(key, len(self._tail) + 17)
+        if match is None or not key.startswith(b"%b%016x/" % (self._tail, topic)):
+            if key == self.mark(topic):
+                return None
             raise CorruptData(f"{key!r} is not the key of a batch of topic {topic:x}")
-        return parsed
+        session, sequence, size, messages, stored, attempt = match.groups()
+        beside = Beside(int(attempt, 16), int(stored, 16)) if stored is not None else None
+        return TailKey(
+            SessionId(int(session, 16)), int(sequence, 16), int(size, 16), int(messages, 16), beside
+        )
 
     def segment(self, topic: FileId, generation: Revision, offset: Offset, size: int) -> bytes:
         """A sealed segment, keyed by its first offset; never put twice, since its size is in the key."""

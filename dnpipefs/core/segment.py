@@ -13,10 +13,12 @@ bytes  field
 8      generation
 8      offset of the first byte
 8      time of the first run, nanoseconds since 1970-01-01 UTC
+8      time of the last run
 4      number of messages
 4      bytes of message data, uncompressed
 4      number of runs
-4      bytes of the tables (runs and lengths), uncompressed
+4      bytes of the run table, uncompressed
+4      bytes of the table of lengths, uncompressed
 ====  =====================================================================
 
 then the *run table*; for boundaries 1 one unsigned LEB128 length per message; the message data; all
@@ -24,7 +26,8 @@ of it compressed together.
 
 A run is what was appended together: messages with one time. The table has two unsigned LEB128 numbers
 a run: how many messages, and by how much its time differs from the run's before (zigzag: 2n for a
-difference n >= 0, -2n - 1 for n < 0, since hosts' clocks differ).
+difference n >= 0, -2n - 1 for n < 0, since hosts' clocks differ); 0 in the first one. So segments are merged
+without taking their tables apart.
 
 Who wrote a message, and as which append, is of no interest any more: the head remembers up to which
 append each writer's messages are sealed.
@@ -45,7 +48,7 @@ from dnpipefs.errors import CorruptData, UnsupportedFormat
 
 VERSION: Final = 1
 _PREFIX: Final = struct.Struct(">BBBBI")
-_HEADER: Final = struct.Struct(">QQQIIII")
+_HEADER: Final = struct.Struct(">QQQQIIIII")
 HEADER_BYTES: Final = _PREFIX.size + _HEADER.size
 
 Run = tuple[int, int]
@@ -63,13 +66,15 @@ class Segment:
     """The messages' bytes in order, nothing between them."""
     boundaries: Boundaries
     first_time_ns: int
+    last_time_ns: int
     runs_count: int
-    tables: bytes
+    run_table: bytes
+    length_table: bytes
 
     @property
     def runs(self) -> list[Run]:
         """The runs in order. Raises CorruptData."""
-        numbers, _ = read_lengths(self.tables, 2 * self.runs_count)
+        numbers, _ = read_lengths(self.run_table, 2 * self.runs_count)
         runs, time_ns = [], self.first_time_ns
         for messages, zigzag in zip(numbers[::2], numbers[1::2], strict=True):
             time_ns += (zigzag >> 1) ^ -(zigzag & 1)
@@ -81,8 +86,7 @@ class Segment:
         """Bytes of each message, or None where newlines say it. Raises CorruptData."""
         if self.boundaries == Boundaries.LINES:
             return None
-        _, start = read_lengths(self.tables, 2 * self.runs_count)
-        return read_lengths(self.tables, self.messages, start)[0]
+        return read_lengths(self.length_table, self.messages)[0]
 
     def split(self) -> Iterator[bytes]:
         """Yield the messages one by one."""
@@ -106,19 +110,15 @@ def merge(blocks: Sequence[Block], *, offset: Offset, compress: bool) -> bytes:
     At least one block is needed, all of one generation.
     """
     data = b"".join([block.data for block in blocks])
-    runs = [run for block in blocks for run in _runs(block)]
+    runs = _Runs()
+    for block in blocks:
+        runs.add(block)
     boundaries, lengths = _boundaries(blocks)
-    messages = sum(block.messages for block in blocks)
-    table = bytearray()
-    before_ns = first_ns = runs[0][1]
-    for count, time_ns in runs:
-        append_leb128(table, count)
-        difference = time_ns - before_ns
-        append_leb128(table, 2 * difference if difference >= 0 else -2 * difference - 1)
-        before_ns = time_ns
-    compression, body = pack(bytes(table) + lengths + data, wanted=compress)
+    compression, body = pack(b"".join((runs.table, lengths, data)), wanted=compress)
     header = _HEADER.pack(
-        blocks[0].generation, offset, first_ns, messages, len(data), len(runs), len(table) + len(lengths)
+        *(blocks[0].generation, offset, runs.first_ns, runs.last_ns),
+        *(sum([block.messages for block in blocks]), len(data)),
+        *(runs.count, len(runs.table), len(lengths)),
     )
     check = zlib.crc32(body, zlib.crc32(header))
     return b"".join((_PREFIX.pack(VERSION, boundaries, compression, 0, check), header, body))
@@ -140,25 +140,31 @@ def decode(raw: bytes) -> Segment:
         )
     if zlib.crc32(memoryview(raw)[_PREFIX.size :]) != check:
         raise CorruptData("the checksum of a segment does not fit: the data in etcd is damaged")
-    generation, offset, first_ns, messages, size, runs, tables = _HEADER.unpack_from(raw, _PREFIX.size)
+    generation, offset, first_ns, last_ns, messages, size, runs, run_bytes, length_bytes = (
+        _HEADER.unpack_from(raw, _PREFIX.size)
+    )
     body = unpack(compression, memoryview(raw)[HEADER_BYTES:])
+    tables = run_bytes + length_bytes
     if len(body) != tables + size:
         raise CorruptData(f"a segment says {tables} + {size} bytes and has {len(body)}")
     return Segment(
-        Revision(generation),
-        Offset(offset),
-        messages,
-        bytes(body[tables:]),
-        Boundaries(boundaries),
-        first_ns,
-        runs,
-        bytes(body[:tables]),
+        generation=Revision(generation),
+        offset=Offset(offset),
+        messages=messages,
+        data=bytes(body[tables:]),
+        boundaries=Boundaries(boundaries),
+        first_time_ns=first_ns,
+        last_time_ns=last_ns,
+        runs_count=runs,
+        run_table=bytes(body[:run_bytes]),
+        length_table=bytes(body[run_bytes:tables]),
     )
 
 
 def verify(segment: Segment) -> None:
     """Raise CorruptData if the tables of a segment do not fit its data."""
-    if sum(count for count, _ in segment.runs) != segment.messages:
+    runs = segment.runs
+    if sum(count for count, _ in runs) != segment.messages or (runs and runs[-1][1] != segment.last_time_ns):
         raise CorruptData("the runs of a segment do not add up to its messages")
     lengths = segment.lengths
     found = sum(1 for _ in segment.split()) if lengths is None else len(lengths)
@@ -166,21 +172,53 @@ def verify(segment: Segment) -> None:
         raise CorruptData("the messages of a segment do not add up to its data")
 
 
-def _runs(block: Block) -> Sequence[Run]:
-    return block.runs if isinstance(block, Segment) else [(block.messages, block.time_ns)]
+class _Runs:
+    """The run table of a segment in the making."""
+
+    def __init__(self) -> None:
+        self.table: Final = bytearray()
+        self.count = 0
+        self.first_ns = self.last_ns = 0
+
+    def add(self, block: Block) -> None:
+        """Put the runs of *block* behind those that are there."""
+        table = self.table
+        if isinstance(block, Batch):
+            self._begin(block.messages, block.time_ns)
+            self.count += 1
+            self.last_ns = block.time_ns
+            return
+        (messages, _), behind = read_lengths(block.run_table, 2)
+        self._begin(messages, block.first_time_ns)
+        table += memoryview(block.run_table)[behind:]
+        self.count += block.runs_count
+        self.last_ns = block.last_time_ns
+
+    def _begin(self, messages: int, time_ns: int) -> None:
+        if not self.count:
+            self.first_ns = self.last_ns = time_ns
+        difference = time_ns - self.last_ns
+        append_leb128(self.table, messages)
+        append_leb128(self.table, 2 * difference if difference >= 0 else -2 * difference - 1)
 
 
 def _boundaries(blocks: Sequence[Block]) -> tuple[Boundaries, bytes]:
     # As in a batch: an unterminated last line would swallow the first line behind it.
-    every = [block.lengths for block in blocks]
     last = len(blocks) - 1
     if all(
-        lengths is None and (index == last or blocks[index].data.endswith(b"\n"))
-        for index, lengths in enumerate(every)
+        _in_lines(block) and (index == last or block.data.endswith(b"\n"))
+        for index, block in enumerate(blocks)
     ):
         return Boundaries.LINES, b""
     table = bytearray()
-    for block, lengths in zip(blocks, every, strict=True):
-        for length in lengths if lengths is not None else [len(line) for line in split_lines(block.data)]:
+    for block in blocks:
+        if isinstance(block, Segment) and block.boundaries == Boundaries.LENGTHS:
+            table += block.length_table
+            continue
+        for length in block.lengths or [len(line) for line in split_lines(block.data)]:
             append_leb128(table, length)
     return Boundaries.LENGTHS, bytes(table)
+
+
+def _in_lines(block: Block) -> bool:
+    return block.lengths is None if isinstance(block, Batch) else block.boundaries == Boundaries.LINES

@@ -28,7 +28,7 @@ from dnpipefs.core.names import FileId
 
 LOOK_BYTES: Final = 1 << 20
 """Appended by this host since it last looked: bytes of message data that lie in the tail."""
-LOOK_BATCHES: Final = 500
+LOOK_BATCHES: Final = 1_000
 """Likewise, batches."""
 IDLE_S: Final = 2.0
 """A topic that nobody has appended to for so long is idle."""
@@ -40,6 +40,8 @@ class Due(NamedTuple):
     topic: FileId
     idle: bool
     """Nothing has come for IDLE_S, as far as this host knows."""
+    heavy: bool = False
+    """LOOK_BYTES have come."""
 
 
 @dataclass(slots=True)
@@ -57,7 +59,8 @@ class Tails:
         self._limit: Final = limit
         self._tails: OrderedDict[FileId, _Tail] = OrderedDict()
         """The one touched longest ago first."""
-        self._full: set[FileId] = set()
+        self._full: dict[FileId, bool] = {}
+        """Where much has come, and whether that is many bytes."""
         self._later: list[tuple[float, FileId]] = []
 
     def __len__(self) -> int:
@@ -69,7 +72,7 @@ class Tails:
         tail.batches += 1
         tail.bytes += size
         if tail.batches >= LOOK_BATCHES or tail.bytes >= LOOK_BYTES:
-            self._full.add(topic)
+            self._full[topic] = tail.bytes >= LOOK_BYTES
 
     def noticed(self, topic: FileId, now: float) -> None:
         """This host follows a topic and has seen an append."""
@@ -78,27 +81,25 @@ class Tails:
     def forget(self, topic: FileId) -> None:
         """The topic was deleted."""
         self._tails.pop(topic, None)
-        self._full.discard(topic)
+        self._full.pop(topic, None)
 
     def take_due(self, now: float) -> list[Due]:
         """Return the topics to look at now."""
-        due: dict[FileId, bool] = {}
-        for topic in self._full:
-            due[topic] = False
+        due = {topic: Due(topic, idle=False, heavy=heavy) for topic, heavy in self._full.items()}
         self._full.clear()
         while self._later and self._later[0][0] <= now:
             _, topic = heapq.heappop(self._later)
             if topic in self._tails:
-                due[topic] = now - self._tails[topic].touched >= IDLE_S
+                due[topic] = Due(topic, idle=now - self._tails[topic].touched >= IDLE_S)
         for topic, tail in self._tails.items():
             if now - tail.touched < IDLE_S:
                 break
             if not tail.taken:
-                due[topic] = True
+                due[topic] = Due(topic, idle=True)
         for topic in due:
             tail = self._tails[topic]
             tail.taken, tail.batches, tail.bytes = True, 0, 0
-        return [Due(topic, idle) for topic, idle in due.items()]
+        return list(due.values())
 
     def settled(self, topic: FileId) -> None:
         """The tail was found empty, or made so."""
@@ -117,7 +118,7 @@ class Tails:
             tail = self._tails[topic] = _Tail(now)
             if len(self._tails) > self._limit:
                 oldest, _ = self._tails.popitem(last=False)
-                self._full.discard(oldest)
+                self._full.pop(oldest, None)
         else:
             tail.touched, tail.taken = now, False
             self._tails.move_to_end(topic)

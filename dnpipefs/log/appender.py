@@ -192,7 +192,7 @@ class Appender:
     async def _commit(self, session: SessionId) -> None:
         """Take what is ready and settle it; then see to it that somebody takes what came meanwhile."""
         batches = self._take(session)
-        commit = _Commit(trio.current_time(), sum([batch.size for batch in batches]))
+        commit = _Commit(trio.current_time(), sum([batch.payload.size for batch in batches]))
         self._commits.add(commit)
         try:
             with commit.shield:

@@ -19,7 +19,6 @@ import trio
 from dnpipefs import etcd
 from dnpipefs.core import append as fence_rules
 from dnpipefs.core.append import Fence, Observed
-from dnpipefs.core.batch import Payload
 from dnpipefs.core.keys import KeySchema
 from dnpipefs.core.names import NO_GENERATION, Revision, SessionId
 from dnpipefs.core.records import Head, encode_time
@@ -29,7 +28,7 @@ from dnpipefs.errors import DnpError, TopicGone, UnknownOutcome
 from dnpipefs.log.clock import Clock
 from dnpipefs.log.failures import TRANSIENT, Backoff, timed_out
 from dnpipefs.log.generation import begin_generation
-from dnpipefs.log.pushes import IN_THE_TAIL, Batch, Push, Writer
+from dnpipefs.log.pushes import Batch, Push, Writer
 from dnpipefs.log.session import SessionKeeper
 from dnpipefs.log.staging import Stager
 
@@ -74,13 +73,8 @@ class Committer:
         writer.busy = True
         self._attempts += 1
         fence = Fence(writer.generation, writer.sequence + 1, self._attempts)
-        payload = Payload.of(
-            [push.chunk for push in pushes],
-            # Small ones wait for their segment, which compresses better.
-            compress=any(push.compress for push in pushes) and _is_large(pushes),
-        )
         floor = max(self._seen, self._sessions.began)
-        return Batch(writer, pushes, payload, session, fence, self._clock.now_ns(), floor)
+        return Batch.of(writer, pushes, session, fence, self._clock.now_ns(), floor)
 
     async def commit(self, batches: list[Batch]) -> None:
         """Send until every batch is settled: committed, failed, or out of time."""
@@ -192,7 +186,7 @@ class Committer:
             if batch.staged:  # the parts are there already, unless somebody took them for leftovers
                 transaction.compare_exists(batch.pending(keys))
                 transaction.delete(batch.pending(keys))
-            elif batch.beside is not None:
+            elif batch.large:
                 for key, value in batch.parts(keys):
                     transaction.put(key, value)
             transaction.put(writer.last_key, encode_time(batch.time_ns))
@@ -327,7 +321,7 @@ class Committer:
                 batch.writer.topic,
                 previous=Revision(last.mod_revision) if last else None,
                 revision=revision,
-                size=batch.size,
+                size=batch.payload.size,
                 stored=batch.payload.stored,
                 messages=batch.payload.messages,
                 time_ns=batch.time_ns,
@@ -338,7 +332,7 @@ class Committer:
     def _succeed(self, batch: Batch, revision: Revision) -> None:
         batch.writer.sequence = batch.fence.sequence
         batch.writer.newest = max(batch.writer.newest, revision)
-        in_tail = batch.size if batch.beside is None else 0
+        in_tail = 0 if batch.large else batch.payload.size
         self._tails.appended(batch.writer.topic, in_tail, trio.current_time())
         for push in batch.pushes:
             push.revision = revision
@@ -368,7 +362,3 @@ def _generation(epoch: etcd.KeyValue | None, last: etcd.KeyValue | None) -> Revi
 def _first(response: etcd.OpResult) -> etcd.KeyValue | None:
     assert isinstance(response, etcd.RangeResult)  # noqa: S101 - the client keeps the order of operations
     return response.kvs[0] if response.kvs else None
-
-
-def _is_large(pushes: Sequence[Push]) -> bool:
-    return sum([len(push.chunk.data) for push in pushes]) >= IN_THE_TAIL

@@ -8,7 +8,6 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Final
 
 import trio
 
@@ -18,9 +17,6 @@ from dnpipefs.core.keys import PART_BYTES, Beside, BodyKey, KeySchema
 from dnpipefs.core.names import FileId, Revision, SessionId
 from dnpipefs.core.sealing import LARGE_BYTES
 from dnpipefs.errors import DnpError
-
-IN_THE_TAIL: Final = LARGE_BYTES
-"""A batch of so many bytes of message data, or more, lies beside the tail."""
 
 
 @dataclass(slots=True, eq=False)
@@ -67,7 +63,13 @@ class Batch:
 
     writer: Writer
     pushes: Sequence[Push]
+    deadline: float
+    """When the last of its callers gives up."""
     payload: Payload
+    large: bool
+    """It lies beside the tail."""
+    staged: bool
+    """It is too large for one transaction, so its parts are put before it."""
     session: SessionId
     fence: Fence
     time_ns: int
@@ -81,34 +83,44 @@ class Batch:
     failure: DnpError | None = None
     """Why the last try did not settle it."""
 
-    @property
-    def deadline(self) -> float:
-        """When the last of its callers gives up: they came in this order, and all wait equally long."""
-        return self.pushes[-1].deadline
-
-    @property
-    def size(self) -> int:
-        """Bytes of message data."""
-        return self.payload.size
+    @classmethod
+    def of(
+        cls,
+        writer: Writer,
+        pushes: Sequence[Push],
+        session: SessionId,
+        fence: Fence,
+        time_ns: int,
+        floor: Revision,
+    ) -> Batch:
+        """Make a batch of *pushes*, which came in this order and all wait equally long."""
+        chunks = [push.chunk for push in pushes]
+        large = sum([len(chunk.data) for chunk in chunks]) >= LARGE_BYTES
+        # Small ones wait for their segment, which compresses better.
+        payload = Payload.of(chunks, compress=large and any(push.compress for push in pushes))
+        staged = payload.stored > PART_BYTES
+        return cls(
+            writer,
+            pushes,
+            pushes[-1].deadline,
+            payload,
+            large or staged,
+            staged,
+            session,
+            fence,
+            time_ns,
+            floor,
+        )
 
     @property
     def beside(self) -> Beside | None:
         """Where it lies if not in the tail."""
-        if self.payload.size < IN_THE_TAIL and self.payload.stored <= PART_BYTES:
-            return None
-        return Beside(self.fence.attempt, self.payload.stored)
+        return Beside(self.fence.attempt, self.payload.stored) if self.large else None
 
     @property
     def body(self) -> BodyKey:
         """Its name if it lies beside the tail."""
-        beside = self.beside
-        assert beside is not None  # noqa: S101 - asked for large batches only
-        return BodyKey(self.session, self.fence.sequence, beside)
-
-    @property
-    def staged(self) -> bool:
-        """Whether it is too large for one transaction, so that its parts are put before it."""
-        return self.payload.stored > PART_BYTES
+        return BodyKey(self.session, self.fence.sequence, Beside(self.fence.attempt, self.payload.stored))
 
     def key(self, keys: KeySchema) -> bytes:
         """Return the key of the batch in the tail."""
@@ -117,7 +129,7 @@ class Batch:
 
     def value(self) -> bytes:
         """Encode what stands in the tail: the same bytes for each try with the same fence."""
-        return self._encode(beside=self.beside is not None)
+        return self._encode(beside=self.large)
 
     def parts(self, keys: KeySchema) -> list[tuple[bytes, bytes]]:
         """Return keys and values of a batch that lies beside the tail, in order."""

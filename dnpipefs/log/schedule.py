@@ -33,7 +33,7 @@ from dnpipefs.log.views import Views
 
 logger: Final = logging.getLogger(__name__)
 
-TAIL_BATCHES: Final = 1_000
+TAIL_BATCHES: Final = 2_000
 """A tail of so many batches is sealed though it is written to."""
 TAIL_BYTES: Final = 1 << 20
 """Likewise, bytes of message data that do not lie beside it."""
@@ -117,6 +117,8 @@ class SealSchedule:
 
     async def _look(self, due: Due) -> None:
         topic = due.topic
+        if not (due.idle or due.heavy or await self._count(topic) >= TAIL_BATCHES):
+            return
         view = self._views.peek(topic)
         if view is None or view.entries:
             state = await read_topic(self._client, self._keys, topic)
@@ -133,6 +135,11 @@ class SealSchedule:
         self._waited_for.pop(topic, None)
         if due.idle:
             self._tails.settled(topic)
+
+    async def _count(self, topic: FileId) -> int:
+        """Return how many batches a tail has (the mark counts as one), without reading any."""
+        tail = self._keys.tail(topic)
+        return (await self._client.range(tail.start, tail.end, count_only=True)).count
 
     def _is_our_turn(self, topic: FileId, oldest: TailEntry) -> bool:
         session, sequence, now = oldest.key.session, oldest.key.sequence, trio.current_time()
