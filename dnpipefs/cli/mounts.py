@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import stat
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Final
 
@@ -12,12 +13,20 @@ import click
 
 from dnpipefs.cli.exits import one_line
 from dnpipefs.cli.options import Connection, connection_options
-from dnpipefs.errors import SetupError
+from dnpipefs.core.config import parse_size
+from dnpipefs.errors import InvalidSetting, SetupError
 from dnpipefs.mount import MountOptions, prepare_mountpoint, run_mount, start_in_background, unmount
 from dnpipefs.mount.background import report_failure, report_ready
 
 LOG_NAME: Final = "dnpipefs.log"
 _DIRECTORY: Final = click.Path(path_type=Path)
+
+
+def _parse_cache_size(_ctx: click.Context, _option: click.Parameter, value: str) -> int:
+    try:
+        return parse_size(value)
+    except InvalidSetting as error:
+        raise click.BadParameter(str(error)) from None
 
 
 @click.command()
@@ -34,16 +43,31 @@ _DIRECTORY: Final = click.Path(path_type=Path)
     metavar="FILE",
     help=f"Log of a mount in the background.  [default: {LOG_NAME} in the data directory]",
 )
+@click.option(
+    "--cache-size",
+    "cache_limit",
+    default="64MiB",
+    show_default=True,
+    metavar="SIZE",
+    callback=_parse_cache_size,
+    help="Memory for messages that were read or followed, shared by all readers.",
+)
 @connection_options
 def mount(
-    connection: Connection, mountpoint: Path, *, foreground: bool, allow_other: bool, log_file: Path | None
+    connection: Connection,
+    mountpoint: Path,
+    *,
+    foreground: bool,
+    allow_other: bool,
+    log_file: Path | None,
+    cache_limit: int,
 ) -> None:
     """Mount the topics as files on a directory.
 
     Returns when they are there; `dnpipefs umount MOUNTPOINT` ends it.
     """
     connection.start_logging("info" if foreground else "warning")
-    settings = connection.settings()
+    settings = replace(connection.settings(), cache_limit=cache_limit)
     if foreground:
         try:
             options = MountOptions(prepare_mountpoint(mountpoint), allow_other)
@@ -57,6 +81,7 @@ def mount(
         *(sys.executable, "-m", "dnpipefs", "mount", "--foreground"),
         *connection.arguments(),
         "--allow-other" if allow_other else "--no-allow-other",
+        *("--cache-size", str(cache_limit)),
         *("--", str(mountpoint)),
     ]
     start_in_background(command, log_file or _default_log_file(connection.data_dir))

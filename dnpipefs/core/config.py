@@ -233,6 +233,18 @@ SETTINGS: Final[Mapping[str, Setting]] = {
 """All settings by name, in the order in which they are shown."""
 
 
+def parse_size(text: str) -> int:
+    """Return the bytes that users mean by *text*, such as ``64MiB``. Raises InvalidSetting."""
+    form = _Quantity("a size such as 64MiB or 500KB", _SIZES, _SHOWN_SIZES, optional=False)
+    try:
+        size = form.parse(text.strip())
+    except ValueError:
+        size = None
+    if not isinstance(size, int):
+        raise InvalidSetting(f"{text!r} is not {form.allowed}")
+    return size
+
+
 def setting(name: str) -> Setting:
     """Return a setting by its name.
 

@@ -29,6 +29,7 @@ from dnpipefs.core.keys import KeySchema
 from dnpipefs.core.names import FileId, Revision, SessionId
 from dnpipefs.core.sizes import KnownSizes
 from dnpipefs.core.tails import Tails
+from dnpipefs.log.budget import Budget
 from dnpipefs.log.clock import Clock
 from dnpipefs.log.committing import Committer
 from dnpipefs.log.failures import timed_out
@@ -85,8 +86,7 @@ class Appender:
         self._writers: dict[FileId, Writer] = {}
         self._ready: deque[Writer] = deque()
         self._work = trio.lowlevel.ParkingLot()
-        self._queued_bytes = 0
-        self._room = trio.lowlevel.ParkingLot()
+        self._room: Final = Budget(QUEUE_LIMIT)
         self._commits: set[_Commit] = set()
         self._waiting = False
         """A committer is awake for what is queued, and waits for something else."""
@@ -101,14 +101,14 @@ class Appender:
         TimedOut and UnknownOutcome can the chunk be in the log all the same, at most once.
         """
         push = Push(chunk, trio.current_time() + self._op_timeout, compress)
-        if self._queued_bytes + len(chunk.data) > QUEUE_LIMIT:
+        size = len(chunk.data)
+        if not self._room.take_nowait(size):
             await self._wait_for_room(push)
         writer = self._writers.get(topic)
         if writer is None:
             keys = self._keys
             writer = self._writers[topic] = Writer(topic, born, keys.epoch(topic), keys.last(topic))
         writer.queue.append(push)
-        self._queued_bytes += len(chunk.data)
         self._line_up(writer)
         try:
             session = self._sessions.current()
@@ -121,9 +121,7 @@ class Appender:
         finally:
             if not push.settled.is_set() and push in writer.queue:
                 writer.queue.remove(push)
-            self._queued_bytes -= len(chunk.data)
-            if self._room:
-                self._room.unpark_all()
+            self._room.give_back(size)
         if push.error is not None:
             raise push.error
         assert push.revision is not None  # noqa: S101 - settled means one or the other
@@ -152,11 +150,10 @@ class Appender:
                 nursery.start_soon(self._commit_forever)
 
     async def _wait_for_room(self, push: Push) -> None:
-        while self._queued_bytes + len(push.chunk.data) > QUEUE_LIMIT and self._queued_bytes:
-            with trio.move_on_at(push.deadline) as scope:
-                await self._room.park()
-            if scope.cancelled_caught:
-                raise timed_out(self._op_timeout, None)
+        with trio.move_on_at(push.deadline) as scope:
+            await self._room.take(len(push.chunk.data))
+        if scope.cancelled_caught:
+            raise timed_out(self._op_timeout, None)
 
     async def _commit_forever(self) -> None:
         while True:

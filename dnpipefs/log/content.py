@@ -24,7 +24,8 @@ from dnpipefs.core.names import FileId, Revision
 from dnpipefs.core.segment import Block
 from dnpipefs.core.view import Entry, SegmentEntry
 from dnpipefs.errors import CorruptData
-from dnpipefs.log.failures import TRANSIENT, timed_out
+from dnpipefs.log.budget import Budget
+from dnpipefs.log.failures import TRANSIENT, deadline, timed_out
 
 CACHE_LIMIT: Final = 64 << 20
 """Bytes of memory that blocks may take, where nobody says otherwise."""
@@ -32,6 +33,8 @@ ENTRY_OVERHEAD: Final = 600
 """Bytes a block takes besides its data: objects, its name, its place in the order."""
 FETCH_LIMIT: Final = 8 << 20
 """Bytes asked for in one read of etcd, stored or unpacked, whichever is more; one large batch can be more."""
+FETCHING_LIMIT: Final = 32 << 20
+"""Bytes that all fetches of a host together may be asking for; beyond it they wait for one another."""
 FETCH_KEYS: Final = 120
 """Below etcd's 128 operations a transaction."""
 
@@ -68,6 +71,7 @@ class Content:
         self._blocks: OrderedDict[bytes, bytes | Block] = OrderedDict()
         self._bytes = 0
         self._fetching: dict[bytes, trio.Event] = {}
+        self._room: Final = Budget(FETCHING_LIMIT)
 
     @property
     def size(self) -> int:
@@ -121,7 +125,13 @@ class Content:
             self._fetching[wanted.keys[0]] = arrived
         try:
             for group in _groups(missing):
-                await self._fetch_group(group, found)
+                cost = sum(map(_cost, group))
+                with deadline(self._op_timeout):
+                    await self._room.take(cost)
+                try:
+                    await self._fetch_group(group, found)
+                finally:
+                    self._room.give_back(cost)
         finally:
             for wanted in missing:
                 del self._fetching[wanted.keys[0]]
@@ -197,11 +207,16 @@ def _size(block: bytes | Block) -> int:
     return len(block if isinstance(block, bytes) else block.data) + ENTRY_OVERHEAD
 
 
+def _cost(wanted: _Wanted) -> int:
+    """Return how much memory it may take to fetch a block, bytes."""
+    return max(wanted.entry.stored, wanted.entry.size)
+
+
 def _groups(wanted: Sequence[_Wanted]) -> Iterator[list[_Wanted]]:
     group: list[_Wanted] = []
     size = keys = 0
     for one in wanted:
-        cost = max(one.entry.stored, one.entry.size)
+        cost = _cost(one)
         if group and (keys + len(one.keys) > FETCH_KEYS or size + cost > FETCH_LIMIT):
             yield group
             group, size, keys = [], 0, 0

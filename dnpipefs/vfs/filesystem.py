@@ -11,8 +11,9 @@ from dnpipefs.cluster import Cluster
 from dnpipefs.core.names import FileId, Kind
 from dnpipefs.core.tree import Entry
 from dnpipefs.errors import DnpError, InvalidArgument, IsADirectory, NotPermitted, TopicGone
+from dnpipefs.log.budget import Budget
 from dnpipefs.log.log import TopicStat
-from dnpipefs.vfs.handles import OpenTopic, TopicHandle
+from dnpipefs.vfs.handles import HELD_LIMIT, OpenTopic, TopicHandle
 from dnpipefs.vfs.xattrs import ExtendedAttributes
 
 logger: Final = logging.getLogger(__name__)
@@ -60,6 +61,7 @@ class FileSystem:
         self.xattrs: Final = ExtendedAttributes(cluster.namespace, cluster.log)
         self._open: dict[FileId, OpenTopic] = {}
         self._handles: set[TopicHandle] = set()
+        self._held: Final = Budget(HELD_LIMIT)
 
     async def lookup(self, parent: FileId, name: bytes) -> Attributes:
         """Return a name's attributes; a topic's size is left at 0 unless this host has a view of it.
@@ -170,6 +172,7 @@ class FileSystem:
             reading=reading,
             append=append,
             config_of=self._namespace.config_of,
+            room=self._held,
             op_timeout=self._cluster.settings.op_timeout,
         )
         self._handles.add(handle)

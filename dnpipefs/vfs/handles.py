@@ -19,6 +19,7 @@ from dnpipefs.core.config import DEFAULTS, TopicConfig
 from dnpipefs.core.framing import begin, follow
 from dnpipefs.core.names import FileId, Offset, Revision
 from dnpipefs.errors import DnpError, MessageTooLarge, NotInSequence, TimedOut, UnknownOutcome
+from dnpipefs.log.budget import Budget
 from dnpipefs.log.failures import deadline
 from dnpipefs.log.log import Log
 from dnpipefs.log.reader import Reader
@@ -27,6 +28,8 @@ from dnpipefs.log.views import LiveView
 SPLIT_SIZE: Final = (1 << 20) - 4096
 """A write above this may be one part of a larger write(2): the kernel cuts those into pages of 1 MiB.
 So with write framing it is too large a message."""
+HELD_LIMIT: Final = 256 << 20
+"""Bytes of unfinished messages that all handles of a host together hold; beyond it writers wait."""
 REPORTED_SIZES: Final = 16
 """How many of the sizes last shown by stat are taken for "the end" in a positioned write."""
 
@@ -61,6 +64,7 @@ class TopicHandle:
         reading: tuple[Reader, LiveView] | None,
         append: bool,
         config_of: Callable[[FileId, TopicConfig], TopicConfig],
+        room: Budget,
         op_timeout: float,
     ) -> None:
         self.topic: Final = topic
@@ -70,6 +74,9 @@ class TopicHandle:
         self._reading: Final = reading
         self._append: Final = append
         self._op_timeout: Final = op_timeout
+        self._room: Final = room
+        """For what this host's handles hold."""
+        self._room_taken = 0
         self._config_of: Final = config_of
         self._config = config_of(topic, DEFAULTS)
         """The settings that the framer goes by: of a deleted topic its last."""
@@ -144,6 +151,7 @@ class TopicHandle:
                 accepted = piece.consumed
                 self._framer = self._framer.emptied()
             if framed.state.held:
+                await self._take_room(len(framed.state.held))
                 # Nobody looks at the error of the close that will commit this part: take it only
                 # while etcd answers.
                 with deadline(self._op_timeout):
@@ -160,6 +168,7 @@ class TopicHandle:
             if unknown:
                 self._unheard = error
         self._in_doubt = None
+        self._give_room_back()
         self._position = offset + accepted
         self._shrinks = self._shared.shrinks
         return accepted
@@ -172,6 +181,7 @@ class TopicHandle:
         try:
             # Dropped if this fails: the caller of close or fsync hears of it and nobody would later.
             held, self._framer = self._framer.flush()
+            self._give_room_back()
             in_doubt, self._in_doubt = self._in_doubt, None
             if held is not None and in_doubt is not None:
                 raise in_doubt  # pushed once more it could be there twice
@@ -185,8 +195,23 @@ class TopicHandle:
         try:
             await self.flush()
         finally:
+            self._give_room_back()
             if self._reading is not None:
                 self._log.close_reader(self._reading[1])
+
+    async def _take_room(self, held: int) -> None:
+        more = held - self._room_taken
+        if more > 0:
+            with deadline(self._op_timeout):
+                await self._room.take(more)
+            self._room_taken = held
+
+    def _give_room_back(self) -> None:
+        """Give back what is not needed for what is held now."""
+        spare = self._room_taken - len(self._framer.held)
+        if spare > 0:
+            self._room.give_back(spare)
+            self._room_taken -= spare
 
     async def _acquire(self) -> None:
         try:

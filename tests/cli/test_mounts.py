@@ -66,3 +66,15 @@ def test_a_mount_that_fails_in_the_background_says_why(mountpoint: Path, tmp_pat
 
 def test_a_mount_without_an_etcd(embedded: Command, mountpoint: Path, no_programs: dict[str, str]) -> None:
     assert "apt-get install etcd-server" in embedded.fails(1, "mount", mountpoint, env=no_programs)
+
+
+def test_the_cache_of_a_mount_can_be_sized(dnp: Command, mountpoint: Path) -> None:
+    assert "'much' is not a size such as 64MiB" in dnp.fails(2, "mount", mountpoint, "--cache-size", "much")
+    dnp.out("mount", mountpoint, "--cache-size", "1MiB")
+    lines = b"".join(b"%099d\n" % number for number in range(40_000))
+    (mountpoint / "t").write_bytes(lines)
+    with (mountpoint / "t").open("rb") as one, (mountpoint / "t").open("rb") as other:
+        while data := one.read(300_000):  # neither finds in memory what the other has read
+            assert other.read(300_000) == data
+        assert other.read(1) == b""
+    unmount(dnp, mountpoint)

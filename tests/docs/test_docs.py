@@ -31,7 +31,7 @@ from dnpipefs.fuse.adapter import ERRNO, FRESH_S, MAX_TASKS, STOP_GRACE_S
 from dnpipefs.fuse.nodes import MAX_ALIASES
 from dnpipefs.fuse.readiness import IN_A_ROW
 from dnpipefs.log.appender import BATCH_LIMIT, QUEUE_LIMIT, TOPICS_PER_TRANSACTION
-from dnpipefs.log.content import CACHE_LIMIT, FETCH_LIMIT
+from dnpipefs.log.content import CACHE_LIMIT, FETCH_LIMIT, FETCHING_LIMIT
 from dnpipefs.log.failures import DEFAULT_OP_TIMEOUT_S
 from dnpipefs.log.readahead import WINDOW
 from dnpipefs.log.schedule import PATIENCE_S, SEALERS
@@ -39,7 +39,7 @@ from dnpipefs.log.sealer import TRIM_STEP
 from dnpipefs.log.session import SESSION_TTL_S
 from dnpipefs.log.sweeper import STEP_KEYS
 from dnpipefs.log.views import LINGER_S
-from dnpipefs.vfs.handles import SPLIT_SIZE
+from dnpipefs.vfs.handles import HELD_LIMIT, SPLIT_SIZE
 from tests.docs.documents import ARCHITECTURE, DOCUMENTS, FORMAT, README, REPOSITORY, SEMANTICS, Document
 
 MIB = 1 << 20
@@ -119,6 +119,8 @@ def test_the_commands_of_the_readme_exist() -> None:
             ARCHITECTURE,
             f"{CACHE_LIMIT // MIB} MiB of cached\nbatches and segments, {FETCH_LIMIT // MIB} MiB a fetch",
         ),
+        (ARCHITECTURE, f"{FETCHING_LIMIT // MIB} MiB of all fetches"),
+        (ARCHITECTURE, f"{HELD_LIMIT // MIB} MiB of unfinished lines"),
         (ARCHITECTURE, f"{MAX_TASKS:,} FUSE requests"),
         (ARCHITECTURE, f"those under way get {STOP_GRACE_S:g} s"),
         (ARCHITECTURE, f"for at most {STOP_GRACE_S:g} s more"),

@@ -4,11 +4,14 @@ from types import SimpleNamespace
 from typing import Any, cast
 
 import pytest
+import trio
+import trio.testing
 
 from dnpipefs.core.batch import Chunk
 from dnpipefs.core.config import DEFAULTS, Framing, TopicConfig
 from dnpipefs.core.names import FileId, Revision
 from dnpipefs.errors import MessageTooLarge, OutOfSpace, TimedOut, TopicGone, UnknownOutcome
+from dnpipefs.log.budget import Budget
 from dnpipefs.log.log import Log
 from dnpipefs.vfs.handles import SPLIT_SIZE, OpenTopic, TopicHandle
 
@@ -57,7 +60,12 @@ def settings() -> Settings:
 
 
 @pytest.fixture
-def handle(log: FakeLog, settings: Settings) -> TopicHandle:
+def room() -> Budget:
+    return Budget(100 << 20)
+
+
+@pytest.fixture
+def handle(log: FakeLog, settings: Settings, room: Budget) -> TopicHandle:
     return TopicHandle(
         cast(Log, log),
         TOPIC,
@@ -66,6 +74,7 @@ def handle(log: FakeLog, settings: Settings) -> TopicHandle:
         reading=None,
         append=True,
         config_of=settings.of,
+        room=room,
         op_timeout=1.0,
     )
 
@@ -248,3 +257,40 @@ async def test_a_deleted_topic_keeps_its_framing(
     log.failures = [TopicGone("planted")]
     with pytest.raises(TopicGone):
         await handle.write(5, b"lost")
+
+
+async def test_what_handles_hold_is_limited(log: FakeLog, settings: Settings, autojump_clock: object) -> None:
+    """Invariant 7: writers wait until others have finished their lines, or time is up."""
+    room = Budget(1000)
+
+    def make() -> TopicHandle:
+        return TopicHandle(
+            cast(Log, log),
+            TOPIC,
+            Revision(1),
+            OpenTopic(),
+            reading=None,
+            append=True,
+            config_of=settings.of,
+            room=room,
+            op_timeout=1.0,
+        )
+
+    one, other = make(), make()
+    await one.write(0, b"x" * 900)
+    with pytest.raises(TimedOut):
+        await other.write(0, b"y" * 200)
+    assert room.taken == 900
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(other.write, 0, b"z" * 200)
+        await trio.testing.wait_all_tasks_blocked()
+        await one.write(900, b"end\n")
+    assert room.taken == 200
+    await other.flush()
+    assert room.taken == 0
+    assert log.pushed == [b"x" * 900 + b"end\n", b"z" * 200]
+    await one.write(904, b"left over")
+    log.failures = [TopicGone("planted")]
+    with pytest.raises(TopicGone):
+        await one.close()
+    assert room.taken == 0
