@@ -20,6 +20,7 @@ from dnpipefs import etcd
 from dnpipefs.core.keys import DEFAULT_PREFIX, KeySchema
 from dnpipefs.etcd.releases import RECOMMENDED, known_fault
 from dnpipefs.etcd.server import embedded_server
+from dnpipefs.etcd.upkeep import Upkeep
 from dnpipefs.log.barrier import Barrier
 from dnpipefs.log.clock import SystemClock
 from dnpipefs.log.failures import DEFAULT_OP_TIMEOUT_S
@@ -107,7 +108,7 @@ def _leaves(error: BaseException) -> Iterator[BaseException]:
 @asynccontextmanager
 async def _join(settings: Settings, mountpoint: str | None) -> AsyncIterator[Cluster]:
     async with AsyncExitStack() as stack:
-        endpoints = settings.endpoints
+        endpoints, server = settings.endpoints, None
         if not endpoints:
             server = await stack.enter_async_context(embedded_server(settings.data_dir, log=logger))
             endpoints = (server.endpoint,)
@@ -115,9 +116,14 @@ async def _join(settings: Settings, mountpoint: str | None) -> AsyncIterator[Clu
             etcd.open_client(endpoints, tls=settings.tls, credentials=settings.credentials)
         )
         fault = known_fault((await client.check()).version)
-        if fault is not None:  # said where it is read: in a mount's log, not after each push of a shell loop
-            level = logging.WARNING if mountpoint is not None else logging.INFO
+        # Said where it is read: in a mount's log, not after each push of a shell loop.
+        level = logging.WARNING if mountpoint is not None else logging.INFO
+        if fault is not None:
             logger.log(level, "%s: upgrade to %s", fault, RECOMMENDED)
+        nursery = await stack.enter_async_context(trio.open_nursery())
+        stack.callback(nursery.cancel_scope.cancel)
+        if server is not None:
+            await nursery.start(Upkeep(client, server.endpoint, server.data_dir, level=level).run)
         keys, clock, op_timeout = KeySchema(settings.prefix), SystemClock(), settings.op_timeout
         await ensure_format(client, keys, clock, uid=os.geteuid(), gid=os.getegid())
         sessions = SessionKeeper(
@@ -126,8 +132,6 @@ async def _join(settings: Settings, mountpoint: str | None) -> AsyncIterator[Clu
         barrier = Barrier(client, keys, op_timeout=op_timeout)
         log = Log(client, keys, clock, sessions, barrier, op_timeout=op_timeout)
         namespace = Namespace(client, keys, clock, barrier, op_timeout=op_timeout)
-        nursery = await stack.enter_async_context(trio.open_nursery())
-        stack.callback(nursery.cancel_scope.cancel)
         nursery.start_soon(sessions.run)
         nursery.start_soon(barrier.run)
         await nursery.start(log.run)
