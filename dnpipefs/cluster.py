@@ -19,7 +19,7 @@ import trio
 from dnpipefs import etcd
 from dnpipefs.core.keys import DEFAULT_PREFIX, KeySchema
 from dnpipefs.etcd.releases import RECOMMENDED, known_fault
-from dnpipefs.etcd.server import embedded_server
+from dnpipefs.etcd.server import DEFAULT_QUOTA_BYTES, embedded_server
 from dnpipefs.etcd.upkeep import Upkeep
 from dnpipefs.log.barrier import Barrier
 from dnpipefs.log.clock import SystemClock
@@ -54,6 +54,8 @@ class Settings:
     op_timeout: float = DEFAULT_OP_TIMEOUT_S
     """Seconds an operation waits for etcd before it fails with TimedOut."""
     session_ttl: int = SESSION_TTL_S
+    quota: int = DEFAULT_QUOTA_BYTES
+    """Bytes the database of the embedded etcd may take, if this process is the one to start it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -110,7 +112,9 @@ async def _join(settings: Settings, mountpoint: str | None) -> AsyncIterator[Clu
     async with AsyncExitStack() as stack:
         endpoints, server = settings.endpoints, None
         if not endpoints:
-            server = await stack.enter_async_context(embedded_server(settings.data_dir, log=logger))
+            server = await stack.enter_async_context(
+                embedded_server(settings.data_dir, quota_bytes=settings.quota, log=logger)
+            )
             endpoints = (server.endpoint,)
         client = await stack.enter_async_context(
             etcd.open_client(endpoints, tls=settings.tls, credentials=settings.credentials)

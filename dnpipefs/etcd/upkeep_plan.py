@@ -185,7 +185,10 @@ def _when_full(state: State, look: Look) -> tuple[State, Command]:
             return replace(state, settled=look.revision), Settle()
     elif state.defragmented < look.revision:
         return replace(
-            state, defragmented=look.revision, defragment_after=look.now + DEFRAGMENT_EVERY_S
+            state,
+            defragmented=look.revision,
+            defragment_after=look.now + DEFRAGMENT_EVERY_S,
+            disarm_after=0.0,  # there is room that there was not when the alarm came back
         ), Defragment()
     return state, Rest(FULL_PAUSE_S)
 

@@ -223,6 +223,12 @@ def test_an_alarm_that_comes_back_is_disarmed_ever_more_rarely() -> None:
     assert decide(state, calm)[0].disarm_pause == DISARM_PAUSE_S
 
 
+def test_an_alarm_that_comes_back_from_much_that_was_pushed_is_no_reason_to_wait() -> None:
+    _, state, look = run(State(), replace(FULL, in_use=MIB))
+    again = later(look, 0.1, size=QUOTA, revision=look.revision + 1, full=True)
+    assert run(state, again)[0] == [Compact(again.revision), Defragment(), Disarm(), Rest(PAUSE_S)]
+
+
 # What is remembered
 
 

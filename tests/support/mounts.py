@@ -41,7 +41,9 @@ class Mount:
         op_timeout: float = OP_TIMEOUT_S,
         session_ttl: int = 10,
         faulty: bool = False,
+        **settings: int | str,
     ) -> None:
+        """`settings` are further fields of `Settings`, such as those of an embedded etcd."""
         directory.mkdir(exist_ok=True)
         self.path = directory / "mnt"
         self.path.mkdir(exist_ok=True)
@@ -54,6 +56,7 @@ class Mount:
             "op_timeout": op_timeout,
             "session_ttl": session_ttl,
             "faulty": faulty,
+            "settings": settings,
         }
         self._process: subprocess.Popen[bytes] | None = None
 
@@ -156,6 +159,7 @@ class Mounts:
         op_timeout: float = OP_TIMEOUT_S,
         session_ttl: int = 10,
         faulty: bool = False,
+        **settings: int | str,
     ) -> Mount:
         """Return another host, not started yet."""
         mount = Mount(
@@ -165,9 +169,15 @@ class Mounts:
             op_timeout=op_timeout,
             session_ttl=session_ttl,
             faulty=faulty,
+            **settings,
         )
         self._mounts.append(mount)
         return mount
+
+    @property
+    def alive(self) -> list[Mount]:
+        """Those that run."""
+        return [mount for mount in self._mounts if mount.alive]
 
     def clear(self) -> None:
         for mount in self._mounts:
