@@ -91,6 +91,10 @@ class MaintenanceCalls:
         document = await self._http.get(address, VARIABLES_PATH, limit_bytes=VARIABLES_LIMIT_BYTES)
         return parse_command_line(document)
 
+    async def date(self, endpoint: str) -> float:
+        """Return what the clock of the member at `endpoint` shows, in whole seconds. Raises `HttpFailed`."""
+        return await self._http.date(self._pool.named(endpoint).address)
+
     async def members(self, *, timeout: float | None = None) -> list[Member]:
         """Return the members of the cluster."""
         response = await self._pool.call(MEMBERS, pb.MemberListRequest(), timeout, once=False)
