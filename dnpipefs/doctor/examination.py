@@ -159,7 +159,7 @@ async def _prefix(client: etcd.Client, keys: KeySchema) -> Prefix:
         orders = (await client.range(keys.all_trash.start, keys.all_trash.end)).kvs
         reads = await _timed(lambda: client.get(keys.meta))
     except etcd.EtcdError as error:
-        return Prefix(name, read_failure=str(error))
+        return Prefix(name, read_failure=str(error), denied=isinstance(error, etcd.PermissionDenied))
     format_failure = None
     records: list[SessionRecord] = []
     ages: list[float] = []
@@ -175,7 +175,8 @@ async def _prefix(client: etcd.Client, keys: KeySchema) -> Prefix:
         name,
         format_failure,
         in_use=meta is not None,
-        write_failure=write_failure,
+        write_failure=str(write_failure) if write_failure is not None else None,
+        denied=isinstance(write_failure, etcd.PermissionDenied),
         reads_s=reads,
         writes_s=writes,
         sessions=tuple(records),
@@ -193,7 +194,7 @@ async def _timed(call: Callable[[], Awaitable[object]]) -> tuple[float, ...]:
     return tuple(times)
 
 
-async def _write(client: etcd.Client, keys: KeySchema) -> tuple[str | None, tuple[float, ...]]:
+async def _write(client: etcd.Client, keys: KeySchema) -> tuple[etcd.EtcdError | None, tuple[float, ...]]:
     """Write and remove keys of our own; return why that does not work, or how long each write took."""
     key = keys.probe(secrets.randbits(64))
     try:
@@ -205,7 +206,7 @@ async def _write(client: etcd.Client, keys: KeySchema) -> tuple[str | None, tupl
             with trio.CancelScope(shield=True, deadline=trio.current_time() + CALL_TIMEOUT_S):
                 await client.lease_revoke(lease.id)
     except etcd.EtcdError as error:
-        return str(error), ()
+        return error, ()
     return None, times
 
 

@@ -61,6 +61,8 @@ class Prefix:
     """Whether there is anything."""
     read_failure: str | None = None
     write_failure: str | None = None
+    denied: bool = False
+    """Whether these failures are for want of a role."""
     reads_s: tuple[float, ...] = ()
     """How long linearizable reads took: to etcd and back, and a round among its members."""
     writes_s: tuple[float, ...] = ()
@@ -86,11 +88,17 @@ class Facts:
     """None if no endpoint could be used."""
 
     @property
-    def servers(self) -> list[Server]:
-        """The members that answered, each once."""
-        found: dict[int | str, Server] = {}
+    def answered(self) -> list[tuple[Endpoint, Server]]:
+        """The members that answered, each once, with one address of it."""
+        found: dict[int | str, tuple[Endpoint, Server]] = {}
         for endpoint in self.endpoints:
             if endpoint.server is not None:
-                key = endpoint.server.member_id
-                found.setdefault(endpoint.name if key is None else key, endpoint.server)
+                member = endpoint.server.member_id
+                key = endpoint.name if member is None else member
+                found.setdefault(key, (endpoint, endpoint.server))
         return list(found.values())
+
+    @property
+    def servers(self) -> list[Server]:
+        """The members that answered, each once."""
+        return [server for _, server in self.answered]

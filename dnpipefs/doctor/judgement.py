@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from statistics import median
 from typing import Final
 
-from dnpipefs.doctor.facts import Endpoint, Facts, Prefix, Server
+from dnpipefs.doctor.facts import Facts, Prefix, Server
 from dnpipefs.etcd import AlarmKind
 from dnpipefs.etcd.releases import RECOMMENDED, known_fault
 from dnpipefs.etcd.space import NO_QUOTA_BYTES, size_text
@@ -83,14 +83,6 @@ def _problem(subject: str, meaning: str, advice: str) -> Finding:
     return Finding(Level.PROBLEM, subject, meaning, advice)
 
 
-def _answered(facts: Facts) -> Iterator[tuple[Endpoint, Server]]:
-    """Yield each member that answered, with one address of it."""
-    servers = facts.servers
-    for endpoint in facts.endpoints:
-        if endpoint.server is not None and any(endpoint.server is server for server in servers):
-            yield endpoint, endpoint.server
-
-
 def _endpoints(facts: Facts) -> Findings:
     for endpoint in facts.endpoints:
         subject = f"endpoint {endpoint.name}"
@@ -139,7 +131,7 @@ def _travels_openly(endpoint: str) -> bool:
 def _membership(facts: Facts) -> Findings:
     if not facts.servers:
         return
-    leaders = [endpoint.name for endpoint, server in _answered(facts) if server.leads]
+    leaders = [endpoint.name for endpoint, server in facts.answered if server.leads]
     if facts.members is None:
         yield _note("members", "etcd does not tell this user who they are")
         return
@@ -201,7 +193,7 @@ def _alarms(facts: Facts) -> Findings:
 
 
 def _space(facts: Facts) -> Findings:
-    for endpoint, server in _answered(facts):
+    for endpoint, server in facts.answered:
         subject = f"space of {endpoint.name}"
         if server.size is None or server.quota is None:
             yield _note(subject, "size and quota cannot be told: status and /metrics are closed to us")
@@ -244,7 +236,7 @@ def _free(subject: str, server: Server, *, embedded: bool) -> Findings:
 
 
 def _compaction(facts: Facts) -> Findings:
-    for endpoint, server in _answered(facts):
+    for endpoint, server in facts.answered:
         subject = f"compaction of {endpoint.name}"
         retention = server.flag("auto-compaction-retention")
         history = None
@@ -294,7 +286,7 @@ def _speed(facts: Facts) -> Findings:
             yield _warning("latency", f"{said}: slow", "give etcd's members faster disks, of their own")
         else:
             yield _ok("latency", said)
-    for endpoint, server in _answered(facts):
+    for endpoint, server in facts.answered:
         if server.fsync_s is not None and server.fsync_s > SLOW_FSYNC_S:
             yield _warning(
                 f"disk of {endpoint.name}",
@@ -309,7 +301,7 @@ def _ms(seconds: float) -> str:
 
 
 def _clocks(facts: Facts) -> Findings:
-    told = [(endpoint, server.ahead_s) for endpoint, server in _answered(facts) if server.ahead_s is not None]
+    told = [(endpoint, server.ahead_s) for endpoint, server in facts.answered if server.ahead_s is not None]
     wrong = [(endpoint, ahead) for endpoint, ahead in told if abs(ahead) > CLOCK_S]
     for endpoint, ahead in wrong:
         yield _warning(
@@ -347,9 +339,11 @@ def _prefix(facts: Facts) -> Findings:
     if prefix is None:
         return
     subject = f"prefix {prefix.name}"
-    grant = "give the etcd user a role with read and write permission for it (docs/semantics.md)"
+    advice = "see that a majority of etcd's members is up, and that they reach one another"
+    if prefix.denied:
+        advice = "give the etcd user a role with read and write permission for it (docs/semantics.md)"
     if prefix.read_failure is not None:
-        yield _problem(subject, f"cannot be read: {prefix.read_failure}", grant)
+        yield _problem(subject, f"cannot be read: {prefix.read_failure}", advice)
         return
     if prefix.format_failure is not None:
         yield _problem(subject, prefix.format_failure, "use a release of dnpipefs that knows it")
@@ -359,7 +353,7 @@ def _prefix(facts: Facts) -> Findings:
     if prefix.write_failure is None:
         yield _ok(subject, "may be read and written")
     elif not full:  # else it was said already
-        yield _problem(subject, f"cannot be written: {prefix.write_failure}", grant)
+        yield _problem(subject, f"cannot be written: {prefix.write_failure}", advice)
 
 
 def _hosts(facts: Facts) -> Findings:

@@ -40,15 +40,15 @@ class Plan:
 def plan(facts: Facts) -> Plan:
     """Return what would win room; nothing if there is enough of it."""
     full = any(alarm.kind is etcd.AlarmKind.NOSPACE for alarm in facts.alarms or ())
-    chosen: dict[int, Endpoint] = {}
-    for endpoint in facts.endpoints:
-        server = endpoint.server
-        if server is not None and server.member_id is not None and (full or _much_to_win(server)):
-            chosen.setdefault(server.member_id, endpoint)
-    order = sorted(chosen.values(), key=lambda endpoint: bool(endpoint.server and endpoint.server.leads))
+    chosen = [
+        (bool(server.leads), endpoint)
+        for endpoint, server in facts.answered
+        if server.member_id is not None and (full or _much_to_win(server))
+    ]
+    order = tuple(endpoint for _, endpoint in sorted(chosen, key=lambda each: each[0]))
     newest = max((server.revision or 0 for server in facts.servers), default=0)
     revision = newest - (0 if full else KEPT_REVISIONS)
-    return Plan(revision if order and revision > 0 else 0, tuple(order), full)
+    return Plan(revision if order and revision > 0 else 0, order, full)
 
 
 def _much_to_win(server: Server) -> bool:
@@ -82,8 +82,8 @@ async def repair(settings: Settings, facts: Facts) -> AsyncGenerator[str, None]:
             yield str(done)
         if over and steps.disarm:
             yield (
-                f"the alarm stays on, since {', '.join(over)} has no room yet: remove or reset topics, or raise "
-                "--quota-backend-bytes, then do this again"
+                f"the alarm stays on, since {', '.join(over)} has no room yet: remove or reset topics, "
+                "or raise --quota-backend-bytes, then do this again"
             )
         elif steps.disarm:
             for alarm in await client.alarms():
