@@ -15,7 +15,7 @@ from dnpipefs.cli.exits import Exit
 from dnpipefs.cli.options import Connection, connection_options
 from dnpipefs.cli.running import run_interruptibly, write_output
 from dnpipefs.cluster import Settings
-from dnpipefs.doctor import Finding, Level, examine, judge, repair
+from dnpipefs.doctor import Finding, Level, counted, examine, judge, repair
 from dnpipefs.errors import SetupError
 from dnpipefs.etcd import EtcdError
 from dnpipefs.etcd.server import embedded_server
@@ -88,8 +88,7 @@ def _as_text(findings: Sequence[Finding], fixed: Sequence[str]) -> str:
         if finding.advice:
             lines.append(f"{'':8} -> {finding.advice}")
     levels = [finding.level for finding in findings]
-    problems, warnings, notes = (levels.count(level) for level in _ORDER[:3])
-    lines.append(f"{problems} problems, {warnings} warnings, {notes} notes")
+    lines.append(", ".join(counted(levels.count(level), level.value) for level in _ORDER[:3]))
     return "\n".join(lines) + "\n"
 
 

@@ -7,7 +7,7 @@ on a host's services.
 
 from dnpipefs.doctor.examination import examine
 from dnpipefs.doctor.facts import Facts
-from dnpipefs.doctor.judgement import Finding, Level, judge
+from dnpipefs.doctor.judgement import Finding, Level, counted, judge
 from dnpipefs.doctor.repair import repair
 
-__all__ = ["Facts", "Finding", "Level", "examine", "judge", "repair"]
+__all__ = ["Facts", "Finding", "Level", "counted", "examine", "judge", "repair"]

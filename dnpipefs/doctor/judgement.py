@@ -296,6 +296,11 @@ def _speed(facts: Facts) -> Findings:
             )
 
 
+def counted(number: int, what: str) -> str:
+    """Write how many there are of something."""
+    return f"{number} {what}{'' if number == 1 else 's'}"
+
+
 def _ms(seconds: float) -> str:
     return f"{seconds * 1000:.3g} ms"
 
@@ -363,7 +368,8 @@ def _hosts(facts: Facts) -> Findings:
     mounts = [session for session in prefix.sessions if session.mountpoint is not None]
     others = len(prefix.sessions) - len(mounts)
     where = ", ".join(f"{session.host}:{session.mountpoint}" for session in mounts)
-    yield _ok("hosts", f"{len(mounts)} mounts{': ' if where else ''}{where}; {others} other connections")
+    here = counted(len(mounts), "mount") + (f": {where}" if where else "")
+    yield _ok("hosts", f"{here}; {counted(others, 'other connection')}")
     versions = sorted({session.version for session in prefix.sessions})
     if len(versions) > 1:
         yield _note("hosts", f"they run different releases of dnpipefs: {', '.join(versions)}")
@@ -371,7 +377,7 @@ def _hosts(facts: Facts) -> Findings:
     if late:
         yield _warning(
             "leftovers",
-            f"{len(late)} orders to remove old keys wait for someone, the oldest for {max(late):.0f} s",
+            f"{counted(len(late), 'order')} to remove old keys: nobody has come for {max(late):.0f} s",
             "keep a mount running on some host: mounts carry them out",
         )
     else:

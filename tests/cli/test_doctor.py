@@ -234,10 +234,8 @@ async def test_what_lies_under_the_prefix(shared_server: EtcdProcess) -> None:
         session = encode_session(host="web7", pid=1, mountpoint="/dnp", version="9.9")
         await client.put(keys.session(7), session)  # type: ignore[arg-type]
         report = Report(command)
-        assert "1 orders to remove old keys wait for someone, the oldest for 36" in report.meaning(
-            "leftovers"
-        )
-        assert "1 mounts: web7:/dnp" in report.meaning("hosts")
+        assert "1 order to remove old keys: nobody has come for 36" in report.meaning("leftovers")
+        assert "1 mount: web7:/dnp" in report.meaning("hosts")
         await client.put(keys.meta, b'{"cluster":"x","format":99}')
     assert "has format version 99" in Report(command, code=1).meaning(f"prefix {command.options[3]}")
 

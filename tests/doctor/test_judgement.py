@@ -158,7 +158,7 @@ ASTRAY = replace(WELL, endpoints=(*WELL.endpoints, Endpoint("http://etcd2:1", gi
             of_prefix(sessions=(HOST, replace(HOST, version="0.2.0"))),
             *("note", "hosts", "different releases of dnpipefs: 0.1.0, 0.2.0", ""),
         ),
-        (of_prefix(orders_age_s=(1.0, ORDER_S + 1)), "warning", "leftovers", "1 orders", "a mount"),
+        (of_prefix(orders_age_s=(1.0, ORDER_S + 1)), "warning", "leftovers", "1 order to remove", "a mount"),
     ],
 )
 def test_what_is_found(facts: Facts, level: str, subject: str, meaning: str, advice: str) -> None:
