@@ -193,6 +193,9 @@ def _alarms(facts: Facts) -> Findings:
 
 
 def _space(facts: Facts) -> Findings:
+    advice = "remove or reset topics, then: dnpipefs doctor --fix; or raise --quota-backend-bytes"
+    if facts.embedded:
+        advice = "remove or reset topics; the room comes back by itself"
     for endpoint, server in facts.answered:
         subject = f"space of {endpoint.name}"
         if server.size is None or server.quota is None:
@@ -209,13 +212,13 @@ def _space(facts: Facts) -> Findings:
             yield _problem(
                 subject,
                 f"{said}: full",
-                "remove or reset topics, then: dnpipefs doctor --fix; or raise --quota-backend-bytes",
+                advice,
             )
         elif server.size >= NEAR_QUOTA * server.quota:
             yield _warning(
                 subject,
                 f"{said}: near the quota, at which pushes fail",
-                "remove or reset topics, then: dnpipefs doctor --fix; or raise --quota-backend-bytes",
+                advice,
             )
         else:
             yield _ok(subject, said)

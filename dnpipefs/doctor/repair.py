@@ -76,7 +76,7 @@ async def repair(settings: Settings, facts: Facts) -> AsyncGenerator[str, None]:
             yield await _compact(client, steps.compact)
         over = []
         for endpoint in steps.defragment:
-            done = await _defragment(settings, endpoint)
+            done = await _defragment(settings, endpoint, anyhow=steps.disarm)
             if not done.room:
                 over.append(endpoint.name)
             yield str(done)
@@ -108,7 +108,8 @@ class Defragmented:
     before: int
     after: int
     quota: int | None
-    took_s: float
+    took_s: float | None
+    """None if it was left as it is."""
 
     @property
     def room(self) -> bool:
@@ -116,17 +117,24 @@ class Defragmented:
         return self.after <= target_size(self.quota if self.quota is not None else self.before)
 
     def __str__(self) -> str:
+        if self.took_s is None:
+            return f"left {self.name} as it is: next to nothing of its {size_text(self.before)} is free"
         sizes = f"{size_text(self.before)} became {size_text(self.after)}"
         return f"defragmented {self.name} in {self.took_s:.1f} s: {sizes}"
 
 
-async def _defragment(settings: Settings, endpoint: Endpoint) -> Defragmented:
-    """Defragment a member and wait until it answers again."""
+async def _defragment(settings: Settings, endpoint: Endpoint, *, anyhow: bool) -> Defragmented:
+    """Defragment a member and wait until it answers again.
+
+    If little of its file is free it is left alone, unless `anyhow`: a full etcd may not know what is free.
+    """
+    quota = endpoint.server.quota if endpoint.server is not None else None
     async with open_endpoints(settings, [endpoint.name]) as client:
         before = await client.status(endpoint.name)
+        if not anyhow and before.db_size_in_use > target_size(before.db_size):
+            return Defragmented(endpoint.name, before.db_size, before.db_size, quota, None)
         begun = trio.current_time()
         await client.defragment(endpoint.name, timeout=LONG_TIMEOUT_S)
         took = trio.current_time() - begun
         after = await client.status(endpoint.name, timeout=BACK_S)
-    quota = endpoint.server.quota if endpoint.server is not None else None
     return Defragmented(endpoint.name, before.db_size, after.db_size, quota, took)

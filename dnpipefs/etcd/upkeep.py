@@ -28,6 +28,7 @@ from typing import Final
 
 import trio
 
+from dnpipefs.errors import SetupError
 from dnpipefs.etcd.client import Client
 from dnpipefs.etcd.errors import Compacted, EtcdError
 from dnpipefs.etcd.file_lock import try_lock
@@ -69,7 +70,7 @@ class Upkeep:
         level: int = logging.WARNING,
         clock: Callable[[], float] = time.time,
     ) -> None:
-        """`level` is that of the lines that say etcd is full, and that it is not any more."""
+        """`level` is that of the lines that say etcd is full, has room again, or cannot be kept."""
         self._client: Final = client
         self._endpoint: Final = endpoint
         self._directory: Final = data_dir
@@ -82,7 +83,10 @@ class Upkeep:
         self._starting: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED
 
     async def run(self, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
-        """Keep the server until cancelled; started once it is not full or cannot be helped."""
+        """Keep the server until cancelled; started once it is not full or cannot be helped.
+
+        Raises `SetupError` for a data directory that cannot be used.
+        """
         self._starting = task_status
         with _opened(self._directory / LOCK_NAME) as lock:
             while not try_lock(lock, fcntl.LOCK_EX):
@@ -117,7 +121,7 @@ class Upkeep:
         except EtcdError as error:
             if str(error) != self._failure:
                 self._failure = str(error)
-                logger.warning("the upkeep of etcd failed, trying again: %s", error)
+                logger.log(self._level, "the upkeep of etcd failed, trying again: %s", error)
             return FAILED_PAUSE_S
         self._failure = None
         self._state = state
@@ -198,7 +202,10 @@ class Upkeep:
 
 @contextmanager
 def _opened(path: Path) -> Iterator[int]:
-    fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    try:
+        fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    except OSError as error:
+        raise SetupError(f"cannot use {path}: {error.strerror}") from error
     try:
         yield fd
     finally:

@@ -160,14 +160,18 @@ def decide(state: State, look: Look) -> tuple[State, Command]:
 def _observe(state: State, look: Look) -> State:
     if max(state.compacted, state.settled, state.defragmented) > look.revision:
         state = State()  # of another database that was here before
-    # A clock that was set back makes looks worthless, too.
+    # A clock that was set back makes looks worthless, too, and pauses long.
+    defragment_after = min(state.defragment_after, look.now + DEFRAGMENT_EVERY_S)
+    disarm_after = min(state.disarm_after, look.now + DISARM_PAUSE_LIMIT_S)
     seen = [each for each in state.seen if each.time <= look.now and each.revision <= look.revision]
     if not seen or look.now - seen[-1].time >= PAUSE_S / 2:
         seen.append(Seen(look.now, look.revision))
     while len(seen) > 1 and seen[1].time <= look.now - KEPT_S:
         del seen[0]
     base = look.in_use if state.base is None else min(state.base, look.in_use)
-    return replace(state, seen=tuple(seen), base=base)
+    return replace(
+        state, seen=tuple(seen), base=base, defragment_after=defragment_after, disarm_after=disarm_after
+    )
 
 
 def _when_full(state: State, look: Look) -> tuple[State, Command]:

@@ -252,6 +252,15 @@ def test_a_clock_that_was_set_back() -> None:
     assert [each.time for each in state.seen] == [earlier.now]
 
 
+def test_pauses_end_though_the_clock_was_set_back() -> None:
+    state, _ = after(replace(CALM, size=4 * GIB, in_use=MIB))
+    state, _ = decide(state, replace(FULL, size=GIB, in_use=GIB))
+    long_ago = later(CALM, -1e6)
+    state, _ = decide(state, long_ago)
+    assert state.defragment_after <= long_ago.now + DEFRAGMENT_EVERY_S
+    assert state.disarm_after <= long_ago.now + DISARM_PAUSE_LIMIT_S
+
+
 numbers = st.integers(0, 1 << 40)
 times = st.floats(0, 1e10)
 states = st.builds(
