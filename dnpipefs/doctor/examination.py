@@ -86,11 +86,12 @@ async def _told(ask: Callable[[], Awaitable[T]]) -> T | None:
 async def _advertised(
     settings: Settings, names: Sequence[str], members: Sequence[etcd.Member], found: Sequence[Endpoint]
 ) -> list[Endpoint]:
-    """Look at the members that nobody named, where they say they are."""
+    """Look at the members that nobody named, where they say they are; no password goes there in the open."""
     seen = {endpoint.server.member_id for endpoint in found if endpoint.server is not None}
     more = []
     for member in members:
-        urls = [url for url in member.client_urls if not url.startswith("unix") and url not in names]
+        schemes = ("https://",) if settings.credentials is not None else ("https://", "http://")
+        urls = [url for url in member.client_urls if url.startswith(schemes) and url not in names]
         if member.id not in seen and urls:
             endpoint = await _endpoint(settings, urls[0], given=False)
             # Their "localhost" is not ours: somebody else may answer there.
@@ -120,11 +121,12 @@ async def _server(client: etcd.Client, name: str, version: str) -> Server:
     quota = _whole(metrics, QUOTA_METRIC)
     if status is not None and status.db_size_quota:
         quota = status.db_size_quota
+    leads = _number(metrics, LEADS_METRIC)
     syncs = _number(metrics, FSYNC_METRIC + "_count")
     return Server(
         version=version,
         member_id=status.member_id if status else None,
-        leads=status.leader == status.member_id if status else _number(metrics, LEADS_METRIC) == 1,
+        leads=status.leader == status.member_id if status else None if leads is None else leads == 1,
         revision=status.revision if status else _whole(metrics, REVISION_METRIC),
         size=status.db_size if status else _whole(metrics, SIZE_METRIC),
         in_use=status.db_size_in_use if status else _whole(metrics, IN_USE_METRIC),

@@ -136,18 +136,20 @@ def _membership(facts: Facts) -> Findings:
         yield _note("members", "etcd does not tell this user who they are")
         return
     count, answered = len(facts.members), len(facts.servers)
-    if not leaders and count == answered:
+    if count == answered and all(server.leads is False for server in facts.servers):
         yield _problem("members", "none of them leads", "see that a majority of them reach one another")
     elif count == 1:
-        yield _ok("members", "one, which leads: it is as available as its machine")
+        yield _ok("members", "one: it is as available as its machine")
     elif count > answered:
         yield _note(
             "members",
             f"{count}, of which {answered} could be looked at",
             "name the addresses of all in --endpoints, to have all looked at and to survive the loss of one",
         )
-    else:
+    elif leaders:
         yield _ok("members", f"{count}, led by {leaders[0]}")
+    else:
+        yield _note("members", f"{count}; which leads cannot be told")
     voters = sum(not member.is_learner for member in facts.members)
     if voters and voters % 2 == 0:
         yield _note(

@@ -91,6 +91,7 @@ ASTRAY = replace(WELL, endpoints=(*WELL.endpoints, Endpoint("http://etcd2:1", gi
         (replace(WELL, members=None), "note", "members", "does not tell this user", ""),
         (replace(WELL, members=(MEMBER,) * 3), "note", "members", "3, of which 1", "--endpoints"),
         (replace(WELL, members=(MEMBER,) * 2), "note", "members", "2 voters", "add or remove one"),
+        (three(leads=None, member_id=2), "note", "members", "3, of which 2", "--endpoints"),
         (of_server(leads=False), "problem", "members", "none of them leads", "majority"),
         (of_server(version="3.5.1"), "warning", "release", "can lose writes", "upgrade to 3.5.33"),
         (three(version="3.6.14"), "warning", "release", "differ: 3.5.33, 3.6.14", "finish the upgrade"),
@@ -178,6 +179,18 @@ def test_ways_on_which_nobody_listens(endpoint: str) -> None:
 def test_what_a_full_etcd_refuses_is_not_blamed_on_the_role() -> None:
     facts = replace(of_prefix(write_failure="database space exceeded", writes_s=()), alarms=(NOSPACE,))
     assert [finding.subject for finding in worse(facts)] == ["alarm NOSPACE"]
+
+
+def test_who_leads_may_be_unknown() -> None:
+    """An ordinary user, and no metrics."""
+    facts = three()
+    unknown = tuple(
+        replace(endpoint, server=replace(endpoint.server, leads=None))
+        for endpoint in facts.endpoints
+        if endpoint.server is not None
+    )
+    (finding,) = worse(replace(facts, endpoints=unknown))
+    assert finding.meaning == "3; which leads cannot be told"
 
 
 def test_nothing_is_found_of_what_is_not_reached() -> None:
