@@ -21,7 +21,8 @@ from dnpipefs.core.config import TopicConfig
 from dnpipefs.core.keys import DEFAULT_PREFIX, KeySchema
 from dnpipefs.core.sealing import Policy, Retention
 from dnpipefs.etcd.releases import RECOMMENDED, known_fault
-from dnpipefs.etcd.server import embedded_server
+from dnpipefs.etcd.server import DEFAULT_QUOTA_BYTES, embedded_server
+from dnpipefs.etcd.upkeep import Upkeep
 from dnpipefs.log.barrier import Barrier
 from dnpipefs.log.clock import SystemClock
 from dnpipefs.log.content import CACHE_LIMIT
@@ -58,6 +59,8 @@ class Settings:
     session_ttl: int = SESSION_TTL_S
     cache_limit: int = CACHE_LIMIT
     """Bytes of memory that batches and segments take which were read, or a watch brought."""
+    quota: int = DEFAULT_QUOTA_BYTES
+    """Bytes the database of the embedded etcd may take, if this process is the one to start it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -118,17 +121,24 @@ def _policy(config: TopicConfig) -> Policy:
 @asynccontextmanager
 async def _join(settings: Settings, mountpoint: str | None) -> AsyncIterator[Cluster]:
     async with AsyncExitStack() as stack:
-        endpoints = settings.endpoints
+        endpoints, server = settings.endpoints, None
         if not endpoints:
-            server = await stack.enter_async_context(embedded_server(settings.data_dir, log=logger))
+            server = await stack.enter_async_context(
+                embedded_server(settings.data_dir, quota_bytes=settings.quota, log=logger)
+            )
             endpoints = (server.endpoint,)
         client = await stack.enter_async_context(
             etcd.open_client(endpoints, tls=settings.tls, credentials=settings.credentials)
         )
         fault = known_fault((await client.check()).version)
-        if fault is not None:  # said where it is read: in a mount's log, not after each push of a shell loop
-            level = logging.WARNING if mountpoint is not None else logging.INFO
+        # Said where it is read: in a mount's log, not after each push of a shell loop.
+        level = logging.WARNING if mountpoint is not None else logging.INFO
+        if fault is not None:
             logger.log(level, "%s: upgrade to %s", fault, RECOMMENDED)
+        nursery = await stack.enter_async_context(trio.open_nursery())
+        stack.callback(nursery.cancel_scope.cancel)
+        if server is not None:
+            await nursery.start(Upkeep(client, server.endpoint, server.data_dir, level=level).run)
         keys, clock, op_timeout = KeySchema(settings.prefix), SystemClock(), settings.op_timeout
         await ensure_format(client, keys, clock, uid=os.geteuid(), gid=os.getegid())
         sessions = SessionKeeper(
@@ -147,8 +157,6 @@ async def _join(settings: Settings, mountpoint: str | None) -> AsyncIterator[Clu
             policy=lambda topic: _policy(namespace.config_of(topic)),
             aging=namespace.aging,
         )
-        nursery = await stack.enter_async_context(trio.open_nursery())
-        stack.callback(nursery.cancel_scope.cancel)
         nursery.start_soon(sessions.run)
         nursery.start_soon(barrier.run)
         await nursery.start(namespace.run)

@@ -23,6 +23,7 @@ COMMANDS: Final[Mapping[str, str]] = {
     "reset": "dnpipefs.cli.topics",
     "ls": "dnpipefs.cli.listing",
     "config-topic": "dnpipefs.cli.settings",
+    "doctor": "dnpipefs.cli.doctor",
     "bench": "dnpipefs.cli.bench",
 }
 """The modules that hold the commands, as functions of their names (`_` for `-`), in the help text's order."""

@@ -57,6 +57,11 @@ def run_connected(
     trio.run(_race, connected, ends)
 
 
+def run_interruptibly(operation: Callable[[], Awaitable[None]]) -> None:
+    """Run *operation*; end it in order, with Ended, on SIGINT, SIGTERM or SIGHUP. Raises what it raises."""
+    trio.run(_race, operation, [_signal])
+
+
 async def _race(
     operation: Callable[[], Awaitable[None]], ends: Sequence[Callable[[], Awaitable[Ended]]]
 ) -> None:

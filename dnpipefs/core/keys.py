@@ -112,6 +112,8 @@ class KeySchema:
         self._group: Final = self.prefix + b"group/"
         self._session: Final = self.prefix + b"session/"
         self._trash: Final = self.prefix + b"trash/"
+        self._probe: Final = self.prefix + b"doctor/"
+        self.all_last: Final = prefix_range(self._last)
 
     def entry(self, parent: FileId, name: bytes) -> bytes:
         """Directory entry and inode record."""
@@ -281,6 +283,10 @@ class KeySchema:
     def trash(self, topic: FileId) -> bytes:
         """Work order: the topic has batches of an old generation, or was deleted; remove its keys."""
         return self._trash + _hex(topic)
+
+    def probe(self, number: int) -> bytes:
+        """A key that means nothing: can keys here be written, and how fast? On a short lease."""
+        return self._probe + _hex(number)
 
     def parse_trash(self, key: bytes) -> FileId:
         """Return the topic whose leftovers *key* orders to remove; CorruptData if it is no such order."""

@@ -330,3 +330,25 @@ def decode_time(key: bytes, raw: bytes) -> int:
 def encode_session(*, host: str, pid: int, mountpoint: str | None, version: str) -> bytes:
     """Return the value of a session key."""
     return _dump({"host": host, "pid": pid, "mountpoint": mountpoint, "version": version})
+
+
+@dataclass(frozen=True, slots=True)
+class SessionRecord:
+    """Who a session is, as its key says."""
+
+    host: str
+    pid: int
+    mountpoint: str | None
+    version: str
+
+    @classmethod
+    def decode(cls, key: bytes, raw: bytes) -> SessionRecord:
+        """Parse the value of a session key."""
+        value = _load(key, raw)
+        mountpoint = value.get("mountpoint")
+        return cls(
+            _text(key, value, "host"),
+            _integer(key, value, "pid"),
+            None if mountpoint is None else _text(key, value, "mountpoint"),
+            _text(key, value, "version"),
+        )

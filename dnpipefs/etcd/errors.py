@@ -119,6 +119,7 @@ TABLE = (
     Row(StatusCode.UNAVAILABLE, "", Ambiguous, _LATER),
     Row(StatusCode.DEADLINE_EXCEEDED, "", Ambiguous, "no answer in time; " + _AMBIGUOUS),
     Row(StatusCode.CANCELLED, "", Ambiguous, _AMBIGUOUS),
+    Row(StatusCode.UNKNOWN, "auth: permission denied", PermissionDenied, "this needs etcd's root role"),
     Row(StatusCode.UNKNOWN, "", Ambiguous, _AMBIGUOUS),
     Row(StatusCode.INTERNAL, "", Ambiguous, _AMBIGUOUS),
     Row(StatusCode.DATA_LOSS, "", Ambiguous, "etcd reports corruption: compare the members' hashes"),
@@ -126,7 +127,7 @@ TABLE = (
         StatusCode.RESOURCE_EXHAUSTED,
         "database space exceeded",
         SpaceExceeded,
-        "etcd's quota is used up: remove data, compact, defragment, then disarm the NOSPACE alarm",
+        "etcd's quota is used up: remove data (truncate or rm topics); `dnpipefs doctor` says what else",
     ),
     Row(StatusCode.RESOURCE_EXHAUSTED, "too many requests", TooManyRequests, "wait and ask again"),
     Row(

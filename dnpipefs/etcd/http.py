@@ -7,6 +7,7 @@ connection. No user and no password is asked for there, and none is sent.
 
 import ssl
 from collections.abc import Awaitable, Callable
+from email.utils import mktime_tz, parsedate_tz
 from functools import partial
 from typing import Final
 
@@ -17,6 +18,9 @@ from dnpipefs.etcd.errors import EtcdError
 
 ANSWER_TIMEOUT_S: Final = 1.0
 """Seconds `HttpSide.get` takes at most; what is asked for there can be done without."""
+
+DATE_LIMIT_BYTES: Final = 4096
+"""More than comes with a date, document included."""
 
 OpenStream = Callable[[], Awaitable[trio.abc.Stream]]
 
@@ -42,6 +46,18 @@ class HttpSide:
                 return await http_get(open_stream, path, host=host, limit_bytes=limit_bytes)
         except trio.TooSlowError:
             raise HttpFailed(f"{path}: no answer in {ANSWER_TIMEOUT_S:g} s") from None
+
+    async def date(self, address: Address) -> float:
+        """Return the server's time, in whole seconds since 1970. Raises `HttpFailed`, as `get` does."""
+        open_stream, host = self._way(address)
+        with trio.move_on_after(ANSWER_TIMEOUT_S):
+            head, _ = await _exchange(open_stream, "/version", host=host, limit_bytes=DATE_LIMIT_BYTES)
+            for line in head.split(b"\r\n"):
+                name, _, value = line.partition(b":")
+                if name.lower() == b"date" and (date := parsedate_tz(value.decode(errors="replace"))):
+                    return float(mktime_tz(date))
+            raise HttpFailed("/version comes without a date")
+        raise HttpFailed(f"/version: no answer in {ANSWER_TIMEOUT_S:g} s")
 
     def _way(self, address: Address) -> tuple[OpenStream, str]:
         """Return how to connect to where gRPC connects, and the name to ask for there."""
@@ -70,6 +86,14 @@ async def http_get(open_stream: OpenStream, path: str, *, host: str, limit_bytes
 
     Raises `HttpFailed`, also when head and document have more than `limit_bytes`.
     """
+    _, document = await _exchange(open_stream, path, host=host, limit_bytes=limit_bytes)
+    return document
+
+
+async def _exchange(
+    open_stream: OpenStream, path: str, *, host: str, limit_bytes: int
+) -> tuple[bytes, bytes]:
+    """Return head and document at `path`, as `http_get` does."""
     answer = bytearray()
     try:
         async with await open_stream() as stream:
@@ -84,4 +108,4 @@ async def http_get(open_stream: OpenStream, path: str, *, host: str, limit_bytes
     status = head.partition(b"\r\n")[0]
     if not status.startswith(b"HTTP/1.") or b" 200 " not in status:
         raise HttpFailed(f"{path} is answered with {status[:80].decode(errors='replace')!r}")
-    return document
+    return head, document

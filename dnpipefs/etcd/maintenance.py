@@ -1,15 +1,31 @@
 """Calls about the cluster itself: its members' state, alarms, compaction, defragmentation."""
 
 from contextlib import suppress
+from typing import Final
 
 import trio
 
 from dnpipefs.etcd.endpoint import ALARM, COMPACT, DEFRAGMENT, HASH, MEMBERS, STATUS
 from dnpipefs.etcd.errors import PermissionDenied
+from dnpipefs.etcd.http import HttpSide
+from dnpipefs.etcd.metrics import (
+    METRICS_LIMIT_BYTES,
+    METRICS_PATH,
+    VARIABLES_LIMIT_BYTES,
+    VARIABLES_PATH,
+    Metrics,
+    parse_command_line,
+)
 from dnpipefs.etcd.model import Alarm, AlarmKind, Hash, Member, Space, Status
 from dnpipefs.etcd.pool import Pool
 from dnpipefs.etcd.proto import rpc_pb2 as pb
 from dnpipefs.etcd.space import SpaceGauge
+
+NOBODY: Final = 1
+"""A member id that no member has: theirs are hashes of 64 bits."""
+
+COMMIT_INTERVAL_S: Final = 0.1
+"""How often etcd commits to its file what it has applied."""
 
 
 def read_status(endpoint: str, response: pb.StatusResponse) -> Status:
@@ -34,6 +50,7 @@ class MaintenanceCalls:
     """The maintenance part of `Client`. `endpoint` is one of the client's, as it was written."""
 
     _pool: Pool
+    _http: HttpSide
     _gauge: SpaceGauge
 
     async def status(self, endpoint: str | None = None, *, timeout: float | None = None) -> Status:
@@ -59,6 +76,24 @@ class MaintenanceCalls:
             left = max(0.0, deadline - trio.current_time())
             status = await self.status(target.name, timeout=left)
         return await self._gauge.read(target.address, status)
+
+    async def metrics(self, endpoint: str) -> Metrics:
+        """Return the metrics of the member at `endpoint`. Raises `HttpFailed` where they are not served."""
+        address = self._pool.named(endpoint).address
+        return Metrics(await self._http.get(address, METRICS_PATH, limit_bytes=METRICS_LIMIT_BYTES))
+
+    async def command_line(self, endpoint: str) -> list[str] | None:
+        """Return what the member at `endpoint` was started with; None if it does not tell.
+
+        Raises `HttpFailed` where that is not served.
+        """
+        address = self._pool.named(endpoint).address
+        document = await self._http.get(address, VARIABLES_PATH, limit_bytes=VARIABLES_LIMIT_BYTES)
+        return parse_command_line(document)
+
+    async def date(self, endpoint: str) -> float:
+        """Return what the clock of the member at `endpoint` shows, in whole seconds. Raises `HttpFailed`."""
+        return await self._http.date(self._pool.named(endpoint).address)
 
     async def members(self, *, timeout: float | None = None) -> list[Member]:
         """Return the members of the cluster."""
@@ -95,6 +130,18 @@ class MaintenanceCalls:
         """Give free space of one member's file back; the member answers nobody meanwhile."""
         target = self._pool.named(endpoint)
         await self._pool.call(DEFRAGMENT, pb.DefragmentRequest(), timeout, once=True, endpoint=target)
+
+    async def settle(self) -> None:
+        """Make etcd count, at its quota, what a compaction has freed; takes half a second.
+
+        Freed pages are counted with a later commit, and where puts are refused none comes (3.4 then goes on
+        showing them in use). A NOSPACE alarm in nobody's name may be switched on and off again: two commits
+        that change nothing, while the real alarm stays on.
+        """
+        for action in (pb.AlarmRequest.ACTIVATE, pb.AlarmRequest.DEACTIVATE):
+            request = pb.AlarmRequest(action=action, memberID=NOBODY, alarm=pb.NOSPACE)
+            await self._pool.call(ALARM, request, None, once=True)
+            await trio.sleep(2 * COMMIT_INTERVAL_S)
 
     async def hash(self, endpoint: str, revision: int = 0, *, timeout: float | None = None) -> Hash:
         """Return the checksum of a member's keys up to `revision` (0: its newest)."""

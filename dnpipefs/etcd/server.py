@@ -39,6 +39,7 @@ from pathlib import Path
 import trio
 
 from dnpipefs.errors import SetupError
+from dnpipefs.etcd.file_lock import try_lock
 from dnpipefs.etcd.http import HttpFailed, http_get
 
 DEFAULT_QUOTA_BYTES = 8 * 1024**3
@@ -47,8 +48,8 @@ DEFAULT_QUOTA_BYTES = 8 * 1024**3
 KEPT_REVISIONS = 100_000
 """History etcd keeps, in revisions; it compacts to this every five minutes.
 
-By count, not by age: every push writes several keys, so an hour of busy pushing would be gigabytes of
-history and reach the quota. A reader that is further behind takes a new snapshot.
+By count, not by age: this bounds what etcd keeps in memory of it, some 200 bytes a revision. How many bytes
+of history there are on disk is bounded by `upkeep.py`. A reader that is further behind takes a new snapshot.
 """
 
 SNAPSHOT_COUNT = 10_000
@@ -279,7 +280,7 @@ class _Membership:
         """Hold ``start.lock``. Raises `SetupError` when another process keeps it longer than `timeout_s`."""
         with trio.move_on_after(timeout_s) as scope:
             for pause in _pauses():
-                if _try_lock(self._start_fd, fcntl.LOCK_EX):
+                if try_lock(self._start_fd, fcntl.LOCK_EX):
                     break
                 await trio.sleep(pause)
         if scope.cancelled_caught:
@@ -294,12 +295,12 @@ class _Membership:
 
     def register(self) -> None:
         """Become a user. Call with ``start.lock`` held: then nobody can hold the lock exclusively."""
-        if not _try_lock(self._users_fd, fcntl.LOCK_SH):
+        if not try_lock(self._users_fd, fcntl.LOCK_SH):
             raise SetupError(f"{self.directory / 'users.lock'} is locked by a foreign program: end it")
 
     def is_last(self) -> bool:
         """Whether no other user is registered. Call with ``start.lock`` held. Ends the own registration."""
-        return _try_lock(self._users_fd, fcntl.LOCK_EX)
+        return try_lock(self._users_fd, fcntl.LOCK_EX)
 
     def resign(self) -> None:
         """Stop being a user."""
@@ -520,14 +521,6 @@ def _last_words(path: Path, offset: int) -> str:
             if entry.get("level") in ("error", "fatal", "panic"):
                 return ": ".join(str(entry[key]) for key in ("msg", "error") if key in entry)
     return lines[-1] if lines else "(none)"
-
-
-def _try_lock(fd: int, kind: int) -> bool:
-    try:
-        fcntl.flock(fd, kind | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return False
-    return True
 
 
 def _has_exited(pidfd: int) -> bool:

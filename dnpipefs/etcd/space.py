@@ -9,13 +9,13 @@ is no error, but what was known last, or etcd's default and a size of 0.
 
 import logging
 import math
-import re
 from typing import Final
 
 import trio
 
 from dnpipefs.etcd.endpoint import Address
 from dnpipefs.etcd.http import HttpFailed, HttpSide
+from dnpipefs.etcd.metrics import METRICS_LIMIT_BYTES, METRICS_PATH, Metrics
 from dnpipefs.etcd.model import Space, Status
 
 logger: Final = logging.getLogger(__name__)
@@ -33,11 +33,8 @@ larger one), and after a look that failed."""
 SIZE_BELIEVED_S: Final = 1.0
 """Seconds between two looks at the metrics for the size: it grows with each push."""
 
-METRICS_LIMIT_BYTES: Final = 4 * 1024**2
-"""Metrics larger than this are not read; etcd's are about 0.1 MiB."""
-
-_QUOTA: Final = b"etcd_server_quota_backend_bytes"
-_SIZE: Final = b"etcd_mvcc_db_total_size_in_bytes"
+QUOTA_METRIC: Final = "etcd_server_quota_backend_bytes"
+SIZE_METRIC: Final = "etcd_mvcc_db_total_size_in_bytes"
 
 
 class SpaceGauge:
@@ -67,10 +64,10 @@ class SpaceGauge:
                     "df takes the size from its metrics",
                     address.text,
                 )
-            return Space(self._size, _quota(self._flag))
+            return Space(self._size, quota_of(self._flag))
         if not status.db_size_quota:
             await self._look(address, BELIEVED_S, "quota")
-        return Space(status.db_size, _quota(status.db_size_quota or self._flag))
+        return Space(status.db_size, quota_of(status.db_size_quota or self._flag))
 
     async def _look(self, address: Address, believed_s: float, wanted: str) -> None:
         async with self._asking:
@@ -78,8 +75,11 @@ class SpaceGauge:
             if now < max(self._read_at + believed_s, self._failed_at + BELIEVED_S):
                 return
             try:
-                metrics = await self._http.get(address, "/metrics", limit_bytes=METRICS_LIMIT_BYTES)
-                self._flag, self._size = _gauge(metrics, _QUOTA), _gauge(metrics, _SIZE) or self._size
+                metrics = Metrics(
+                    await self._http.get(address, METRICS_PATH, limit_bytes=METRICS_LIMIT_BYTES)
+                )
+                self._flag = int(metrics.value(QUOTA_METRIC) or 0)
+                self._size = int(metrics.value(SIZE_METRIC) or 0) or self._size
                 self._read_at = trio.current_time()
             except HttpFailed as error:
                 self._failed_at = trio.current_time()
@@ -98,17 +98,15 @@ class SpaceGauge:
             )
 
 
-def _quota(flag: int) -> int:
-    """Return what a value of the flag means."""
+def quota_of(flag: int) -> int:
+    """Return the quota in bytes that a value of etcd's flag --quota-backend-bytes means."""
     return NO_QUOTA_BYTES if flag < 0 else flag or ETCD_DEFAULT_BYTES
 
 
-def _gauge(metrics: bytes, name: bytes) -> int:
-    """Return the value of a gauge; 0 if it is not there, or cut off. Raises `HttpFailed` for nonsense."""
-    found = re.search(rb"^%s (\S+)\r?\n" % name, metrics, re.MULTILINE)
-    if found is None:
-        return 0
-    try:
-        return int(float(found[1]))
-    except (ValueError, OverflowError):
-        raise HttpFailed(f"/metrics has {found[1]!r} as {name.decode()}") from None
+def size_text(size: float) -> str:
+    """Write a number of bytes for people, such as ``1.5 GiB``."""
+    for unit in ("B", "KiB", "MiB"):
+        if size < 1000:
+            return f"{size:.3g} {unit}"
+        size /= 1024
+    return f"{size:.3g} GiB"

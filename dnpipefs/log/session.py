@@ -46,6 +46,8 @@ class SessionKeeper:
         self._value: Final = encode_session(
             host=socket.gethostname(), pid=os.getpid(), mountpoint=mountpoint, version=version
         )
+        # A command that pushes fails with the same words; one that reads need not say it.
+        self._level: Final = logging.WARNING if mountpoint is not None else logging.INFO
         self._session: SessionId | None = None
         self.began = Revision(0)
         """When the newest session began: no earlier revision has anything of it."""
@@ -105,7 +107,9 @@ class SessionKeeper:
                 # Whatever it is may pass, and reads go on without a session. A grant whose answer was
                 # lost leaves a lease that runs out by itself.
                 if type(error) is not type(self.failure):
-                    logger.warning("no session yet, so nothing can be pushed; trying again: %s", error)
+                    logger.log(
+                        self._level, "no session yet, so nothing can be pushed; trying again: %s", error
+                    )
                 self.failure = error
                 await trio.sleep(_RETRY_S)
                 continue

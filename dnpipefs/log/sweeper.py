@@ -3,8 +3,8 @@
 The transaction that resets or deletes a topic leaves a work order (`trash/<topic>`). Whoever is
 alive carries it out, in small steps, since one large delete stalls every writer of the cluster.
 Two hosts at the same order do no harm. When etcd is full there can be no such order: the host that
-made the change removes what is left without one. Batches that were never committed because their host
-died between their parts have orders of their own (`pending/…`, see `staging.py`).
+made the change removes what is left without one, and does it before it leaves. Batches that were never
+committed because their host died between their parts have orders of their own (see `staging.py`).
 
 Task: one, `Sweeper.run`. It holds one order at a time.
 """
@@ -34,6 +34,8 @@ STEP_PAUSE_S: Final = 0.01
 """Pause between steps, so that writers get their turn."""
 ROUND_S: Final = 60.0
 """How often the orders of hosts that died are looked for."""
+LEAVE_S: Final = 30.0
+"""How long leaving takes at most for the sake of leftovers without an order."""
 
 
 class Sweeper:
@@ -53,21 +55,33 @@ class Sweeper:
 
     async def run(self) -> None:
         """Carry out orders as they come, and look for others' once a round, until cancelled."""
-        while True:
-            self._wake = trio.Event()
-            try:
-                await self.sweep_all()
-            except DnpError as error:
-                # Nobody waits for it, and a round from now it may go, or it is a key that does not
-                # parse: a reason to say, not to end.
-                logger.warning("old keys are not swept yet: %s", error)
-            with trio.move_on_after(ROUND_S):
-                await self._wake.wait()
+        try:
+            while True:
+                self._wake = trio.Event()
+                try:
+                    await self.sweep_all()
+                except DnpError as error:
+                    # Nobody waits for it, and a round from now it may go, or it is a key that does not
+                    # parse: a reason to say, not to end.
+                    logger.warning("old keys are not swept yet: %s", error)
+                with trio.move_on_after(ROUND_S):
+                    await self._wake.wait()
+        finally:
+            with trio.move_on_after(LEAVE_S, shield=True):
+                await self._leave()
+
+    async def _leave(self) -> None:
+        """Remove what nobody else would, for want of an order; the rest is for those who stay."""
+        try:
+            if self._own:
+                self._own -= {self._keys.parse_trash(kv.key) for kv in await self._orders()}
+                await self._sweep_own()
+        except DnpError as error:
+            logger.warning("old keys are swept after the next push to their topics only: %s", error)
 
     async def sweep_all(self) -> None:
         """Carry out all orders there are now."""
-        orders = self._keys.all_trash
-        for kv in (await self._client.range(orders.start, orders.end)).kvs:
+        for kv in await self._orders():
             topic = self._keys.parse_trash(kv.key)
             self._own.discard(topic)
             await self._sweep(topic)
@@ -75,6 +89,13 @@ class Sweeper:
             await self._client.transaction(
                 [etcd.compare_mod_revision(kv.key) == kv.mod_revision], [etcd.delete(kv.key)]
             )
+        await self._sweep_own()
+
+    async def _orders(self) -> list[etcd.KeyValue]:
+        orders = self._keys.all_trash
+        return (await self._client.range(orders.start, orders.end)).kvs
+
+    async def _sweep_own(self) -> None:
         while self._own:
             topic = self._own.pop()
             try:

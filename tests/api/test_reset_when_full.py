@@ -165,6 +165,18 @@ async def test_the_sweeper_removes_its_batches_and_no_writers_fence(dnp: Dnp, ke
     assert await pulled(dnp) == [b"new\n"]
 
 
+async def test_who_leaves_sweeps_first_what_nobody_else_would(dnp: Dnp, keys: Keys) -> None:
+    for number in range(3):
+        await dnp.push("t", str(number))
+    await keys.reset()
+    sweeper = Sweeper(keys.client, keys.schema)
+    sweeper.wake(await keys.topic())
+    with trio.CancelScope() as scope:
+        scope.cancel()
+        await sweeper.run()
+    assert await keys.batches() == 0
+
+
 async def test_what_a_host_that_died_left_is_swept_after_the_next_push(
     dnp: Dnp, other: Dnp, keys: Keys
 ) -> None:

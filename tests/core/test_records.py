@@ -20,6 +20,7 @@ from dnpipefs.core.records import (
     Mark,
     Meta,
     SegmentInfo,
+    SessionRecord,
     decode_time,
     encode_session,
     encode_time,
@@ -121,6 +122,19 @@ def test_the_values_are_what_the_format_page_says() -> None:
     assert encode_session(host="h", pid=3, mountpoint=None, version="1") == (
         b'{"host":"h","mountpoint":null,"pid":3,"version":"1"}'
     )
+
+
+@pytest.mark.parametrize("mountpoint", [None, "/dnp"])
+def test_sessions_round_trip(mountpoint: str | None) -> None:
+    raw = encode_session(host="h", pid=3, mountpoint=mountpoint, version="1")
+    assert SessionRecord.decode(KEY, raw) == SessionRecord("h", 3, mountpoint, "1")
+
+
+@pytest.mark.parametrize("name", ["host", "pid", "mountpoint", "version"])
+def test_a_mistyped_session_is_corrupt(name: str) -> None:
+    value = {"host": "h", "pid": 3, "mountpoint": None, "version": "1", name: ["x"]}
+    with pytest.raises(CorruptData, match=f"the-key.*{name}"):
+        SessionRecord.decode(KEY, json.dumps(value).encode())
 
 
 def test_changed_keeps_everything_else() -> None:

@@ -25,6 +25,7 @@ from dnpipefs.core.sealing import HEAD_SEGMENTS, KEPT_WRITERS, LARGE_BYTES
 from dnpipefs.core.segment import decode as decode_segment
 from dnpipefs.etcd.server import DEFAULT_QUOTA_BYTES
 from dnpipefs.etcd.space import BELIEVED_S, ETCD_DEFAULT_BYTES
+from dnpipefs.etcd.upkeep_plan import CHEAP_BYTES, HISTORY_BYTES
 from dnpipefs.etcd.watch import WATCH_BACKLOG_LIMIT
 from dnpipefs.etcd.watch_stream import INBOX_LIMIT
 from dnpipefs.fuse.adapter import ERRNO, FRESH_S, MAX_TASKS, STOP_GRACE_S
@@ -98,6 +99,8 @@ def test_the_commands_of_the_readme_exist() -> None:
         (SEMANTICS, f"kernel inodes of\ntheir own (up to {MAX_ALIASES})"),
         (SEMANTICS, f"attributes for {FRESH_S * 1000:g} ms at most"),
         (SEMANTICS, f"is committed, if etcd takes it within {STOP_GRACE_S:g} s"),
+        (SEMANTICS, f"data has grown by {HISTORY_BYTES // MIB} MiB"),
+        (SEMANTICS, f"at most {CHEAP_BYTES // MIB} MiB are\nin use"),
         (FORMAT, f"or {SESSION_TTL_S} s after its death"),
         (FORMAT, f"batches of up to {TOPICS_PER_TRANSACTION} topics in one"),
         (ARCHITECTURE, f"of up to {TOPICS_PER_TRANSACTION} topics and {BATCH_LIMIT / 10**6:g} MB"),

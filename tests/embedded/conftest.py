@@ -17,7 +17,7 @@ import trio
 
 from dnpipefs.etcd.proto import rpc_pb2 as rpc
 from dnpipefs.etcd.server import EmbeddedServer, embedded_server
-from tests.support.processes import has_exited
+from tests.support.processes import has_exited, processes_at_home
 
 ANSWER_TIMEOUT_S = 20.0
 
@@ -42,18 +42,6 @@ class Lines(logging.Handler):
         with trio.fail_after(ANSWER_TIMEOUT_S):
             while self.count(text) < count:
                 await self._changed.wait()
-
-
-def processes_at_home(directory: Path) -> list[int]:
-    """Return the pids of the processes that work in `directory`, as its server does."""
-    found = []
-    for entry in Path("/proc").iterdir():
-        try:
-            if entry.name.isdecimal() and os.path.samefile(entry / "cwd", directory):
-                found.append(int(entry.name))
-        except OSError:
-            continue
-    return found
 
 
 @pytest.fixture

@@ -23,9 +23,9 @@ from tests.embedded.conftest import (
     call,
     exited,
     get,
-    processes_at_home,
     put,
 )
+from tests.support.processes import processes_at_home
 
 
 @contextmanager

@@ -51,6 +51,7 @@ SAID: list[tuple[StatusCode, str, type[EtcdError]]] = [
     (StatusCode.UNAVAILABLE, "Socket closed", Ambiguous),
     (StatusCode.DEADLINE_EXCEEDED, "Deadline Exceeded", Ambiguous),
     (StatusCode.CANCELLED, "context canceled", Ambiguous),
+    (StatusCode.UNKNOWN, "auth: permission denied", PermissionDenied),
     (StatusCode.UNKNOWN, "context deadline exceeded", Ambiguous),
     (StatusCode.INTERNAL, "stream terminated by RST_STREAM", Ambiguous),
     (StatusCode.DATA_LOSS, "etcdserver: corrupt cluster", Ambiguous),

@@ -173,7 +173,7 @@ async def test_no_space(tmp_path: Path, etcd_binary: str) -> None:
     try:
         server.start()
         async with open_client([server.endpoint], timeout=ENOUGH) as client:
-            with pytest.raises(SpaceExceeded, match="compact"):
+            with pytest.raises(SpaceExceeded, match="`dnpipefs doctor`"):
                 await _fill(client)
             with pytest.raises(SpaceExceeded):
                 await client.transaction([], [put(b"key", b"")])

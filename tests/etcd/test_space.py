@@ -15,12 +15,12 @@ from dnpipefs.etcd import Space, Tls, open_client
 from dnpipefs.etcd.endpoint import Address, parse_address
 from dnpipefs.etcd.http import ANSWER_TIMEOUT_S, HttpSide
 from dnpipefs.etcd.maintenance import read_status
+from dnpipefs.etcd.metrics import METRICS_LIMIT_BYTES
 from dnpipefs.etcd.proto import rpc_pb2 as pb
 from dnpipefs.etcd.server import embedded_server
 from dnpipefs.etcd.space import (
     BELIEVED_S,
     ETCD_DEFAULT_BYTES,
-    METRICS_LIMIT_BYTES,
     NO_QUOTA_BYTES,
     SIZE_BELIEVED_S,
     SpaceGauge,

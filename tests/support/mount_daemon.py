@@ -49,12 +49,16 @@ def main() -> None:
         with open(settings["ready_fd"], "wb") as pipe:
             pipe.write(b"ready")
 
+    more = settings["settings"]
+    if "data_dir" in more:
+        more["data_dir"] = Path(more["data_dir"])
     run_mount(
         Settings(
             endpoints=tuple(settings["endpoints"]),
             prefix=settings["prefix"],
             op_timeout=settings["op_timeout"],
             session_ttl=settings["session_ttl"],
+            **more,
         ),
         MountOptions(prepare_mountpoint(Path(settings["mountpoint"])), allow_other=os.geteuid() == 0),
         ready=ready,

@@ -42,7 +42,9 @@ class Mount:
         session_ttl: int = 10,
         faulty: bool = False,
         traced: bool = False,
+        **settings: int | str,
     ) -> None:
+        """`settings` are further fields of `Settings`, such as those of an embedded etcd."""
         directory.mkdir(exist_ok=True)
         self.path = directory / "mnt"
         self.path.mkdir(exist_ok=True)
@@ -56,6 +58,7 @@ class Mount:
             "session_ttl": session_ttl,
             "faulty": faulty,
             "traced": traced,
+            "settings": settings,
         }
         self._process: subprocess.Popen[bytes] | None = None
 
@@ -159,6 +162,7 @@ class Mounts:
         session_ttl: int = 10,
         faulty: bool = False,
         traced: bool = False,
+        **settings: int | str,
     ) -> Mount:
         """Return another host, not started yet."""
         mount = Mount(
@@ -169,9 +173,15 @@ class Mounts:
             session_ttl=session_ttl,
             faulty=faulty,
             traced=traced,
+            **settings,
         )
         self._mounts.append(mount)
         return mount
+
+    @property
+    def alive(self) -> list[Mount]:
+        """Those that run."""
+        return [mount for mount in self._mounts if mount.alive]
 
     def clear(self) -> None:
         for mount in self._mounts:

@@ -50,6 +50,18 @@ def has_exited(pid: int, within_s: float) -> bool:
         os.close(pidfd)
 
 
+def processes_at_home(directory: Path) -> list[int]:
+    """Return the pids of the processes that work in `directory`, as its server does."""
+    found = []
+    for entry in Path("/proc").iterdir():
+        try:
+            if entry.name.isdecimal() and os.path.samefile(entry / "cwd", directory):
+                found.append(int(entry.name))
+        except OSError:
+            continue
+    return found
+
+
 def mounts_below(directory: Path) -> list[str]:
     """Return the mount points at or below `directory`, deepest first."""
     points = []
