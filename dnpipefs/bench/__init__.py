@@ -1,12 +1,17 @@
 """`dnpipefs bench`: how fast the mount is, beside raw etcd through the same client in the same run.
 
 `figures` turns samples into figures and verdicts and `report` prints them, both pure; `measurements`
-says what is measured and how; `stage` sets up etcd, mounts and the processes that do the work and takes
+and `growth` say what is measured and how; `stage` sets up etcd, mounts and the processes that do the work and takes
 all of it down again; `host` and `load` are the programs of those processes.
 """
 
-from dnpipefs.bench.measurements import MEASUREMENTS, Measurement, Scale
+from typing import Final
+
+from dnpipefs.bench.growth import GROWTH
+from dnpipefs.bench.measurements import BESIDE_RAW, Measurement, Scale
 from dnpipefs.bench.report import Report, as_json, as_table
 from dnpipefs.bench.runner import run_bench
+
+MEASUREMENTS: Final = (*BESIDE_RAW, GROWTH)
 
 __all__ = ["MEASUREMENTS", "Measurement", "Report", "Scale", "as_json", "as_table", "run_bench"]

@@ -29,6 +29,8 @@ class Sample:
     """CPU time used meanwhile by each role of process of the benchmark."""
     others_cpus: float = 0.0
     """How many CPUs everything else on the machine kept busy meanwhile."""
+    value: float = math.nan
+    """What was measured besides: bytes of memory, or a share of a CPU."""
 
 
 class Quantity(enum.Enum):
@@ -38,6 +40,9 @@ class Quantity(enum.Enum):
     P99 = "p99 ms"
     RATE = "/s"
     THROUGHPUT = "MB/s"
+    SECONDS = "s"
+    MEMORY = "MB"
+    SHARE = "% of a CPU"
 
     def of(self, sample: Sample) -> float:
         """Return the figure of a sample; NaN if there is nothing in it to tell from."""
@@ -50,6 +55,12 @@ class Quantity(enum.Enum):
                 return sample.operations / sample.seconds if sample.seconds else math.nan
             case Quantity.THROUGHPUT:
                 return sample.bytes / sample.seconds / 1e6 if sample.seconds else math.nan
+            case Quantity.SECONDS:
+                return sample.seconds
+            case Quantity.MEMORY:
+                return sample.value / 1e6
+            case Quantity.SHARE:
+                return sample.value * 100
 
 
 @dataclass(frozen=True, slots=True)

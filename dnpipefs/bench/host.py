@@ -7,6 +7,7 @@ started it. A client does raw etcd's part and the log's through the same connect
 
 from __future__ import annotations
 
+import itertools
 import json
 import logging
 import os
@@ -24,10 +25,19 @@ import trio
 
 from dnpipefs import etcd
 from dnpipefs.api import Dnp
+from dnpipefs.bench.fill import fill_directory
 from dnpipefs.bench.load import PATIENCE_S, STAMP_DIGITS, Reply, line, stamped
 from dnpipefs.cluster import Cluster, Settings, open_cluster
+from dnpipefs.core.batch import Chunk
+from dnpipefs.core.keys import KeySchema
+from dnpipefs.core.names import ROOT
+from dnpipefs.log.clock import SystemClock
 from dnpipefs.mount import MountOptions, prepare_mountpoint, run_mount
 
+FILL_CHUNKS: Final = (1, 10, 1_000, 10_000)
+"""Messages pushed together into a long topic, by turns: some seal into segments, some are large batches."""
+SETTLE_S: Final = 0.2
+"""For those who begin to wait, before they are watched."""
 REMOVED_AT_ONCE: Final = 1000
 """Keys deleted in one step."""
 VALUES_AT_ONCE: Final = 8
@@ -151,6 +161,52 @@ class Host:
                     yield message.data
 
         return await _delays(values())
+
+    async def fill(self, topic: str, messages: int, size: int) -> Reply:
+        """Make a long topic: pushes of all sizes, sealed in the end."""
+        await self._dnp.push(topic)
+        entry = await self._cluster.namespace.lookup(ROOT, topic.encode())
+        data, written = line(size), 0
+        for count in itertools.cycle(FILL_CHUNKS):
+            count = min(count, messages - written)
+            await self._cluster.log.append(entry.id, Chunk.of_lines(data * count), born=entry.revision)
+            written += count
+            if written == messages:
+                break
+        await self._cluster.log.sealer.seal(entry.id)
+        return {"bytes": written * size}
+
+    async def fill_directory(self, path: str, topics: int) -> Reply:
+        """Make a directory of many topics."""
+        await self._dnp.mkdir(path)
+        tree = self._cluster.namespace.tree
+        entry = await self._cluster.namespace.lookup(ROOT, path.encode())
+        keys = KeySchema(self._cluster.settings.prefix)
+        await fill_directory(self._client, keys, SystemClock(), tree, entry.id, count=topics)
+        return {}
+
+    async def wait(self, topic: str, readers: int, seconds: float) -> Reply:
+        """Let many readers wait for messages that do not come; tell what that costs."""
+        waiting = 0
+
+        async def follow() -> None:
+            nonlocal waiting
+            async with aclosing(self._dnp.pull(topic, start="last", follow=True)) as messages:
+                waiting += 1
+                async for _ in messages:
+                    pass
+
+        async with trio.open_nursery() as nursery:
+            for _ in range(readers):
+                nursery.start_soon(follow)
+            while waiting < readers:
+                await trio.sleep(SETTLE_S)
+            await trio.sleep(SETTLE_S)
+            used, begun = time.process_time(), time.monotonic()
+            await trio.sleep(seconds)
+            used, took = time.process_time() - used, time.monotonic() - begun
+            nursery.cancel_scope.cancel()
+        return {"cpu_seconds": used, "seconds": took}
 
     async def remove(self) -> Reply:
         """Remove every key of the benchmark, in steps."""

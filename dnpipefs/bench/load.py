@@ -188,6 +188,15 @@ class Load:
             raise OSError(0, f"{how}: {done.stderr.strip()}")
         return {"nanoseconds": took}
 
+    def run_program(self, arguments: list[str]) -> Reply:
+        """Run a program and count the lines it prints."""
+        begun = time.monotonic_ns()
+        done = subprocess.run(arguments, capture_output=True, check=False)
+        took = time.monotonic_ns() - begun
+        if done.returncode:
+            raise OSError(0, f"{arguments[0]}: {done.stderr.decode(errors='replace').strip()}")
+        return {"nanoseconds": took, "lines": done.stdout.count(b"\n")}
+
     def read_all(self, path: str) -> Reply:
         """Read a topic from its beginning to its end, in large reads."""
         buffer = bytearray(READ_BYTES)

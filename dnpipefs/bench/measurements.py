@@ -47,6 +47,12 @@ class Scale:
     """Of each arm in each round."""
     writers: int = 64
     hosts: int = 16
+    messages: int = 1_000_000
+    """Of the long topic of P7."""
+    topics: int = 100_000
+    """In the directory that P7 lists."""
+    readers: int = 1_000
+    """Who wait in P7."""
 
 
 async def _nothing() -> None:
@@ -68,12 +74,16 @@ Arms = Mapping[str, Arm]
 
 @dataclass(frozen=True, slots=True)
 class Measurement:
-    """One of P1 to P6."""
+    """One of P1 to P7."""
 
     id: str
     title: str
     lines: Callable[[Scale], Sequence[Line]]
     arms: Callable[[Stage, Scale], AbstractAsyncContextManager[Arms]]
+    most_rounds: int | None = None
+    """For what takes long."""
+    keep_order: bool = False
+    """An arm relies on what the one before it has left."""
 
 
 # P1: push latency
@@ -94,10 +104,10 @@ async def _latency_arms(stage: Stage, _scale: Scale) -> AsyncIterator[Arms]:
     raw, mount = stage.client, stage.mount
     async with stage.start.load() as load:
         yield {
-            "raw": Arm(lambda seconds: _timed(raw, "transactions", seconds)),
-            "write": Arm(lambda seconds: _timed(load, "write", seconds, path=str(mount / "held"))),
+            "raw": Arm(lambda seconds: timed(raw, "transactions", seconds)),
+            "write": Arm(lambda seconds: timed(load, "write", seconds, path=str(mount / "held"))),
             "open": Arm(
-                lambda seconds: _timed(load, "open_write_close", seconds, path=str(mount / "reopened"))
+                lambda seconds: timed(load, "open_write_close", seconds, path=str(mount / "reopened"))
             ),
         }
 
@@ -121,7 +131,7 @@ async def _writers_arms(stage: Stage, scale: Scale) -> AsyncIterator[Arms]:
         await _join(load, "one", [str(mount / "shared")] * scale.writers)
         await _join(load, "many", topics)
         yield {
-            "raw": Arm(lambda seconds: _timed(raw, "puts", seconds, tasks=scale.writers)),
+            "raw": Arm(lambda seconds: timed(raw, "puts", seconds, tasks=scale.writers)),
             "one": Arm(lambda seconds: _written(load, "one", seconds)),
             "many": Arm(lambda seconds: _written(load, "many", seconds)),
         }
@@ -372,7 +382,8 @@ def _period(seconds: float, lead: float = LEAD_S) -> tuple[float, float]:
     return start, start + seconds
 
 
-async def _timed(child: Child, op: str, seconds: float, **fields: object) -> Sample:
+async def timed(child: Child, op: str, seconds: float, **fields: object) -> Sample:
+    """Let a process repeat an operation for some seconds and say how long each one took."""
     start, end = _period(seconds)
     reply = await child.ask(op, size=MESSAGE_BYTES, start=start, end=end, **fields)
     return Sample(len(reply["latencies"]), seconds, reply["latencies"])
@@ -400,7 +411,7 @@ async def _together(calls: Sequence[Callable[[], Awaitable[Reply]]]) -> list[Rep
     return [replies[index] for index in range(len(calls))]
 
 
-MEASUREMENTS: Final[Sequence[Measurement]] = (
+BESIDE_RAW: Final[Sequence[Measurement]] = (
     Measurement("P1", "push latency, one writer", _latency_lines, _latency_arms),
     Measurement("P2", "concurrent writers on one host", _writers_lines, _writers_arms),
     Measurement("P3", "bulk", _bulk_lines, _bulk_arms),

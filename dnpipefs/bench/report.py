@@ -110,6 +110,12 @@ def _figure(value: float, quantity: Quantity) -> str:
             return f"{value:,.0f} /s"
         case Quantity.THROUGHPUT:
             return f"{value:,.0f} MB/s"
+        case Quantity.SECONDS:
+            return f"{value:.2f} s"
+        case Quantity.MEMORY:
+            return f"{value:,.0f} MB"
+        case Quantity.SHARE:
+            return f"{value:.1f} %"
 
 
 def _bar(bar: Bar, quantity: Quantity) -> str:

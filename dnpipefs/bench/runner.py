@@ -50,9 +50,10 @@ async def _measure(stage: Stage, measurement: Measurement, scale: Scale) -> dict
         names = list(arms)
         samples: dict[str, list[Sample]] = {name: [] for name in names}
         for name in names:
+            await arms[name].prepare()
             await arms[name].run(min(WARM_UP_S, scale.seconds))
-        for number in range(scale.rounds):
-            first = number % len(names)  # nobody always goes first
+        for number in range(min(scale.rounds, measurement.most_rounds or scale.rounds)):
+            first = 0 if measurement.keep_order else number % len(names)  # nobody always goes first
             for name in (*names[first:], *names[:first]):
                 samples[name].append(await _sample(stage, arms[name], scale.seconds))
         return samples

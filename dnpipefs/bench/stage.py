@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import logging
+import math
 import os
 import platform
 import secrets
@@ -135,6 +136,7 @@ class Starter:
     def __init__(self, ground: Ground) -> None:
         self._ground: Final = ground
         self._children: list[Child] = []
+        self._mounts: dict[Path, int] = {}
         self._started = 0
 
     @asynccontextmanager
@@ -149,7 +151,8 @@ class Starter:
         mountpoint = self._new_path("mount")
         mountpoint.mkdir()
         try:
-            async with self._host("mount", mountpoint):
+            async with self._host("mount", mountpoint) as child:
+                (self._mounts[mountpoint],) = child.pids
                 yield mountpoint
         finally:
             with suppress(SetupError):  # not mounted any more, as it should be
@@ -160,6 +163,14 @@ class Starter:
         """Run a process that works on files (see `dnpipefs.bench.load.Load`)."""
         async with self._child("load", [sys.executable, "-I", load.__file__]) as child:
             yield child
+
+    def peak_memory(self, mountpoint: Path) -> float:
+        """Return the most memory that a mount's daemon ever had, bytes; NaN if it is gone."""
+        try:
+            status = Path(f"/proc/{self._mounts[mountpoint]}/status").read_text()
+        except OSError:
+            return math.nan
+        return next(int(line.split()[1]) << 10 for line in status.splitlines() if line.startswith("VmHWM:"))
 
     def cpu(self) -> dict[str, float]:
         """Return the CPU seconds used so far by the processes there are, by role, and the whole machine's."""

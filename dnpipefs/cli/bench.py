@@ -56,6 +56,23 @@ def _parse_only(_ctx: click.Context, _option: click.Parameter, value: str | None
 @click.option(
     "--hosts", type=click.IntRange(min=1), default=_USUAL.hosts, show_default=True, help="Hosts of P6."
 )
+@click.option(
+    "--fill",
+    "messages",
+    type=click.IntRange(min=1),
+    default=_USUAL.messages,
+    show_default=True,
+    metavar="N",
+    help="Messages of 100 bytes in the long topic of P7.",
+)
+@click.option(
+    "--topics",
+    type=click.IntRange(min=1),
+    default=_USUAL.topics,
+    show_default=True,
+    metavar="N",
+    help="Topics in the directory that P7 lists.",
+)
 @click.option("--format", "form", type=click.Choice(["table", "json"]), default="table", show_default=True)
 @connection_options
 def bench(
@@ -66,6 +83,8 @@ def bench(
     seconds: float,
     writers: int,
     hosts: int,
+    messages: int,
+    topics: int,
     form: str,
 ) -> None:
     """Measure against raw etcd, on mounts of its own.
@@ -94,7 +113,7 @@ def bench(
             report = await run_bench(
                 connection.settings(),
                 measurements,
-                Scale(rounds, seconds, writers, hosts),
+                Scale(rounds, seconds, writers, hosts, messages, topics),
                 throwaway=throwaway,
                 progress=lambda line: click.echo(line, err=True),
             )
