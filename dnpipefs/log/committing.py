@@ -278,7 +278,7 @@ class Committer:
         )
         match fence_rules.settle(batch.fence, observed):
             case fence_rules.Committed():
-                self._sizes.forget(batch.writer.topic)
+                self._sizes.forget(batch.writer.topic, trio.current_time())
                 self._succeed(batch, Revision(writer.mod_revision if writer else 0))
             case fence_rules.Gone():
                 self._fail(batch, TopicGone("the topic was deleted"))
@@ -346,7 +346,7 @@ class Committer:
             generation=_generation(epoch, last),
         ):
             case fence_rules.Committed():
-                self._sizes.forget(batch.writer.topic)
+                self._sizes.forget(batch.writer.topic, trio.current_time())
                 self._succeed(batch, Revision(own.mod_revision if own else 0))
             case fence_rules.Gone():
                 self._fail(batch, TopicGone("the topic was deleted"))

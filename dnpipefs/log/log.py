@@ -16,7 +16,7 @@ from dnpipefs.core.batch import Chunk
 from dnpipefs.core.keys import KeySchema
 from dnpipefs.core.names import NO_GENERATION, START, FileId, Offset, Revision
 from dnpipefs.core.records import encode_time
-from dnpipefs.core.sizes import KnownSize, KnownSizes
+from dnpipefs.core.sizes import FRESH_S, KnownSize, KnownSizes
 from dnpipefs.core.view import TopicView
 from dnpipefs.log.appender import Appender
 from dnpipefs.log.barrier import Barrier
@@ -25,13 +25,14 @@ from dnpipefs.log.content import BatchCache
 from dnpipefs.log.failures import TRANSIENT, Backoff, deadline
 from dnpipefs.log.reader import Reader
 from dnpipefs.log.session import SessionKeeper
+from dnpipefs.log.survey import Survey, Surveyor
 from dnpipefs.log.sweeper import Sweeper
 from dnpipefs.log.views import LiveView, Views
 
 logger: Final = logging.getLogger(__name__)
 
-SIZES_LIMIT: Final = 10_000
-"""Topics whose size is kept in memory without following them."""
+SIZES_LIMIT: Final = 200_000
+"""Topics whose size is kept in memory without following them, at about 400 bytes each."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,6 +74,7 @@ class Log:
         self.sweeper: Final = Sweeper(client, keys)
         self._views: Final = Views(client, keys, self.content, op_timeout=op_timeout)
         self._sizes: Final = KnownSizes(SIZES_LIMIT)
+        self._surveyor: Final = Surveyor(client, keys, self._sizes, op_timeout=op_timeout)
         self._appender: Final = Appender(client, keys, sessions, clock, self._sizes, op_timeout=op_timeout)
 
     async def append(self, topic: FileId, chunk: Chunk, *, born: Revision) -> Revision:
@@ -123,7 +125,7 @@ class Log:
         known = self._sizes.ask(topic, now)
         if known is None:
             view, newest = await self._views.read(topic)
-            known = KnownSize(view.end, view.messages, view.modified_ns, view.generation, newest, now, now)
+            known = KnownSize.of(view, newest, now)
             self._sizes.learned(topic, known)
         elif self._sizes.fresh(topic, now) is None:
             position = await self._barrier.topic(topic)
@@ -131,13 +133,24 @@ class Log:
                 return None
         return known
 
-    def peek(self, topic: FileId) -> TopicStat | None:
-        """Return what `stat` would if that is known without waiting for anything."""
+    def survey(self, topics: Sequence[FileId], *, among: int) -> Survey:
+        """Begin to learn the sizes of many topics, out of *among* in the cluster, in few reads.
+
+        `stat` and `peek` know them then, for as long as they are fresh.
+        """
+        return self._surveyor.begin(topics, among=among)
+
+    def peek(self, topic: FileId, within: float = FRESH_S) -> TopicStat | None:
+        """Return what `stat` would if that is known without waiting for anything.
+
+        Of a topic that nobody on this host reads, others' appends of the last *within* seconds can be missing.
+        """
+        newest = self._appender.newest(topic)
         view = self._views.peek(topic)
-        if view is None:
-            known = self._sizes.fresh(topic, trio.current_time())
-            return _stat_of(known) if known is not None else None
-        return _stat_of(view) if view.revision >= self._appender.newest(topic) else None
+        if view is not None:
+            return _stat_of(view) if view.revision >= newest else None
+        known = self._sizes.fresh(topic, trio.current_time(), within)
+        return _stat_of(known) if known is not None and known.newest >= newest else None
 
     async def reset(self, topic: FileId) -> None:
         """Remove all messages of a topic, atomically for everybody, also when etcd is full.
@@ -155,7 +168,7 @@ class Log:
                         logger.info("etcd is full: topic %x is reset by deletions only", topic)
                         deletes = [etcd.delete(key) for key in generation.end(self._keys, topic)]
                         await self._guarded(topic, found, deletes)
-            self._sizes.forget(topic)
+            self._sizes.forget(topic, trio.current_time())
             if self._views.peek(topic) is not None:
                 async with self.reader(topic):
                     pass  # this host sees its own reset at once
@@ -190,7 +203,7 @@ class Log:
     def forget(self, topic: FileId) -> None:
         """Tell that a topic was deleted by this host."""
         self._appender.forget(topic)
-        self._sizes.forget(topic)
+        self._sizes.forget(topic, trio.current_time())
         self.sweeper.wake(topic)
 
     def give_up(self) -> None:
@@ -202,6 +215,7 @@ class Log:
         async with trio.open_nursery() as nursery:
             await nursery.start(self._views.run)
             nursery.start_soon(self._appender.run)
+            nursery.start_soon(self._surveyor.run)
             nursery.start_soon(self.sweeper.run)
             task_status.started()
 

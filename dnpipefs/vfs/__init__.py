@@ -6,5 +6,6 @@ translates both ways.
 
 from dnpipefs.vfs.filesystem import Attributes, FileSystem, Usage
 from dnpipefs.vfs.handles import MAX_MESSAGE, TopicHandle
+from dnpipefs.vfs.listings import Listing
 
-__all__ = ["MAX_MESSAGE", "Attributes", "FileSystem", "TopicHandle", "Usage"]
+__all__ = ["MAX_MESSAGE", "Attributes", "FileSystem", "Listing", "TopicHandle", "Usage"]

@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import logging
 import stat
+from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
+
+import trio
 
 from dnpipefs.cluster import Cluster
 from dnpipefs.core.names import FileId, Kind
@@ -13,6 +16,7 @@ from dnpipefs.core.tree import Entry
 from dnpipefs.errors import DnpError, InvalidArgument, IsADirectory, NotFound, NotPermitted, TopicGone
 from dnpipefs.log.log import TopicStat
 from dnpipefs.vfs.handles import OpenTopic, TopicHandle
+from dnpipefs.vfs.listings import Listing, Listings
 
 logger: Final = logging.getLogger(__name__)
 
@@ -20,8 +24,7 @@ BLOCK: Final = 512
 """The unit of st_blocks."""
 
 
-@dataclass(frozen=True, slots=True)
-class Attributes:
+class Attributes(NamedTuple):
     """What stat(2) shows."""
 
     id: FileId
@@ -56,6 +59,7 @@ class FileSystem:
         self._cluster: Final = cluster
         self._log: Final = cluster.log
         self._namespace: Final = cluster.namespace
+        self._listings: Final = Listings(cluster.log)
         self._open: dict[FileId, OpenTopic] = {}
         self._handles: set[TopicHandle] = set()
 
@@ -75,19 +79,35 @@ class FileSystem:
         entry = await self._entry(file)
         if entry.is_directory:
             return self._attributes(entry, None)
+        if self._log.peek(file) is None:
+            listing = self._listings.showing(entry, trio.current_time())
+            if listing is not None:
+                await listing.expect_stats(entry)
         found = await self._log.stat(file)
         opened = self._open.get(file)
         if opened is not None:
             opened.report(found.end)
         return self._attributes(entry, found)
 
-    async def list(self, directory: FileId) -> list[tuple[bytes, Attributes]]:
-        """Return a directory's entries in name order; topics' sizes as `lookup` has them."""
-        children = (await self._namespace.sync()).children(directory)
-        return [
-            (name, self._attributes(entry, None if entry.is_directory else self._log.peek(entry.id)))
-            for name, entry in sorted(children.items())
-        ]
+    async def open_directory(self, directory: FileId) -> Listing:
+        """Return a directory's entries; what is created later belongs to the next listing.
+
+        Raises TopicGone, TimedOut.
+        """
+        tree = await self._namespace.sync()
+        return self._listings.open(tree, directory, trio.current_time())
+
+    async def page(self, listing: Listing, start: int) -> Iterator[tuple[bytes, Attributes]]:
+        """Return entries of a listing from number *start* on, with sizes where they are known.
+
+        At least one, unless there are no more. If somebody stats what is listed, sizes are read ahead.
+        """
+        entries = await listing.page(start, trio.current_time())
+        peek, fresh_s = self._log.peek, listing.fresh_s
+        return (
+            (entry.name, self._attributes(entry, None if entry.is_directory else peek(entry.id, fresh_s)))
+            for entry in entries
+        )
 
     async def parent(self, directory: FileId) -> Attributes:
         """Return the attributes of the directory that holds *directory*; the root holds itself."""

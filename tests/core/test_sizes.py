@@ -76,7 +76,7 @@ def test_invariant_1_a_size_was_true_when_it_was_confirmed(seed: int) -> None:
                 else:
                     assert sizes.ask(TOPIC, now) is None
             case "forget":
-                sizes.forget(TOPIC)
+                sizes.forget(TOPIC, now)
     assert answers > 5
 
 
