@@ -109,7 +109,15 @@ class KeySchema:
 
     def tail(self, topic: FileId) -> KeyRange:
         """All batches not yet sealed, and the mark: the one range that a view watches."""
-        return prefix_range(self._tail + _hex(topic) + b"/")
+        return prefix_range(self.tail_prefix(topic))
+
+    def tail_prefix(self, topic: FileId) -> bytes:
+        """What all keys of a topic's tail begin with, and no other's."""
+        return b"%b%016x/" % (self._tail, topic)
+
+    def tail_prefix_of(self, key: bytes) -> bytes:
+        """Return the `tail_prefix` of the topic that a key of a tail belongs to."""
+        return key[: len(self._tail) + 17]
 
     def mark(self, topic: FileId) -> bytes:
         """Tells views, inside the range they watch, of a reset, a seal or (when deleted) the end."""
@@ -126,13 +134,16 @@ class KeySchema:
 
     def parse_tail(self, topic: FileId, key: bytes) -> TailKey | None:
         """Take the key of a batch apart; None for the mark. CorruptData if it is neither."""
-        base = len(self._tail) + 17
-        if key == self.mark(topic):
+        if key.endswith(b"/mark") and key == self.mark(topic):
             return None
+        start = len(self._tail) + 17
         try:
-            session, rest = key[base:].split(b"/")
-            sequence, size, messages = (int(number, 16) for number in rest.split(b"-"))
-            parsed = TailKey(SessionId(int(session, 16)), sequence, size, messages)
+            parsed = TailKey(
+                SessionId(int(key[start : start + 16], 16)),
+                int(key[start + 17 : start + 33], 16),
+                int(key[start + 34 : start + 42], 16),
+                int(key[start + 43 :], 16),
+            )
         except ValueError:
             parsed = None
         # Python reads more forms of a number than the schema has, and the topic must be the one asked for.

@@ -33,7 +33,6 @@ from dataclasses import dataclass
 from typing import Final
 
 from dnpipefs.core.names import NO_GENERATION, FileId, Offset, Revision
-from dnpipefs.core.view import TopicView
 
 FRESH_S: Final = 0.01
 """How long a known size is as good as a view's: about what a watch takes to bring the news."""
@@ -55,11 +54,6 @@ class KnownSize:
     """mod_revision of the topic's newest append or reset."""
     confirmed_at: float
     asked_at: float
-
-    @classmethod
-    def of(cls, view: TopicView, newest: Revision, now: float) -> KnownSize:
-        """Return what a snapshot says that was asked for at *now*."""
-        return cls(view.end, view.messages, view.modified_ns, view.generation, newest, now, now)
 
 
 class KnownSizes:
@@ -97,9 +91,13 @@ class KnownSizes:
         return size
 
     def fresh(self, topic: FileId, now: float, within: float = FRESH_S) -> KnownSize | None:
-        """As `ask`, but only what was confirmed within so many seconds."""
-        size = self.ask(topic, now)
-        return size if size is not None and now - size.confirmed_at <= within else None
+        """As `ask`, but only what was confirmed within so many seconds. Asked for each entry of a listing."""
+        size = self._known.get(topic)
+        if size is None or now - size.confirmed_at > within:
+            return None
+        size.asked_at = now
+        self._known.move_to_end(topic)
+        return size
 
     def wanted(self, topic: FileId, now: float) -> bool:
         """Tell whether an append should say what came before it."""
@@ -140,9 +138,9 @@ class KnownSizes:
         return True
 
     def unchanged(self, topic: FileId, newest: Revision, now: float) -> bool:
-        """Etcd says what changed a topic last, and that it has a generation; False if that is not what is known.
+        """Etcd says what changed the topic last, and that it has a generation; False if that is not known.
 
-        It is the known generation: beginning another one would have changed the topic.
+        It is the generation known: beginning another one would have changed the topic.
         """
         known = self._known.get(topic)
         if known is None or known.newest != newest or known.generation == NO_GENERATION:

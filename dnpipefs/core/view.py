@@ -20,6 +20,7 @@ from __future__ import annotations
 from bisect import bisect_right
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 from dnpipefs.core.keys import TailKey
 from dnpipefs.core.names import NO_GENERATION, START, Offset, Revision, SessionId
@@ -70,8 +71,7 @@ class Ended:
 TailEvent = Appended | Reset | Ended
 
 
-@dataclass(frozen=True, slots=True)
-class Snapshot:
+class Snapshot(NamedTuple):
     """One consistent read of a topic."""
 
     revision: Revision
@@ -82,6 +82,18 @@ class Snapshot:
     modified_ns: int
     tail: Sequence[tuple[Revision, TailKey]]
     """mod_revision and key of every batch, in any order, batches of old generations included."""
+
+
+def measure(snapshot: Snapshot) -> tuple[Offset, int]:
+    """Return end and number of messages that a view of *snapshot* has, without the pains of making one."""
+    if snapshot.generation == NO_GENERATION:
+        return START, 0
+    end, messages = snapshot.head.offset, snapshot.head.messages
+    for revision, key in snapshot.tail:
+        if revision >= snapshot.generation:
+            end = Offset(end + key.size)
+            messages += key.messages
+    return end, messages
 
 
 class TopicView:

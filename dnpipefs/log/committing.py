@@ -20,7 +20,7 @@ import trio
 
 from dnpipefs import etcd
 from dnpipefs.core import append as fence_rules
-from dnpipefs.core.append import Fence, Observed
+from dnpipefs.core.append import UNKNOWN_SEQUENCE, Fence, Observed
 from dnpipefs.core.batch import Chunk, encode
 from dnpipefs.core.keys import KeySchema
 from dnpipefs.core.names import NO_GENERATION, FileId, Revision, SessionId
@@ -36,6 +36,8 @@ logger: Final = logging.getLogger(__name__)
 
 TOPICS_WITH_PREVIOUS: Final = 30
 """In a transaction of so many topics there is room for a read beside the three puts of each."""
+NOT_REMEMBERED: Final = UNKNOWN_SEQUENCE - 1
+"""In the place of the last sequence number taken, so that the next one is UNKNOWN_SEQUENCE."""
 _RPC_TIMEOUT_S: Final = 5.0
 
 
@@ -63,7 +65,7 @@ class Writer:
     """Of `session`; made once, since each commit needs them."""
     session: SessionId | None = None
     sequence: int = 0
-    """Last sequence number known to be taken."""
+    """Last sequence number known to be taken; NOT_REMEMBERED if it has to be looked up."""
     queue: deque[Push] = field(default_factory=deque)
     ready: bool = False
     """It stands in the line of topics to be taken."""
@@ -73,6 +75,11 @@ class Writer:
     """A committer holds a batch of it."""
     newest: Revision = Revision(0)  # noqa: RUF009 - a NewType of int, immutable
     """Revision of this host's last append."""
+
+    def idle(self, session: SessionId | None) -> bool:
+        """Whether nothing is lost by forgetting it, in *session*, that cannot be looked up again."""
+        in_doubt = self.abandoned > self.sequence and self.session == session
+        return not (self.busy or self.ready or self.queue or in_doubt)
 
 
 @dataclass(slots=True, eq=False)
@@ -130,11 +137,18 @@ class Committer:
         self._sizes: Final = sizes
         self._op_timeout: Final = op_timeout
         self._attempts = 0
+        self._forgetful: SessionId | None = None
+        """The session in which writers were forgotten."""
+
+    def forgot(self, session: SessionId | None) -> None:
+        """Tell that an idle writer was forgotten: from now on a new one may have appended in this session."""
+        self._forgetful = session
 
     def batch(self, writer: Writer, pushes: Sequence[Push], session: SessionId) -> Batch:
         """Make a batch of *pushes*, with the next sequence number; the topic is busy from now on."""
         if writer.session != session:
-            writer.session, writer.sequence = session, 0
+            new = writer.session is None and session == self._forgetful
+            writer.session, writer.sequence = session, NOT_REMEMBERED if new else 0
             writer.fence_key = self._keys.writer(writer.topic, session)
         writer.busy = True
         self._attempts += 1
@@ -152,6 +166,11 @@ class Committer:
         while batches := self._still_in_time(batches):
             if NO_GENERATION in [batch.fence.generation for batch in batches]:
                 batches = await self._begin_generations(batches, backoff)
+                continue
+            if UNKNOWN_SEQUENCE in [batch.fence.sequence for batch in batches]:
+                batches = await self._look_and_settle(batches)
+                if any(batch.failure is not None for batch in batches):
+                    await backoff.wait()
                 continue
             try:
                 result = await self._client.commit(

@@ -5,8 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
-from dataclasses import dataclass
-from typing import Final
+from typing import Final, NamedTuple
 
 import trio
 
@@ -35,8 +34,7 @@ SIZES_LIMIT: Final = 200_000
 """Topics whose size is kept in memory without following them, at about 400 bytes each."""
 
 
-@dataclass(frozen=True, slots=True)
-class TopicStat:
+class TopicStat(NamedTuple):
     """What `stat` shows of a topic's log."""
 
     end: Offset
@@ -125,7 +123,7 @@ class Log:
         known = self._sizes.ask(topic, now)
         if known is None:
             view, newest = await self._views.read(topic)
-            known = KnownSize.of(view, newest, now)
+            known = KnownSize(view.end, view.messages, view.modified_ns, view.generation, newest, now, now)
             self._sizes.learned(topic, known)
         elif self._sizes.fresh(topic, now) is None:
             position = await self._barrier.topic(topic)
@@ -143,7 +141,8 @@ class Log:
     def peek(self, topic: FileId, within: float = FRESH_S) -> TopicStat | None:
         """Return what `stat` would if that is known without waiting for anything.
 
-        Of a topic that nobody on this host reads, others' appends of the last *within* seconds can be missing.
+        Of a topic that nobody on this host reads, others' appends can be missing, of the last *within*
+        seconds.
         """
         newest = self._appender.newest(topic)
         view = self._views.peek(topic)

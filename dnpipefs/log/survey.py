@@ -12,18 +12,19 @@ from __future__ import annotations
 import logging
 from collections import deque
 from collections.abc import Iterable, Sequence
+from itertools import groupby
 from typing import Final
 
 import trio
 
 from dnpipefs import etcd
 from dnpipefs.core import survey
-from dnpipefs.core.keys import KeySchema, TailKey
+from dnpipefs.core.keys import KeySchema
 from dnpipefs.core.names import NO_GENERATION, FileId, Revision
 from dnpipefs.core.records import EMPTY_HEAD_VALUE, Head, decode_time
 from dnpipefs.core.sizes import KnownSize, KnownSizes
 from dnpipefs.core.survey import Last, Look
-from dnpipefs.core.view import Snapshot, TopicView, ViewBroken
+from dnpipefs.core.view import Snapshot, measure
 from dnpipefs.errors import CorruptData, DnpError
 
 logger: Final = logging.getLogger(__name__)
@@ -153,42 +154,35 @@ class Surveyor:
 
     async def _measure_by_range(self, topics: Sequence[FileId], look: Look, now: float) -> None:
         keys, first, last, revision = self._keys, topics[0], topics[-1], look.revision
-        tail_start, tail_end = keys.tail(first).start, keys.tail(last).end
+        end = keys.tail(last).end
         epochs, heads, tail = _ranges(
             await self._transaction(
                 [
                     etcd.get(keys.epoch(first), keys.epoch(last) + b"\0", keys_only=True, revision=revision),
                     etcd.get(keys.head(first), keys.head(last) + b"\0", revision=revision),
-                    etcd.get(tail_start, tail_end, keys_only=True, limit=TAIL_KEYS, revision=revision),
+                    etcd.get(keys.tail(first).start, end, keys_only=True, limit=TAIL_KEYS, revision=revision),
                 ]
             )
         )
-        batches: dict[bytes, list[etcd.KeyValue]] = {}
-        length = len(keys.tail(first).start)
-        while True:
-            for kv in tail.kvs:
-                batches.setdefault(kv.key[:length], []).append(kv)
-            if not tail.more:
-                break
+        batches = tail.kvs
+        while tail.more:
             tail = await self._client.range(
                 tail.kvs[-1].key + b"\0",
-                tail_end,
-                keys_only=True,
-                limit=TAIL_KEYS,
+                end,
                 revision=revision,
+                limit=TAIL_KEYS,
+                keys_only=True,
                 timeout=self._op_timeout,
             )
+            batches += tail.kvs
         epoch_of = {kv.key: kv for kv in epochs.kvs}
         head_of = {kv.key: kv for kv in heads.kvs}
+        tail_of = {
+            prefix: list(kvs) for prefix, kvs in groupby(batches, lambda kv: keys.tail_prefix_of(kv.key))
+        }
         for topic in topics:
-            self._learn(
-                topic,
-                look,
-                now,
-                epoch_of.get(keys.epoch(topic)),
-                head_of.get(keys.head(topic)),
-                batches.get(keys.tail(topic).start, ()),
-            )
+            epoch, head = epoch_of.get(keys.epoch(topic)), head_of.get(keys.head(topic))
+            self._learn(topic, look, now, epoch, head, tail_of.get(keys.tail_prefix(topic), ()))
 
     async def _measure_by_key(self, topics: Sequence[FileId], look: Look, now: float) -> None:
         keys, revision = self._keys, look.revision
@@ -209,30 +203,26 @@ class Surveyor:
         now: float,
         epoch: etcd.KeyValue | None,
         head: etcd.KeyValue | None,
-        tail: Iterable[etcd.KeyValue],
+        batches: Iterable[etcd.KeyValue],
     ) -> None:
         """Take in one topic."""
-        last = look.lasts[topic]
         if head is None:
             return
+        newest, _, modified_ns = look.lasts[topic]
+        generation = Revision(epoch.mod_revision) if epoch is not None else NO_GENERATION
+        parse = self._keys.parse_tail
         try:
-            snapshot = Snapshot(
-                revision=look.revision,
-                generation=Revision(epoch.mod_revision) if epoch is not None else NO_GENERATION,
-                head=NOTHING_SEALED if head.value == EMPTY_HEAD_VALUE else Head.decode(head.key, head.value),
-                modified_ns=last.time_ns,
-                tail=self._batches(topic, tail),
-            )
-            self._sizes.learned(topic, KnownSize.of(TopicView(snapshot), last.newest, now))
-        except (DnpError, ViewBroken) as error:
+            sealed = NOTHING_SEALED if head.value == EMPTY_HEAD_VALUE else Head.decode(head.key, head.value)
+            tail = [
+                (Revision(kv.mod_revision), key)
+                for kv in batches
+                if (key := parse(topic, kv.key)) is not None
+            ]
+        except DnpError as error:
             _leave(topic, error)
-
-    def _batches(self, topic: FileId, tail: Iterable[etcd.KeyValue]) -> list[tuple[Revision, TailKey]]:
-        return [
-            (Revision(kv.mod_revision), parsed)
-            for kv in tail
-            if (parsed := self._keys.parse_tail(topic, kv.key)) is not None
-        ]
+            return
+        end, messages = measure(Snapshot(look.revision, generation, sealed, modified_ns, tail))
+        self._sizes.learned(topic, KnownSize(end, messages, modified_ns, generation, newest, now, now))
 
     async def _transaction(self, reads: Sequence[etcd.Op]) -> etcd.TransactionResult:
         return await self._client.transaction((), reads, timeout=self._op_timeout)

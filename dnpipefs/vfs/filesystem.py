@@ -231,21 +231,24 @@ class FileSystem:
                 raise TopicGone("the topic or directory was deleted") from None
 
     def _attributes(self, entry: Entry, log: TopicStat | None) -> Attributes:
-        inode, tree = entry.inode, self._namespace.tree
-        directory = entry.is_directory
-        modified_ns = tree.changed_ns(entry.id) if directory else log.modified_ns if log else 0
-        return Attributes(
-            id=entry.id,
-            is_directory=directory,
-            mode=inode.mode,
-            uid=inode.uid,
-            gid=inode.gid,
-            nlink=2 + tree.subdirectories(entry.id) if directory else 1,
-            size=log.end if log else 0,
-            blocks=-(-(log.end - log.first) // BLOCK) if log else 0,
-            mtime_ns=max(
-                inode.mtime_ns, tree.changed_ns(entry.id) if directory else 0, log.modified_ns if log else 0
-            ),
-            ctime_ns=max(inode.ctime_ns, modified_ns),
-            exact=directory or log is not None,
+        inode, directory = entry.inode, entry.is_directory
+        nlink, size, blocks, changed_ns = 1, 0, 0, 0
+        if directory:
+            tree = self._namespace.tree
+            nlink, changed_ns = 2 + tree.subdirectories(inode.id), tree.changed_ns(inode.id)
+        elif log is not None:
+            size, changed_ns = log.end, log.modified_ns
+            blocks = -(-(size - log.first) // BLOCK)
+        return Attributes(  # by position: once for each entry of a listing
+            inode.id,
+            directory,
+            inode.mode,
+            inode.uid,
+            inode.gid,
+            nlink,
+            size,
+            blocks,
+            changed_ns if changed_ns > inode.mtime_ns else inode.mtime_ns,
+            changed_ns if changed_ns > inode.ctime_ns else inode.ctime_ns,
+            directory or log is not None,
         )

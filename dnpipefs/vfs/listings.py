@@ -25,6 +25,7 @@ from __future__ import annotations
 from bisect import bisect_left
 from collections import OrderedDict
 from collections.abc import Sequence
+from operator import attrgetter
 from typing import Final
 
 from dnpipefs.core.names import FileId
@@ -35,14 +36,14 @@ from dnpipefs.log.survey import Survey
 
 BY_NAME: Final = 1_000
 """Entries of the largest directory that is listed in the order of names."""
-PAGE: Final = 125
+PAGE: Final = 250
 """Entries shown at once. The kernel would take thousands, and `ls -l` would come too late to the last ones:
 what is shown may be used for milliseconds only."""
 WINDOW: Final = PAGE
 """Topics read ahead of a stat: what is asked for by one stat after another while it is fresh."""
-CHUNK: Final = 4 * PAGE
+CHUNK: Final = 2 * PAGE
 """Entries of a listing whose sizes are read together."""
-AHEAD: Final = 1
+AHEAD: Final = 2
 """Chunks read ahead of the one that is shown."""
 PAGE_FRESH_S: Final = 0.07
 """How old a size may be that a page of a listing shows."""
@@ -50,6 +51,10 @@ RECENT_S: Final = 5.0
 """How long after its last page a listing still tells which stats are to be expected."""
 RECENT_LISTINGS: Final = 16
 """Listings that are remembered, one a directory."""
+
+
+_NAME: Final = attrgetter("name")
+_ID: Final = attrgetter("inode.id")
 
 
 class Listing:
@@ -60,7 +65,7 @@ class Listing:
         self._log: Final = log
         self._of_all: Final = len(tree)
         self._by_name: Final = len(children) <= BY_NAME
-        self.entries: Final = sorted(children.values(), key=_name if self._by_name else _id)
+        self.entries: Final = sorted(children.values(), key=_NAME if self._by_name else _ID)
         self.shown_at = now
         self.stats_follow = False
         """Somebody stats what is listed."""
@@ -114,7 +119,7 @@ class Listing:
 
     def _index(self, entry: Entry) -> int | None:
         """Return where an entry stands; None if it is newer than the listing, or was renamed since."""
-        key = _name if self._by_name else _id
+        key = _NAME if self._by_name else _ID
         index = bisect_left(self.entries, key(entry), key=key)
         return index if index < len(self.entries) and self.entries[index].id == entry.id else None
 
@@ -144,11 +149,3 @@ class Listings:
         """Return a listing that has shown an entry lately."""
         listing = self._recent.get(entry.parent)
         return listing if listing is not None and now - listing.shown_at <= RECENT_S else None
-
-
-def _name(entry: Entry) -> bytes:
-    return entry.name
-
-
-def _id(entry: Entry) -> FileId:
-    return entry.id

@@ -11,7 +11,17 @@ import pytest
 from dnpipefs.core.keys import TailKey
 from dnpipefs.core.names import NO_GENERATION, Offset, Revision, SessionId
 from dnpipefs.core.records import Head
-from dnpipefs.core.view import Appended, Ended, Reset, Snapshot, TailEntry, TailEvent, TopicView, ViewBroken
+from dnpipefs.core.view import (
+    Appended,
+    Ended,
+    Reset,
+    Snapshot,
+    TailEntry,
+    TailEvent,
+    TopicView,
+    ViewBroken,
+    measure,
+)
 
 ONE, TWO = SessionId(1), SessionId(2)
 BIRTH = Revision(10)
@@ -120,6 +130,7 @@ def test_all_views_agree_whatever_snapshot_they_began_with() -> None:
         for first, state in enumerate(history.states):
             view = TopicView(state.snapshot(draw))
             must_equal(view, state)
+            assert measure(state.snapshot(draw)) == (view.end, view.messages)
             following = zip(history.events[first:], history.states[first + 1 :], strict=True)
             for (revision, events), after in following:
                 view.apply(revision, events)
@@ -158,6 +169,7 @@ def test_the_tail_stands_on_the_sealed_part() -> None:
     head = Head(Offset(100), 7, Offset(40))
     view = TopicView(snapshot(head=head))
     assert (view.first, view.end, view.messages, list(view.entries)) == (40, 100, 7, [])
+    assert measure(snapshot((20, key(ONE, 2)), head=head)) == (104, 8)
     view.apply(Revision(51), [Appended(key(ONE, 3), BIRTH, 9)])
     assert list(view.entries) == [TailEntry(Revision(51), Offset(100), 7, key(ONE, 3))]
     assert (view.first, view.end, view.messages) == (40, 104, 8)
