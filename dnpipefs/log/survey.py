@@ -31,6 +31,8 @@ logger: Final = logging.getLogger(__name__)
 
 READERS: Final = 3
 """Groups of topics read at once: etcd looks for keys while we take answers apart."""
+PATIENCE_S: Final = 2.0
+"""How long a survey is waited for: the stats that follow have their own time to wait."""
 TAIL_KEYS: Final = 5_000
 """Keys of batches asked for in one range read."""
 NOTHING_SEALED: Final = Head()
@@ -51,8 +53,9 @@ class Survey:
         return self._done.is_set()
 
     async def wait(self) -> None:
-        """Wait until everything has been read that could be."""
-        await self._done.wait()
+        """Wait until everything has been read that could be, but not for an etcd that does not answer."""
+        with trio.move_on_after(PATIENCE_S):
+            await self._done.wait()
 
     def finish_one(self) -> None:
         """A group of topics has been read."""

@@ -14,6 +14,7 @@ from dnpipefs.cluster import Cluster
 from dnpipefs.core.names import FileId, Kind
 from dnpipefs.core.tree import Entry
 from dnpipefs.errors import DnpError, InvalidArgument, IsADirectory, NotFound, NotPermitted, TopicGone
+from dnpipefs.log.failures import deadline
 from dnpipefs.log.log import TopicStat
 from dnpipefs.vfs.handles import OpenTopic, TopicHandle
 from dnpipefs.vfs.listings import Listing, Listings
@@ -79,11 +80,12 @@ class FileSystem:
         entry = await self._entry(file)
         if entry.is_directory:
             return self._attributes(entry, None)
-        if self._log.peek(file) is None:
-            listing = self._listings.showing(entry, trio.current_time())
-            if listing is not None:
-                await listing.expect_stats(entry)
-        found = await self._log.stat(file)
+        with deadline(self._cluster.settings.op_timeout):
+            if self._log.peek(file) is None:
+                listing = self._listings.showing(entry, trio.current_time())
+                if listing is not None:
+                    await listing.expect_stats(entry)
+            found = await self._log.stat(file)
         opened = self._open.get(file)
         if opened is not None:
             opened.report(found.end)

@@ -29,6 +29,8 @@ __all__ = ["server", "shared_server"]
 TOPICS = 300
 A_WHILE = 60.0
 """Longer than a test takes."""
+A_MOMENT = 0.1
+"""Longer than looking through what a survey found, shorter than what happens between two of them."""
 
 _numbers = count()
 
@@ -110,16 +112,18 @@ async def surveyed(cluster: Cluster, topics: list[FileId], *, among: int) -> dic
     """Return what a survey has found."""
     began = trio.current_time()
     await cluster.log.survey(topics, among=among).wait()
-    found = {topic: cluster.log.peek(topic, within=trio.current_time() - began) for topic in topics}
+    within = trio.current_time() - began + A_MOMENT
+    found = {topic: cluster.log.peek(topic, within) for topic in topics}
     return {topic: stat for topic, stat in found.items() if stat is not None}
 
 
-async def one_by_one(cluster: Cluster, topics: list[FileId]) -> dict[FileId, TopicStat]:
-    """Return what each topic's own stat shows, where it shows something."""
+async def one_by_one(settings: Settings, topics: list[FileId]) -> dict[FileId, TopicStat]:
+    """Return what each topic's own stat shows on a host that knows nothing yet, where it shows something."""
     found = {}
-    for topic in topics:
-        with suppress(TopicGone, CorruptData):
-            found[topic] = await cluster.log.stat(topic)
+    async with open_cluster(settings) as fresh:
+        for topic in topics:
+            with suppress(TopicGone, CorruptData):
+                found[topic] = await fresh.log.stat(topic)
     return found
 
 
@@ -137,14 +141,14 @@ async def test_sizes_and_times_are_those_of_each_stat(
     topics = await fill(cluster)
     await other.namespace.sync()
     happen = Fates(other, dice)
-    assert await surveyed(cluster, topics, among=among) == await one_by_one(other, topics)
+    assert await surveyed(cluster, topics, among=among) == await one_by_one(cluster.settings, topics)
     for share in (0.9, 0.05):
         for topic in topics:
             if dice.random() < share:
                 with suppress(TopicGone, CorruptData):  # what came before is in its way
                     await getattr(happen, dice.choice(fates))(topic)
         found = await surveyed(cluster, topics, among=among)
-        assert found == await one_by_one(other, topics)
+        assert found == await one_by_one(cluster.settings, topics)
         assert len(found) > TOPICS / 4
         assert len({stat.end for stat in found.values()}) > 20
 
@@ -182,10 +186,18 @@ async def test_this_hosts_own_pushes_and_resets_are_never_missing(cluster: Clust
         assert await cluster.log.stat(topic) == now
 
 
-async def test_a_survey_without_etcd_ends(server: EtcdProcess, caplog: pytest.LogCaptureFixture) -> None:
+async def test_a_survey_without_etcd_is_not_waited_for(
+    server: EtcdProcess, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
     caplog.set_level("INFO", survey.logger.name)
-    async with open_cluster(Settings(endpoints=(server.endpoint,), op_timeout=0.5)) as cluster:
+    monkeypatch.setattr(survey, "PATIENCE_S", 0.1)
+    async with open_cluster(Settings(endpoints=(server.endpoint,), op_timeout=2)) as cluster:
         server.kill()
-        await cluster.log.survey([FileId(5)], among=1).wait()
+        asked = cluster.log.survey([FileId(5)], among=1)
+        await asked.wait()
+        assert not asked.done
         assert cluster.log.peek(FileId(5), within=A_WHILE) is None
+        monkeypatch.setattr(survey, "PATIENCE_S", 60)
+        await asked.wait()
+        assert asked.done
     assert "each stat asks for itself" in caplog.text
