@@ -3,6 +3,7 @@
 import random
 from collections.abc import AsyncIterator
 from contextlib import suppress
+from dataclasses import replace
 from itertools import count
 from typing import Any
 
@@ -184,6 +185,20 @@ async def test_this_hosts_own_pushes_and_resets_are_never_missing(cluster: Clust
         await under_way.wait()
         assert cluster.log.peek(topic, within=A_WHILE) in (now, None)
         assert await cluster.log.stat(topic) == now
+
+
+async def test_what_a_survey_began_before_an_own_push_is_not_shown(cluster: Cluster) -> None:
+    [topic, *_] = await fill(cluster, 1)
+    await cluster.log.survey([topic], among=1).wait()
+    before = cluster.log._sizes.ask(topic, trio.current_time())
+    assert before is not None
+    before = replace(before)
+    await Fates(cluster, random.Random(1)).pushed(topic)
+    cluster.log._sizes._known.clear()
+    before.confirmed_at = trio.current_time()  # its answer has only now come
+    cluster.log._sizes.learned(topic, before)
+    assert cluster.log.peek(topic, within=A_WHILE) is None
+    assert (await cluster.log.stat(topic)).end > before.end
 
 
 async def test_a_survey_without_etcd_is_not_waited_for(
