@@ -87,7 +87,7 @@ class TimedOut(ClusterError):
 
 
 class OutOfSpace(ClusterError):
-    """etcd's space quota is reached (NOSPACE alarm); reads go on."""
+    """etcd's space quota is reached (NOSPACE alarm), or the limit of topics and directories; reads go on."""
 
 
 class UnknownOutcome(ClusterError):

@@ -22,12 +22,17 @@ from dnpipefs.core.keys import KeySchema
 from dnpipefs.core.names import FileId, Kind, Revision, check_component
 from dnpipefs.core.records import Inode
 from dnpipefs.core.tree import Entry, EntryDeleted, EntryPut, Mutation, Planner, Tree, TreeEvent
-from dnpipefs.errors import DnpError, NotFound, TopicGone
+from dnpipefs.errors import DnpError, NotFound, OutOfSpace, TopicGone
 from dnpipefs.log.barrier import Barrier
 from dnpipefs.log.clock import Clock
 from dnpipefs.log.failures import TRANSIENT, Backoff, deadline
 
 logger: Final = logging.getLogger(__name__)
+
+ENTRIES_LIMIT: Final = 1_000_000
+"""Topics and directories of a cluster. Every host has all of them in memory, at some 550 bytes each."""
+LOAD_ENTRIES: Final = 20_000
+"""Entries asked for in one read when all of them are: some 5 MiB."""
 
 
 class Namespace:
@@ -107,7 +112,8 @@ class Namespace:
     ) -> Entry:
         """Make a topic or an empty directory, with its directory's settings, and return its entry.
 
-        Raises AlreadyExists, InvalidName, NotFound, NotADirectory, TimedOut, OutOfSpace.
+        Raises AlreadyExists, InvalidName, NotFound, NotADirectory, TimedOut, OutOfSpace (also at
+        ENTRIES_LIMIT).
         """
         now_ns = self._clock.now_ns()
         inode = Inode(self._clock.new_file_id(), kind, mode & 0o7777, uid, gid, now_ns, now_ns)
@@ -116,7 +122,16 @@ class Namespace:
             entry = tree.find(parent, name)
             return entry is not None and entry.id == inode.id
 
-        tree = await self._mutate(lambda tree: self._planner.create(tree, parent, name, inode), made)
+        def plan(tree: Tree) -> Mutation:
+            mutation = self._planner.create(tree, parent, name, inode)
+            if len(tree) >= ENTRIES_LIMIT:
+                raise OutOfSpace(
+                    f"there are {len(tree)} topics and directories, as many as a host keeps in memory: "
+                    "remove some, or use another --prefix"
+                )
+            return mutation
+
+        tree = await self._mutate(plan, made)
         return tree.get(inode.id)
 
     async def change(self, file: FileId, **changes: Any) -> Entry:
@@ -269,7 +284,13 @@ class Namespace:
 
         Raises what makes the first snapshot impossible, such as CorruptData or a PermissionDenied.
         """
-        await self._load()
+        backoff = Backoff()
+        while self._tree is None:
+            try:
+                await self._load()
+            except etcd.Compacted:
+                logger.info("the namespace was compacted while it was read; reading it again")
+                await backoff.wait()
         task_status.started()
         backoff = Backoff()
         while True:
@@ -288,13 +309,24 @@ class Namespace:
                 await backoff.wait()
 
     async def _load(self) -> None:
+        """Read all entries at one revision, page by page: together they can be hundreds of megabytes."""
         names = self._keys.namespace
-        result = await self._client.range(names.start, names.end, timeout=self._op_timeout)
-        entries = [
-            Entry(*self._keys.parse_entry(kv.key), _inode(kv), Revision(kv.mod_revision)) for kv in result.kvs
-        ]
-        self._tree = Tree(Revision(result.revision), entries)
+        start, revision = names.start, 0
+        entries: list[Entry] = []
+        while True:
+            page = await self._client.range(
+                start, names.end, revision=revision, limit=LOAD_ENTRIES, timeout=self._op_timeout
+            )
+            entries += map(self._entry, page.kvs)
+            if not page.more:
+                break
+            start, revision = page.kvs[-1].key + b"\0", revision or page.revision
+        self._tree = Tree(Revision(revision or page.revision), entries)
         self._changed.unpark_all()
+
+    def _entry(self, kv: etcd.KeyValue) -> Entry:
+        inode = Inode.decode(kv.key, kv.value)
+        return Entry(*self._keys.parse_entry(kv.key), inode, Revision(kv.mod_revision))
 
     async def _follow(self, tree: Tree) -> None:
         names = self._keys.namespace

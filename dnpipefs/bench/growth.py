@@ -89,4 +89,3 @@ async def _arms(stage: Stage, scale: Scale) -> AsyncIterator[Arms]:
 
 
 GROWTH: Final = Measurement("P7", "growth", _lines, _arms, most_rounds=MOST_ROUNDS, keep_order=True)
-

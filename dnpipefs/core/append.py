@@ -14,7 +14,9 @@ whole transaction, which freezes the outcome of everything a lost session had un
 told "timed out" is *abandoned*: it may still take its number, at most once, or never.
 
 The host keeps, per session and topic: the highest number it has seen taken, by whatever batch (the
-next append starts behind it), and a count of attempts that never comes back to an old value.
+next append starts behind it), and a count of attempts that never comes back to an old value. It may
+forget a topic none of whose batches are under way or abandoned, and look the number up again
+(UNKNOWN_SEQUENCE) before the next append.
 
 Invariants:
 
@@ -24,6 +26,7 @@ Invariants:
    any more: its number is taken, or its generation is over - or the retry is that same transaction.
 4. Nothing is sent with NO_GENERATION: etcd would compare it as "epoch/<t> is absent", and the batch
    would be in no generation. A topic that has none is given one first.
+5. Nothing is sent with UNKNOWN_SEQUENCE: `settle` gives the number behind the last one taken.
 """
 
 from __future__ import annotations
@@ -33,6 +36,9 @@ from typing import Final, NamedTuple
 
 from dnpipefs.core.names import Revision
 from dnpipefs.errors import CorruptData
+
+UNKNOWN_SEQUENCE: Final = 0
+"""Instead of a sequence number: this session may have appended to the topic, and it has to be looked up."""
 
 
 class Fence(NamedTuple):
@@ -111,12 +117,17 @@ def decode_writer(key: bytes, raw: bytes) -> tuple[int, int]:
 
 
 def settle(fence: Fence, observed: Observed) -> Committed | Retry | Gone | SessionLost:
-    """Decide the fate of a batch from what etcd holds, after a refused or unanswered transaction."""
+    """Decide the fate of a batch from what etcd holds, after a refused or unanswered transaction.
+
+    Or before the first one, if generation or sequence number are not known: then always Retry, unless
+    there is nothing any more to append to.
+    """
     if observed.writer is not None:
         sequence, attempt = observed.writer
         if (sequence, attempt) == (fence.sequence, fence.attempt):
             return COMMITTED
-        if sequence not in (fence.sequence, fence.sequence - 1):
+        known = fence.sequence != UNKNOWN_SEQUENCE and observed.generation is not None
+        if known and sequence not in (fence.sequence, fence.sequence - 1):
             raise CorruptData(
                 f"the writer key is at append {sequence}, this session expects {fence.sequence}: "
                 "another process uses the same session"

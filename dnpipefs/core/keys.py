@@ -149,7 +149,15 @@ class KeySchema:
 
     def tail(self, topic: FileId) -> KeyRange:
         """All batches not yet sealed, and the mark: the one range that a view watches."""
-        return prefix_range(self._tail + _hex(topic) + b"/")
+        return prefix_range(self.tail_prefix(topic))
+
+    def tail_prefix(self, topic: FileId) -> bytes:
+        """What all keys of a topic's tail begin with, and no other's."""
+        return b"%b%016x/" % (self._tail, topic)
+
+    def tail_prefix_of(self, key: bytes) -> bytes:
+        """Return the `tail_prefix` of the topic that a key of a tail belongs to."""
+        return key[: len(self._tail) + 17]
 
     def mark(self, topic: FileId) -> bytes:
         """Tells views, inside the range they watch, of a reset, a seal or (when deleted) the end."""

@@ -13,13 +13,15 @@ the known revision
 appended, on top of     anything                        nothing: others write, too
 another revision
 confirmed               the size at that revision       the same, fresh again
-forget (reset, delete)  anything                        nothing
+forget (reset, delete)  anything                        nothing, nor what a snapshot
+                                                        says that began before
 ======================  ==============================  ===========================
 
 Invariants:
 
 1. A known size was the topic's size at the moment `confirmed_at`.
 2. At most `limit` topics are known; the one asked for longest ago goes first.
+3. A snapshot under way while the topic is forgotten does not bring the old size back.
 
 Pure: the time (seconds, monotonic) is an argument.
 """
@@ -30,12 +32,14 @@ from collections import OrderedDict
 from dataclasses import dataclass
 from typing import Final
 
-from dnpipefs.core.names import START, FileId, Offset, Revision
+from dnpipefs.core.names import NO_GENERATION, START, FileId, Offset, Revision
 
 FRESH_S: Final = 0.01
 """How long a known size is as good as a view's: about what a watch takes to bring the news."""
 WANTED_S: Final = 1.0
 """How long after it was asked for a size is kept up by appends."""
+FORGOTTEN_LIMIT: Final = 1000
+"""Topics of which it is remembered one by one when they were forgotten."""
 
 
 @dataclass(slots=True)
@@ -64,12 +68,18 @@ class KnownSizes:
     def __init__(self, limit: int) -> None:
         self._limit: Final = limit
         self._known: OrderedDict[FileId, KnownSize] = OrderedDict()
+        self._forgotten: OrderedDict[FileId, float] = OrderedDict()
+        """When topics were forgotten, the last ones."""
+        self._forgotten_before = float("-inf")
+        """When the newest of those was forgotten that are not among them any more."""
 
     def __len__(self) -> int:
         return len(self._known)
 
     def learned(self, topic: FileId, size: KnownSize) -> None:
-        """Take what a snapshot says, unless an append has overtaken it meanwhile."""
+        """Take what a snapshot says, unless an append, a reset or the end has overtaken it meanwhile."""
+        if size.confirmed_at <= self._forgotten.get(topic, self._forgotten_before):
+            return
         known = self._known.get(topic)
         if known is not None and known.newest > size.newest:
             return
@@ -86,10 +96,14 @@ class KnownSizes:
             self._known.move_to_end(topic)
         return size
 
-    def fresh(self, topic: FileId, now: float) -> KnownSize | None:
-        """As `ask`, but only what was confirmed just now."""
-        size = self.ask(topic, now)
-        return size if size is not None and now - size.confirmed_at <= FRESH_S else None
+    def fresh(self, topic: FileId, now: float, within: float = FRESH_S) -> KnownSize | None:
+        """As `ask`, but only what was confirmed within so many seconds. Asked for each entry of a listing."""
+        size = self._known.get(topic)
+        if size is None or now - size.confirmed_at > within:
+            return None
+        size.asked_at = now
+        self._known.move_to_end(topic)
+        return size
 
     def wanted(self, topic: FileId, now: float) -> bool:
         """Tell whether an append should say what came before it."""
@@ -131,6 +145,21 @@ class KnownSizes:
         known.confirmed_at = now
         return True
 
-    def forget(self, topic: FileId) -> None:
+    def unchanged(self, topic: FileId, newest: Revision, now: float) -> bool:
+        """Etcd says what changed the topic last, and that it has a generation; False if that is not known.
+
+        It is the generation known: beginning another one would have changed the topic.
+        """
+        known = self._known.get(topic)
+        if known is None or known.newest != newest or known.generation == NO_GENERATION:
+            return False
+        known.confirmed_at = now
+        return True
+
+    def forget(self, topic: FileId, now: float) -> None:
         """The topic was reset or deleted, or what became of an append is not known."""
         self._known.pop(topic, None)
+        self._forgotten[topic] = now
+        self._forgotten.move_to_end(topic)
+        if len(self._forgotten) > FORGOTTEN_LIMIT:
+            _, self._forgotten_before = self._forgotten.popitem(last=False)

@@ -97,7 +97,7 @@ class TailEntry(NamedTuple):
     @property
     def stored(self) -> int:
         """Bytes it takes in etcd."""
-        return HEADER_BYTES + self.key.size if self.key.beside is None else self.key.beside.stored
+        return _stored(self.key)
 
     @property
     def body(self) -> BodyKey | None:
@@ -152,8 +152,7 @@ class Trimmed:
 TailEvent = Appended | Sealed | Trimmed | Reset | Ended
 
 
-@dataclass(frozen=True, slots=True)
-class Snapshot:
+class Snapshot(NamedTuple):
     """One consistent read of a topic."""
 
     revision: Revision
@@ -166,6 +165,46 @@ class Snapshot:
     """mod_revision and key of every batch, in any order, batches of old generations included."""
     pages: Sequence[Index] = ()
     """The pages of the generation's index, in order; the newest entries are in the head."""
+
+
+class Measures(NamedTuple):
+    """How large a topic is, as the view's attributes of these names say."""
+
+    end: Offset
+    messages: int
+    first: Offset
+    first_message: int
+    stored: int
+
+
+def measure(snapshot: Snapshot) -> Measures | None:
+    """Return what a view of *snapshot* would say, without the pains of making one.
+
+    None if only the pages of the index tell all of it.
+    """
+    if snapshot.generation == NO_GENERATION:
+        return Measures(START, 0, START, 0, 0)
+    head = snapshot.head
+    end, messages, stored = head.offset, head.messages, 0
+    if head.segments or head.first != head.offset:
+        start = head.newest.start
+        if start > head.first:
+            return None
+        for info in head.segments:
+            start = Offset(start + info.size)
+            if start > head.first:
+                stored += info.stored
+    for revision, key in snapshot.tail:
+        if revision >= snapshot.generation:
+            end = Offset(end + key.size)
+            messages += key.messages
+            stored += _stored(key)
+    return Measures(end, messages, head.first, head.first_message, stored)
+
+
+def _stored(key: TailKey) -> int:
+    """Return the bytes that a batch of the tail takes in etcd."""
+    return HEADER_BYTES + key.size if key.beside is None else key.beside.stored
 
 
 class TopicView:

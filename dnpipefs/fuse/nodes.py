@@ -28,7 +28,7 @@ Pure: the time is an argument.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from itertools import count
 from typing import Final, NewType
 
@@ -57,19 +57,13 @@ class _Node:
         return not self.writers and (self.reserved_by is None or now >= self.reserved_until)
 
 
-@dataclass(slots=True, eq=False)
-class _Topic:
-    first: _Node
-    aliases: list[_Node] = field(default_factory=list)
-
-
 class NodeTable:
     """Node ids known to the kernel."""
 
     def __init__(self) -> None:
-        root = _Node(NodeId(ROOT), ROOT, lookups=1)
-        self._nodes: dict[NodeId, _Node] = {root.id: root}
-        self._topics: dict[FileId, _Topic] = {ROOT: _Topic(root)}
+        self._nodes: dict[NodeId, _Node] = {NodeId(ROOT): _Node(NodeId(ROOT), ROOT, lookups=1)}
+        self._aliases: dict[FileId, list[_Node]] = {}
+        """Of topics that have some."""
         self._alias_ids = count(MAX_FILE_ID)
 
     def __len__(self) -> int:
@@ -85,7 +79,7 @@ class NodeTable:
 
     def listed(self, file: FileId) -> NodeId:
         """Return the first node, counted as a lookup: for directories and directory listings."""
-        return self._count(self._topic(file).first)
+        return self._count(self._first(file))
 
     def opened(self, node: NodeId, *, pid: int) -> None:
         """The process that looked the node up has opened it."""
@@ -113,36 +107,34 @@ class NodeTable:
         if node.lookups > 0 or node.writers or node.file == ROOT:
             return
         del self._nodes[node.id]
-        topic = self._topics[node.file]
-        if node is not topic.first:
-            topic.aliases.remove(node)
-        if topic.first.id not in self._nodes and not topic.aliases:
-            del self._topics[node.file]
+        if node.id != NodeId(node.file):
+            aliases = self._aliases[node.file]
+            aliases.remove(node)
+            if not aliases:
+                del self._aliases[node.file]
 
     def _count(self, node: _Node) -> NodeId:
         self._nodes[node.id] = node
         node.lookups += 1
         return node.id
 
-    def _topic(self, file: FileId) -> _Topic:
-        topic = self._topics.get(file)
-        if topic is None:
-            topic = self._topics[file] = _Topic(_Node(NodeId(file), file))
-        return topic
+    def _first(self, file: FileId) -> _Node:
+        """Return the node whose id is the file's own; a new one if the kernel does not know it."""
+        return self._nodes.get(NodeId(file)) or _Node(NodeId(file), file)
 
     def _choose(self, file: FileId, pid: int, now: float) -> _Node:
-        topic = self._topic(file)
-        if topic.aliases:
-            for alias in topic.aliases:
-                if alias.reserved_by == pid and now < alias.reserved_until:
-                    return alias
-        if not topic.first.writers:
-            return topic.first
-        node = next((alias for alias in topic.aliases if alias.free(now)), None)
+        aliases = self._aliases.get(file, [])
+        for alias in aliases:
+            if alias.reserved_by == pid and now < alias.reserved_until:
+                return alias
+        first = self._first(file)
+        if not first.writers:
+            return first
+        node = next((alias for alias in aliases if alias.free(now)), None)
         if node is None:
-            if len(topic.aliases) >= MAX_ALIASES:
-                return min(topic.aliases, key=lambda alias: alias.writers)
+            if len(aliases) >= MAX_ALIASES:
+                return min(aliases, key=lambda alias: alias.writers)
             node = _Node(NodeId(next(self._alias_ids)), file)
-            topic.aliases.append(node)
+            self._aliases.setdefault(file, aliases).append(node)
         node.reserved_by, node.reserved_until = pid, now + RESERVATION_S
         return node

@@ -15,7 +15,7 @@ its outcome is unknown to it.
 from __future__ import annotations
 
 import logging
-from collections import deque
+from collections import OrderedDict, deque
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -52,6 +52,9 @@ than 1 MiB, so that a write of 1 MiB with the beginning of its first line, held 
 one of them. A single push can be larger; it is staged."""
 TOPICS_PER_TRANSACTION: Final = 40
 """Three puts a topic, or three reads to look at it, stay below etcd's 128 operations a transaction."""
+WRITERS_LIMIT: Final = 20_000
+"""Topics of whose appends something is remembered, at about 1 KiB each; beyond it, those appended to longest
+ago are forgotten, and the next push to one of them begins with a read."""
 QUEUE_LIMIT: Final = 64 << 20
 """Bytes of pushes waiting on one host; beyond it callers wait before they are queued."""
 
@@ -83,7 +86,8 @@ class Appender:
         self._sessions: Final = sessions
         self._op_timeout: Final = op_timeout
         self._committer: Final = Committer(client, keys, sessions, clock, sizes, tails, op_timeout=op_timeout)
-        self._writers: dict[FileId, Writer] = {}
+        self._writers: OrderedDict[FileId, Writer] = OrderedDict()
+        """In the order of their last appends."""
         self._ready: deque[Writer] = deque()
         self._work = trio.lowlevel.ParkingLot()
         self._room: Final = Budget(QUEUE_LIMIT)
@@ -106,8 +110,8 @@ class Appender:
             await self._wait_for_room(push)
         writer = self._writers.get(topic)
         if writer is None:
-            keys = self._keys
-            writer = self._writers[topic] = Writer(topic, born, keys.epoch(topic), keys.last(topic))
+            writer = self._new_writer(topic, born)
+        self._writers.move_to_end(topic)
         writer.queue.append(push)
         self._line_up(writer)
         try:
@@ -127,6 +131,17 @@ class Appender:
         assert push.revision is not None  # noqa: S101 - settled means one or the other
         return push.revision
 
+    def _new_writer(self, topic: FileId, born: Revision) -> Writer:
+        """Remember one more topic, and forget the one appended to longest ago if there are too many."""
+        session, keys = self._sessions.current(), self._keys
+        if len(self._writers) >= WRITERS_LIMIT:
+            oldest = next((writer for writer in self._writers.values() if writer.idle(session)), None)
+            if oldest is not None:
+                del self._writers[oldest.topic]
+                self._committer.forgot(session)
+        writer = self._writers[topic] = Writer(topic, born, keys.epoch(topic), keys.last(topic))
+        return writer
+
     def newest(self, topic: FileId) -> Revision:
         """Return the revision of this host's last append to a topic, 0 if it made none."""
         writer = self._writers.get(topic)
@@ -136,7 +151,7 @@ class Appender:
         """Drop what is known of a deleted topic."""
         writer = self._writers.get(topic)
         if writer is not None and not writer.busy and not writer.queue:
-            del self._writers[topic]
+            del self._writers[topic]  # nobody appends to it again
 
     def give_up(self) -> None:
         """End the commits under way; their callers get UnknownOutcome. For the end of the process."""

@@ -18,7 +18,7 @@ import trio
 
 from dnpipefs import etcd
 from dnpipefs.core import append as fence_rules
-from dnpipefs.core.append import Fence, Observed
+from dnpipefs.core.append import UNKNOWN_SEQUENCE, Fence, Observed
 from dnpipefs.core.keys import KeySchema
 from dnpipefs.core.names import NO_GENERATION, Revision, SessionId
 from dnpipefs.core.records import Head, encode_time
@@ -36,6 +36,8 @@ logger: Final = logging.getLogger(__name__)
 
 TOPICS_WITH_PREVIOUS: Final = 30
 """In a transaction of so many topics there is room for a read beside the three puts of each."""
+NOT_REMEMBERED: Final = UNKNOWN_SEQUENCE - 1
+"""In the place of the last sequence number taken, so that the next one is UNKNOWN_SEQUENCE."""
 _RPC_TIMEOUT_S: Final = 5.0
 
 
@@ -64,11 +66,18 @@ class Committer:
         self._stager: Final = Stager(client, keys)
         self._seen = Revision(0)
         """The newest revision of a commit."""
+        self._forgetful: SessionId | None = None
+        """The session in which writers were forgotten."""
+
+    def forgot(self, session: SessionId | None) -> None:
+        """Tell that an idle writer was forgotten: from now on a new one may have appended in this session."""
+        self._forgetful = session
 
     def batch(self, writer: Writer, pushes: Sequence[Push], session: SessionId) -> Batch:
         """Make a batch of *pushes*, with the next sequence number; the topic is busy from now on."""
         if writer.session != session:
-            writer.session, writer.sequence = session, 0
+            new = writer.session is None and session == self._forgetful
+            writer.session, writer.sequence = session, NOT_REMEMBERED if new else 0
             writer.fence_key = self._keys.writer(writer.topic, session)
         writer.busy = True
         self._attempts += 1
@@ -91,6 +100,11 @@ class Committer:
         while batches := self._still_in_time(batches):
             if NO_GENERATION in [batch.fence.generation for batch in batches]:
                 batches = await self._begin_generations(batches, backoff)
+                continue
+            if UNKNOWN_SEQUENCE in [batch.fence.sequence for batch in batches]:
+                batches = await self._look_and_settle(batches)
+                if any(batch.failure is not None for batch in batches):
+                    await backoff.wait()
                 continue
             try:
                 for batch in batches:
@@ -227,7 +241,7 @@ class Committer:
         )
         match fence_rules.settle(batch.fence, observed):
             case fence_rules.Committed():
-                self._sizes.forget(batch.writer.topic)
+                self._sizes.forget(batch.writer.topic, trio.current_time())
                 self._succeed(batch, Revision(writer.mod_revision if writer else 0))
             case fence_rules.Gone():
                 self._fail(batch, TopicGone("the topic was deleted"))
@@ -300,7 +314,7 @@ class Committer:
             generation=_generation(epoch, last),
         ):
             case fence_rules.Committed():
-                self._sizes.forget(batch.writer.topic)
+                self._sizes.forget(batch.writer.topic, trio.current_time())
                 self._succeed(batch, Revision(own.mod_revision if own else 0))
             case fence_rules.Gone():
                 self._fail(batch, TopicGone("the topic was deleted"))

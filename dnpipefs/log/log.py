@@ -5,8 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import AsyncIterator, Callable, Iterable, Sequence
 from contextlib import asynccontextmanager
-from dataclasses import dataclass
-from typing import Final
+from typing import Final, NamedTuple
 
 import trio
 
@@ -18,7 +17,7 @@ from dnpipefs.core.keys import KeySchema
 from dnpipefs.core.names import NO_GENERATION, FileId, Offset, Revision
 from dnpipefs.core.records import encode_time
 from dnpipefs.core.sealing import Policy
-from dnpipefs.core.sizes import KnownSize, KnownSizes
+from dnpipefs.core.sizes import FRESH_S, KnownSize, KnownSizes
 from dnpipefs.core.tails import Tails
 from dnpipefs.core.view import TopicView
 from dnpipefs.log.appender import Appender
@@ -32,19 +31,19 @@ from dnpipefs.log.schedule import SealSchedule
 from dnpipefs.log.sealer import Sealer
 from dnpipefs.log.session import SessionKeeper
 from dnpipefs.log.snapshot import view_of
+from dnpipefs.log.survey import Survey, Surveyor
 from dnpipefs.log.sweeper import Sweeper
 from dnpipefs.log.views import LiveView, Views
 
 logger: Final = logging.getLogger(__name__)
 
-SIZES_LIMIT: Final = 10_000
-"""Topics whose size is kept in memory without following them."""
+SIZES_LIMIT: Final = 200_000
+"""Topics whose size is kept in memory without following them, at about 400 bytes each."""
 TAILS_LIMIT: Final = 50_000
 """Topics remembered between an append and the look whether they want sealing; the rounds find the others."""
 
 
-@dataclass(frozen=True, slots=True)
-class TopicStat:
+class TopicStat(NamedTuple):
     """What `stat` shows of a topic's log."""
 
     end: Offset
@@ -113,6 +112,7 @@ class Log:
         self._tails: Final = Tails(TAILS_LIMIT)
         self._views: Final = Views(client, keys, self.content, self._tails, op_timeout=op_timeout)
         self._sizes: Final = KnownSizes(SIZES_LIMIT)
+        self._surveyor: Final = Surveyor(client, keys, self._sizes, op_timeout=op_timeout)
         self._appender: Final = Appender(
             client, keys, sessions, clock, self._sizes, self._tails, op_timeout=op_timeout
         )
@@ -177,13 +177,25 @@ class Log:
                 return None
         return known
 
-    def peek(self, topic: FileId) -> TopicStat | None:
-        """Return what `stat` would if that is known without waiting for anything."""
+    def survey(self, topics: Sequence[FileId], *, among: int) -> Survey:
+        """Begin to learn the sizes of many topics, out of *among* in the cluster, in few reads.
+
+        `stat` and `peek` know them then, for as long as they are fresh.
+        """
+        return self._surveyor.begin(topics, among=among)
+
+    def peek(self, topic: FileId, within: float = FRESH_S) -> TopicStat | None:
+        """Return what `stat` would if that is known without waiting for anything.
+
+        Of a topic that nobody on this host reads, others' appends can be missing, of the last *within*
+        seconds.
+        """
+        newest = self._appender.newest(topic)
         view = self._views.peek(topic)
-        if view is None:
-            known = self._sizes.fresh(topic, trio.current_time())
-            return _stat_of(known) if known is not None else None
-        return _stat_of(view) if view.revision >= self._appender.newest(topic) else None
+        if view is not None:
+            return _stat_of(view) if view.revision >= newest else None
+        known = self._sizes.fresh(topic, trio.current_time(), within)
+        return _stat_of(known) if known is not None and known.newest >= newest else None
 
     async def facts(self, topic: FileId) -> TopicFacts:
         """Return what can be known of a topic: where it stands, from etcd, and sizes as `stat` has them.
@@ -210,7 +222,7 @@ class Log:
                         logger.info("etcd is full: topic %x is reset by deletions only", topic)
                         deletes = [etcd.delete(key) for key in generation.end(self._keys, topic)]
                         await self._guarded(topic, found, deletes)
-            self._sizes.forget(topic)
+            self._sizes.forget(topic, trio.current_time())
             if self._views.peek(topic) is not None:
                 async with self.reader(topic):
                     pass  # this host sees its own reset at once
@@ -245,7 +257,7 @@ class Log:
     def forget(self, topic: FileId) -> None:
         """Tell that a topic was deleted by this host."""
         self._appender.forget(topic)
-        self._sizes.forget(topic)
+        self._sizes.forget(topic, trio.current_time())
         self._tails.forget(topic)
         self.sweeper.wake(topic)
 
@@ -259,6 +271,7 @@ class Log:
             await nursery.start(self._views.run)
             await nursery.start(self._ahead.run)
             nursery.start_soon(self._appender.run)
+            nursery.start_soon(self._surveyor.run)
             nursery.start_soon(self.sweeper.run)
             nursery.start_soon(self.schedule.run)
             task_status.started()

@@ -45,7 +45,7 @@ class Writer:
     """Of `session`; made once, since each commit needs them."""
     session: SessionId | None = None
     sequence: int = 0
-    """Last sequence number known to be taken."""
+    """Last sequence number known to be taken; NOT_REMEMBERED if it has to be looked up."""
     queue: deque[Push] = field(default_factory=deque)
     ready: bool = False
     """It stands in the line of topics to be taken."""
@@ -55,6 +55,11 @@ class Writer:
     """A committer holds a batch of it."""
     newest: Revision = Revision(0)  # noqa: RUF009 - a NewType of int, immutable
     """Revision of this host's last append."""
+
+    def idle(self, session: SessionId | None) -> bool:
+        """Whether nothing is lost by forgetting it, in *session*, that cannot be looked up again."""
+        in_doubt = self.abandoned > self.sequence and self.session == session
+        return not (self.busy or self.ready or self.queue or in_doubt)
 
 
 @dataclass(slots=True, eq=False)

@@ -22,7 +22,7 @@ from dnpipefs.vfs import FileSystem
 logger: Final = logging.getLogger(__name__)
 
 
-GARBAGE_THRESHOLD: Final = 20_000
+GARBAGE_THRESHOLD: Final = 100_000
 """Objects made and not yet dropped before the collector looks for cycles among the young ones."""
 
 

@@ -6,5 +6,6 @@ translates both ways.
 
 from dnpipefs.vfs.filesystem import Attributes, FileSystem, Usage
 from dnpipefs.vfs.handles import TopicHandle
+from dnpipefs.vfs.listings import Listing
 
-__all__ = ["Attributes", "FileSystem", "TopicHandle", "Usage"]
+__all__ = ["Attributes", "FileSystem", "Listing", "TopicHandle", "Usage"]

@@ -4,16 +4,21 @@ from __future__ import annotations
 
 import logging
 import stat
+from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
+
+import trio
 
 from dnpipefs.cluster import Cluster
 from dnpipefs.core.names import FileId, Kind
 from dnpipefs.core.tree import Entry
 from dnpipefs.errors import DnpError, InvalidArgument, IsADirectory, NotPermitted, TopicGone
 from dnpipefs.log.budget import Budget
+from dnpipefs.log.failures import deadline
 from dnpipefs.log.log import TopicStat
 from dnpipefs.vfs.handles import HELD_LIMIT, OpenTopic, TopicHandle
+from dnpipefs.vfs.listings import Listing, Listings
 from dnpipefs.vfs.xattrs import ExtendedAttributes
 
 logger: Final = logging.getLogger(__name__)
@@ -22,8 +27,7 @@ BLOCK: Final = 512
 """The unit of st_blocks."""
 
 
-@dataclass(frozen=True, slots=True)
-class Attributes:
+class Attributes(NamedTuple):
     """What stat(2) shows."""
 
     id: FileId
@@ -59,6 +63,7 @@ class FileSystem:
         self._log: Final = cluster.log
         self._namespace: Final = cluster.namespace
         self.xattrs: Final = ExtendedAttributes(cluster.namespace, cluster.log)
+        self._listings: Final = Listings(cluster.log)
         self._open: dict[FileId, OpenTopic] = {}
         self._handles: set[TopicHandle] = set()
         self._held: Final = Budget(HELD_LIMIT)
@@ -79,19 +84,36 @@ class FileSystem:
         entry = await self._namespace.entry(file)
         if entry.is_directory:
             return self._attributes(entry, None)
-        found = await self._log.stat(file)
+        with deadline(self._cluster.settings.op_timeout):
+            if self._log.peek(file) is None:
+                listing = self._listings.showing(entry, trio.current_time())
+                if listing is not None:
+                    await listing.expect_stats(entry)
+            found = await self._log.stat(file)
         opened = self._open.get(file)
         if opened is not None:
             opened.report(found.end)
         return self._attributes(entry, found)
 
-    async def list(self, directory: FileId) -> list[tuple[bytes, Attributes]]:
-        """Return a directory's entries in name order; topics' sizes as `lookup` has them."""
-        children = (await self._namespace.sync()).children(directory)
-        return [
-            (name, self._attributes(entry, None if entry.is_directory else self._log.peek(entry.id)))
-            for name, entry in sorted(children.items())
-        ]
+    async def open_directory(self, directory: FileId) -> Listing:
+        """Return a directory's entries; what is created later belongs to the next listing.
+
+        Raises TopicGone, TimedOut.
+        """
+        tree = await self._namespace.sync()
+        return self._listings.open(tree, directory, trio.current_time())
+
+    async def page(self, listing: Listing, start: int) -> Iterator[tuple[bytes, Attributes]]:
+        """Return entries of a listing from number *start* on, with sizes where they are known.
+
+        At least one, unless there are no more. If somebody stats what is listed, sizes are read ahead.
+        """
+        entries = await listing.page(start, trio.current_time())
+        peek, fresh_s = self._log.peek, listing.fresh_s
+        return (
+            (entry.name, self._attributes(entry, None if entry.is_directory else peek(entry.id, fresh_s)))
+            for entry in entries
+        )
 
     async def parent(self, directory: FileId) -> Attributes:
         """Return the attributes of the directory that holds *directory*; the root holds itself."""
@@ -208,21 +230,24 @@ class FileSystem:
         return Usage(space.quota, max(0, space.quota - space.used), len(self._namespace.tree))
 
     def _attributes(self, entry: Entry, log: TopicStat | None) -> Attributes:
-        inode, tree = entry.inode, self._namespace.tree
-        directory = entry.is_directory
-        modified_ns = tree.changed_ns(entry.id) if directory else log.modified_ns if log else 0
-        return Attributes(
-            id=entry.id,
-            is_directory=directory,
-            mode=inode.mode,
-            uid=inode.uid,
-            gid=inode.gid,
-            nlink=2 + tree.subdirectories(entry.id) if directory else 1,
-            size=log.end if log else 0,
-            blocks=-(-log.stored // BLOCK) if log else 0,
-            mtime_ns=max(
-                inode.mtime_ns, tree.changed_ns(entry.id) if directory else 0, log.modified_ns if log else 0
-            ),
-            ctime_ns=max(inode.ctime_ns, modified_ns),
-            exact=directory or log is not None,
+        inode, directory = entry.inode, entry.is_directory
+        nlink, size, blocks, changed_ns = 1, 0, 0, 0
+        if directory:
+            tree = self._namespace.tree
+            nlink, changed_ns = 2 + tree.subdirectories(inode.id), tree.changed_ns(inode.id)
+        elif log is not None:
+            size, changed_ns = log.end, log.modified_ns
+            blocks = -(-log.stored // BLOCK)
+        return Attributes(  # by position: once for each entry of a listing
+            inode.id,
+            directory,
+            inode.mode,
+            inode.uid,
+            inode.gid,
+            nlink,
+            size,
+            blocks,
+            changed_ns if changed_ns > inode.mtime_ns else inode.mtime_ns,
+            changed_ns if changed_ns > inode.ctime_ns else inode.ctime_ns,
+            directory or log is not None,
         )

@@ -17,6 +17,7 @@ from dnpipefs.core.append import (
     GONE,
     SESSION_LOST,
     UNKNOWN,
+    UNKNOWN_SEQUENCE,
     Committed,
     Fence,
     Gone,
@@ -65,6 +66,14 @@ def observed(generation: Revision | None, writer: tuple[int, int] | None, *, ali
         # It may have been applied in G1 and gone with lease and reset: "never appended" looks the same.
         (Fence(G1, 1, 2), observed(G2, None, alive=False), SESSION_LOST),
         (Fence(G1, 1, 2), observed(G1, None, alive=False), SESSION_LOST),
+        # A forgotten number is found in the writer key.
+        (Fence(G1, UNKNOWN_SEQUENCE, 9), observed(G1, (5, 2)), Retry(G1, 6)),
+        (Fence(G1, UNKNOWN_SEQUENCE, 9), observed(G2, None), Retry(G2, 1)),
+        (Fence(G1, UNKNOWN_SEQUENCE, 9), observed(NO_GENERATION, (5, 2)), Retry(NO_GENERATION, 6)),
+        (Fence(G1, UNKNOWN_SEQUENCE, 9), observed(None, (5, 2)), GONE),
+        (Fence(G1, UNKNOWN_SEQUENCE, 9), observed(G1, None, alive=False), SESSION_LOST),
+        # The topic was deleted by this host, which does not remember its number, and is not swept yet.
+        (Fence(G1, 1, 9), observed(None, (5, 2)), GONE),
     ],
 )
 def test_settle(fence: Fence, seen: Observed, fate: object) -> None:
@@ -163,6 +172,7 @@ class Etcd:
 
     def append(self, fence: Fence, session: int, batch: int) -> Answer:
         version = self.writers.get(session, (0, b""))[0]
+        assert fence.sequence != UNKNOWN_SEQUENCE, "invariant 5: sent without its number"
         # A compare of mod_revision takes an absent key for 0, whatever the reason of its absence.
         if (self.epoch or NO_GENERATION) != fence.generation or version != fence.sequence - 1:
             return Refused(self.observe(session))  # compares come first, then leases
@@ -251,6 +261,11 @@ class Host:
         self.batch = batch
         self._begin(self.generation, self.taken + 1)
 
+    def forget(self) -> None:
+        """Remember of the topic only that something was forgotten."""
+        self.generation, self.taken = G1, UNKNOWN_SEQUENCE - 1
+        self.seen["forgotten"] += 1
+
     def _begin(self, generation: Revision, sequence: int) -> None:
         self.fence = Fence(generation, sequence, self.attempts)
         self.sent_before = False
@@ -258,7 +273,8 @@ class Host:
 
     def _send_append(self) -> None:
         none = self.fence.generation == NO_GENERATION and not self.careless.sends_without_generation
-        self._send("begin" if none else "append")
+        unknown = self.fence.sequence == UNKNOWN_SEQUENCE
+        self._send("begin" if none else "read" if unknown else "append")
 
     def _send(self, kind: str) -> None:
         assert self.batch is not None
@@ -308,7 +324,8 @@ class Host:
             case SessionLost():
                 self._lose()
             case Retry(generation, sequence):
-                self.seen["another took the number"] += sequence > self.fence.sequence
+                self.seen["looked up"] += self.fence.sequence == UNKNOWN_SEQUENCE < sequence - 1
+                self.seen["another took the number"] += UNKNOWN_SEQUENCE < self.fence.sequence < sequence
                 self.generation, self.taken = generation, sequence - 1
                 self.seen["no generation"] += generation == NO_GENERATION
                 if (generation, sequence) == (self.fence.generation, self.fence.sequence):
@@ -393,6 +410,8 @@ def simulate(seed: int, steps: int, careless: Careless) -> Counter[str]:
                 etcd.revoke(host.session)
             else:
                 etcd.delete()
+        elif host.call is None and chance > 0.9:
+            host.forget()
         elif host.call is None:
             host.push(batches)
             batches += 1
@@ -429,7 +448,7 @@ def simulate_many(careless: Careless) -> Counter[str]:
 
 
 def test_every_batch_is_applied_as_its_caller_was_told() -> None:
-    """Invariants 1 and 2 of the design, 1 to 4 of append, in 300,000 steps."""
+    """Invariants 1 and 2 of the design, 1 to 5 of append, in 300,000 steps."""
     seen = simulate_many(Careless())
     for event in (
         "committed",
@@ -437,6 +456,7 @@ def test_every_batch_is_applied_as_its_caller_was_told() -> None:
         "abandoned and applied",
         "another took the number",
         "no generation",
+        "looked up",
         "gone",
         "unknown",
         "settle: Committed",

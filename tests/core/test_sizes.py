@@ -4,8 +4,8 @@ import random
 
 import pytest
 
-from dnpipefs.core.names import FileId, Offset, Revision
-from dnpipefs.core.sizes import FRESH_S, WANTED_S, KnownSize, KnownSizes
+from dnpipefs.core.names import NO_GENERATION, FileId, Offset, Revision
+from dnpipefs.core.sizes import FORGOTTEN_LIMIT, FRESH_S, WANTED_S, KnownSize, KnownSizes
 
 TOPIC = FileId(7)
 
@@ -47,7 +47,7 @@ def test_invariant_1_a_size_was_true_when_it_was_confirmed(seed: int) -> None:
     for _ in range(400):
         now += 1
         match dice.choice(
-            ["ours", "ours", "ours", "unasked", "theirs", "reset", "snapshot", "confirm", "forget"]
+            ["ours", "ours", "ours", "unasked", "theirs", "reset", "snapshot", "confirm", "look", "forget"]
         ):
             case "ours":
                 size = dice.randrange(1, 100)
@@ -82,8 +82,11 @@ def test_invariant_1_a_size_was_true_when_it_was_confirmed(seed: int) -> None:
                     check(topic, sizes.fresh(TOPIC, now))
                 else:
                     assert sizes.ask(TOPIC, now) is None
+            case "look":
+                if sizes.unchanged(TOPIC, Revision(topic.newest), now):
+                    check(topic, sizes.fresh(TOPIC, now))
             case "forget":
-                sizes.forget(TOPIC)
+                sizes.forget(TOPIC, now)
     assert answers > 5
 
 
@@ -117,3 +120,32 @@ def test_invariant_2_the_topic_asked_for_longest_ago_goes_first() -> None:
     assert len(sizes) == 2
     assert sizes.ask(FileId(2), 3) is None
     assert sizes.ask(FileId(1), 3) is not None
+
+
+def test_invariant_3_a_snapshot_under_way_does_not_bring_back_what_was_forgotten() -> None:
+    topic, sizes = Topic(), KnownSizes(10)
+    under_way = topic.known(1)
+    sizes.forget(TOPIC, 2)
+    sizes.learned(TOPIC, under_way)
+    assert sizes.ask(TOPIC, 2) is None
+    sizes.learned(TOPIC, topic.known(3))
+    assert sizes.ask(TOPIC, 3) is not None
+
+
+def test_invariant_3_holds_for_more_topics_than_are_remembered_one_by_one() -> None:
+    topic, sizes = Topic(), KnownSizes(10)
+    under_way = topic.known(1)
+    sizes.forget(TOPIC, 2)
+    for number in range(FORGOTTEN_LIMIT):
+        sizes.forget(FileId(1000 + number), 3)
+    sizes.learned(TOPIC, under_way)
+    assert sizes.ask(TOPIC, 3) is None
+    sizes.learned(TOPIC, topic.known(4))
+    assert sizes.ask(TOPIC, 4) is not None
+
+
+def test_a_topic_without_a_generation_is_not_known_by_what_changed_it_last() -> None:
+    topic, sizes = Topic(), KnownSizes(10)
+    topic.generation = NO_GENERATION
+    sizes.learned(TOPIC, topic.known(1))
+    assert not sizes.unchanged(TOPIC, Revision(topic.newest), 2)

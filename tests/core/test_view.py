@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import random
 from collections import Counter
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 
 import pytest
 
@@ -14,6 +14,7 @@ from dnpipefs.core.records import Head, Index, SegmentInfo
 from dnpipefs.core.view import (
     Appended,
     Ended,
+    Measures,
     Reset,
     SegmentEntry,
     Snapshot,
@@ -21,6 +22,7 @@ from dnpipefs.core.view import (
     TailEvent,
     TopicView,
     ViewBroken,
+    measure,
 )
 
 ONE, TWO = SessionId(1), SessionId(2)
@@ -120,6 +122,10 @@ def must_equal(view: TopicView, state: State) -> None:
     assert all(entry.revision > view.generation for entry in view.entries)
 
 
+def measures(view: TopicView) -> Measures:
+    return Measures(view.end, view.messages, view.first, view.first_message, view.stored)
+
+
 def test_all_views_agree_whatever_snapshot_they_began_with() -> None:
     """Invariants 1, 2 and 3 of view; invariants 3 and 4 of the design."""
     seen = Counter[str]()
@@ -130,6 +136,7 @@ def test_all_views_agree_whatever_snapshot_they_began_with() -> None:
         for first, state in enumerate(history.states):
             view = TopicView(state.snapshot(draw))
             must_equal(view, state)
+            assert measure(state.snapshot(draw)) == measures(view)
             following = zip(history.events[first:], history.states[first + 1 :], strict=True)
             for (revision, events), after in following:
                 view.apply(revision, events)
@@ -171,6 +178,9 @@ def test_the_tail_stands_on_the_sealed_part() -> None:
     assert (view.first, view.end, view.messages, list(view.entries)) == (40, 100, 7, [])
     sealed = SegmentEntry(Offset(40), 2, infos[1])
     assert list(view.sealed) == [sealed]
+    assert measure(snapshot(head=head)) == measures(view)
+    unknown = Head(Offset(100), 7, segments=infos[1:])
+    assert measure(snapshot(head=unknown)) is None, "the first 40 bytes are in a page"
     view.apply(Revision(51), [Appended(key(ONE, 3), BIRTH, 9)])
     assert list(view.entries) == [TailEntry(Revision(51), Offset(100), 7, key(ONE, 3))]
     assert (view.first, view.end, view.messages) == (40, 104, 8)
@@ -201,7 +211,7 @@ def test_the_tail_stands_on_the_sealed_part() -> None:
 def test_an_index_that_does_not_fit_breaks_the_view(head: Head, pages: tuple[Index, ...]) -> None:
     """Invariants 2 and 4 of view."""
     with pytest.raises(ViewBroken, match="index"):
-        TopicView(replace(snapshot(head=head), pages=pages))
+        TopicView(snapshot(head=head)._replace(pages=pages))
 
 
 @pytest.mark.parametrize("sequence", [1, 2, 4, 9])

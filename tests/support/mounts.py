@@ -50,6 +50,7 @@ class Mount:
         self.path.mkdir(exist_ok=True)
         self.log_file = directory / "log"
         self.prefix = prefix
+        self.endpoints = tuple(endpoints)
         self._settings = {
             "endpoints": list(endpoints),
             "prefix": prefix,

@@ -1,0 +1,151 @@
+"""What directories were found to hold, and reading ahead the sizes that are going to be asked for.
+
+`ls -l` stats each name right after the page of the listing that brought it; `du`, `find -size` and
+others read a directory first and stat then. `ls` and `find` stat nothing. Asking etcd for each topic
+by itself takes milliseconds, for all of them without need seconds. So sizes are read ahead in
+surveys (`log/survey.py`) once somebody stats what a listing shows:
+
+======================================  ================================================
+event                                   read ahead
+======================================  ================================================
+a stat of a size that is not known,     the listing's next WINDOW topics from there on
+of a topic that a listing shows
+a page of that listing from then on     the page's topics and those of the AHEAD chunks
+                                        after it, before it is answered
+======================================  ================================================
+
+A directory of more than BY_NAME entries is listed in the order of ids, which is that of etcd's keys:
+so the topics of a chunk lie in one range that few others are in.
+
+Sizes in such a page are at most PAGE_FRESH_S old: as long as it takes to show the chunks read ahead.
+"""
+
+from __future__ import annotations
+
+from bisect import bisect_left
+from collections import OrderedDict
+from collections.abc import Sequence
+from operator import attrgetter
+from typing import Final
+
+from dnpipefs.core.names import FileId
+from dnpipefs.core.sizes import FRESH_S
+from dnpipefs.core.tree import Entry, Tree
+from dnpipefs.log.log import Log
+from dnpipefs.log.survey import Survey
+
+BY_NAME: Final = 1_000
+"""Entries of the largest directory that is listed in the order of names."""
+PAGE: Final = 250
+"""Entries shown at once. The kernel would take thousands, and `ls -l` would come too late to the last ones:
+what is shown may be used for milliseconds only."""
+WINDOW: Final = PAGE
+"""Topics read ahead of a stat: what is asked for by one stat after another while it is fresh."""
+CHUNK: Final = 2 * PAGE
+"""Entries of a listing whose sizes are read together."""
+AHEAD: Final = 2
+"""Chunks read ahead of the one that is shown."""
+PAGE_FRESH_S: Final = 0.07
+"""How old a size may be that a page of a listing shows."""
+RECENT_S: Final = 5.0
+"""How long after its last page a listing still tells which stats are to be expected."""
+RECENT_LISTINGS: Final = 16
+"""Listings that are remembered, one a directory."""
+
+
+_NAME: Final = attrgetter("name")
+_ID: Final = attrgetter("inode.id")
+
+
+class Listing:
+    """The entries of a directory at one moment, and how far their sizes are read ahead."""
+
+    def __init__(self, log: Log, tree: Tree, directory: FileId, now: float) -> None:
+        children = tree.children(directory)
+        self._log: Final = log
+        self._of_all: Final = len(tree)
+        self._by_name: Final = len(children) <= BY_NAME
+        self.entries: Final = sorted(children.values(), key=_NAME if self._by_name else _ID)
+        self.shown_at = now
+        self.stats_follow = False
+        """Somebody stats what is listed."""
+        self._chunks: dict[int, tuple[float, Survey]] = {}
+        """When each was begun to be read, and its survey."""
+        self._window = (0, Survey(0))
+        """With which entry the last one begins, and its survey."""
+
+    @property
+    def fresh_s(self) -> float:
+        """How old sizes may be that a page shows."""
+        return PAGE_FRESH_S if self.stats_follow else FRESH_S
+
+    async def page(self, start: int, now: float) -> Sequence[Entry]:
+        """Return what a page from entry *start* on may show, with sizes known if stats follow."""
+        self.shown_at = now
+        end = (start // PAGE + 1) * PAGE
+        if self.stats_follow:
+            await self._read_ahead(start // CHUNK, now).wait()
+        return self.entries[start:end]
+
+    async def expect_stats(self, entry: Entry) -> None:
+        """Read ahead of a stat of an entry whose size is not known."""
+        index = self._index(entry)
+        if index is None:
+            return
+        self.stats_follow = True
+        first, survey = self._window
+        if survey.done or not first <= index < first + WINDOW:
+            survey = self._survey(index, index + WINDOW)
+            self._window = index, survey
+        await survey.wait()
+
+    def _read_ahead(self, chunk: int, now: float) -> Survey:
+        """See to it that a chunk and those after it are read; those before it are done with."""
+        old = now - PAGE_FRESH_S
+        self._chunks = {
+            number: (begun, survey)
+            for number, (begun, survey) in self._chunks.items()
+            if number >= chunk and begun > old
+        }
+        for number in range(chunk, chunk + AHEAD + 1):
+            if number not in self._chunks:
+                self._chunks[number] = now, self._survey(number * CHUNK, (number + 1) * CHUNK)
+        return self._chunks[chunk][1]
+
+    def _survey(self, start: int, end: int) -> Survey:
+        topics = [entry.id for entry in self.entries[start:end] if not entry.is_directory]
+        among = self._of_all if self._by_name else self._of_all * len(topics) // len(self.entries)
+        return self._log.survey(topics, among=among)
+
+    def _index(self, entry: Entry) -> int | None:
+        """Return where an entry stands; None if it is newer than the listing, or was renamed since."""
+        key = _NAME if self._by_name else _ID
+        index = bisect_left(self.entries, key(entry), key=key)
+        return index if index < len(self.entries) and self.entries[index].id == entry.id else None
+
+
+class Listings:
+    """The listings of late, by directory."""
+
+    def __init__(self, log: Log) -> None:
+        self._log: Final = log
+        self._recent: OrderedDict[FileId, Listing] = OrderedDict()
+
+    def __len__(self) -> int:
+        return len(self._recent)
+
+    def open(self, tree: Tree, directory: FileId, now: float) -> Listing:
+        """Return what a directory holds now, and remember it for a while."""
+        listing = self._recent[directory] = Listing(self._log, tree, directory, now)
+        self._recent.move_to_end(directory)
+        while self._recent:
+            oldest = next(iter(self._recent.values()))
+            if len(self._recent) <= RECENT_LISTINGS and now - oldest.shown_at <= RECENT_S:
+                break
+            self._recent.popitem(last=False)
+        return listing
+
+    def showing(self, entry: Entry, now: float) -> Listing | None:
+        """Return a listing that has shown an entry lately."""
+        listing = self._recent.get(entry.parent)
+        return listing if listing is not None and now - listing.shown_at <= RECENT_S else None
