@@ -32,6 +32,8 @@ class Beside(NamedTuple):
         return -(-self.stored // PART_BYTES)
 
 
+MARK: Final = b"/mark"
+"""How the key of a mark ends; that of no batch does."""
 _BATCH: Final = re.compile(
     rb"([0-9a-f]{16})/([0-9a-f]{16})-([0-9a-f]{8})-([0-9a-f]{8})(?:-([0-9a-f]{8})-([0-9a-f]{16}))?\Z"
 )
@@ -113,7 +115,6 @@ class KeySchema:
         self._session: Final = self.prefix + b"session/"
         self._trash: Final = self.prefix + b"trash/"
         self._probe: Final = self.prefix + b"doctor/"
-        self.all_last: Final = prefix_range(self._last)
 
     def entry(self, parent: FileId, name: bytes) -> bytes:
         """Directory entry and inode record."""
@@ -161,7 +162,7 @@ class KeySchema:
 
     def mark(self, topic: FileId) -> bytes:
         """Tells views, inside the range they watch, of a reset, a seal or (when deleted) the end."""
-        return self._tail + _hex(topic) + b"/mark"
+        return self._tail + _hex(topic) + MARK
 
     def batch(
         self,

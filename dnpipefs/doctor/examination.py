@@ -17,7 +17,8 @@ import trio
 
 from dnpipefs import etcd
 from dnpipefs.cluster import Settings
-from dnpipefs.core.keys import KeySchema
+from dnpipefs.core.batch import peek_time_ns
+from dnpipefs.core.keys import MARK, KeySchema
 from dnpipefs.core.records import Meta, SessionRecord, decode_time
 from dnpipefs.doctor.facts import Endpoint, Facts, Prefix, Server
 from dnpipefs.errors import DnpError
@@ -217,13 +218,13 @@ async def _listen(client: etcd.Client, keys: KeySchema) -> tuple[float, ...]:
     behind: list[float] = []
     with trio.move_on_after(LISTEN_S):
         try:
-            async with client.watch(keys.all_last.start, keys.all_last.end) as watch:
+            async with client.watch(keys.all_tails.start, keys.all_tails.end) as watch:
                 async for batch in watch:
                     now = time.time()
                     behind += [
-                        now - decode_time(event.kv.key, event.kv.value) / 1e9
+                        now - peek_time_ns(event.kv.value) / 1e9
                         for event in batch.events
-                        if event.kind is etcd.EventKind.PUT
+                        if event.kind is etcd.EventKind.PUT and not event.kv.key.endswith(MARK)
                     ]
         except DnpError as error:
             logger.info("no pushes are seen: %s", error)
