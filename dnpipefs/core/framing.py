@@ -101,6 +101,10 @@ class Held:
         more._size = self._size + len(data)
         return more
 
+    def with_end(self, end: memoryview) -> bytes:
+        """Return what is held and its *end*, copied once."""
+        return b"".join((*self._parts, end))
+
 
 NOTHING_HELD: Final = Held()
 
@@ -129,7 +133,7 @@ class LineFramer:
         pieces: list[Piece] = []
         held, position = self.held, start
         while end := self._piece_end(data, position, len(held)):
-            message = bytes(held.plus(data[position:end])) if held else data[position:end]
+            message = held.with_end(memoryview(data)[position:end]) if held else data[position:end]
             pieces.append(Piece(Chunk.of_lines(message), end))
             held, position = NOTHING_HELD, end
         unterminated = data.find(b"\n", position) < 0

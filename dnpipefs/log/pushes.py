@@ -138,11 +138,10 @@ class Batch:
 
     def parts(self, keys: KeySchema) -> list[tuple[bytes, bytes]]:
         """Return keys and values of a batch that lies beside the tail, in order."""
-        raw = memoryview(self._encode(beside=False))
+        raw = self._encode(beside=False)
         names = keys.body_parts(self.writer.topic, self.fence.generation, self.body)
-        return [
-            (name, bytes(raw[index * PART_BYTES : (index + 1) * PART_BYTES]))
-            for index, name in enumerate(names)
+        return [  # a slice of all of it is no copy
+            (name, raw[index * PART_BYTES : (index + 1) * PART_BYTES]) for index, name in enumerate(names)
         ]
 
     def pending(self, keys: KeySchema) -> bytes:
