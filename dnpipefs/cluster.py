@@ -105,16 +105,27 @@ def _leaves(error: BaseException) -> Iterator[BaseException]:
 
 
 @asynccontextmanager
-async def _join(settings: Settings, mountpoint: str | None) -> AsyncIterator[Cluster]:
+async def open_etcd(settings: Settings) -> AsyncIterator[tuple[etcd.Client, etcd.Server]]:
+    """Reach the etcd of a cluster without joining the cluster: nothing is written, nobody is told.
+
+    Raises SetupError, or an EtcdError that says why etcd cannot be used.
+    """
     async with AsyncExitStack() as stack:
         endpoints = settings.endpoints
         if not endpoints:
-            server = await stack.enter_async_context(embedded_server(settings.data_dir, log=logger))
-            endpoints = (server.endpoint,)
+            embedded = await stack.enter_async_context(embedded_server(settings.data_dir, log=logger))
+            endpoints = (embedded.endpoint,)
         client = await stack.enter_async_context(
             etcd.open_client(endpoints, tls=settings.tls, credentials=settings.credentials)
         )
-        fault = known_fault((await client.check()).version)
+        yield client, await client.check()
+
+
+@asynccontextmanager
+async def _join(settings: Settings, mountpoint: str | None) -> AsyncIterator[Cluster]:
+    async with AsyncExitStack() as stack:
+        client, server = await stack.enter_async_context(open_etcd(settings))
+        fault = known_fault(server.version)
         if fault is not None:  # said where it is read: in a mount's log, not after each push of a shell loop
             level = logging.WARNING if mountpoint is not None else logging.INFO
             logger.log(level, "%s: upgrade to %s", fault, RECOMMENDED)

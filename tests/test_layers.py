@@ -20,7 +20,7 @@ LAYERS: list[set[str]] = [
     {"etcd"},
     {"log", "namespace", "groups", "session"},
     {"cluster"},
-    {"vfs", "api", ""},  # two faces of the services: as files, and as functions; "" is dnpipefs itself
+    {"vfs", "api", "fsck", ""},  # the services as files, as functions, and checked; "" is dnpipefs itself
     {"fuse"},
     {"mount"},
     {"cli", "bench", "__main__"},

@@ -22,6 +22,7 @@ COMMANDS: Final[Mapping[str, str]] = {
     "pull": "dnpipefs.cli.topics",
     "reset": "dnpipefs.cli.topics",
     "ls": "dnpipefs.cli.listing",
+    "fsck": "dnpipefs.cli.fsck",
     "bench": "dnpipefs.cli.bench",
 }
 """The modules that hold the commands, as functions of their names; in the order of the help text."""

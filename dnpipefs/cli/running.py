@@ -57,6 +57,11 @@ def run_connected(
     trio.run(_race, connected, ends)
 
 
+def run_until_told(operation: Callable[[], Awaitable[None]]) -> None:
+    """Run *operation*; end it in order on SIGINT, SIGTERM or SIGHUP. Raises Ended then, and what it raises."""
+    trio.run(_race, operation, [_signal])
+
+
 async def _race(
     operation: Callable[[], Awaitable[None]], ends: Sequence[Callable[[], Awaitable[Ended]]]
 ) -> None:

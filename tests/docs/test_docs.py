@@ -62,7 +62,7 @@ def test_what_is_named_exists(document: Document) -> None:
 
 def test_every_module_has_an_owner_in_the_architecture() -> None:
     described = "\n".join(row[0] for row in ARCHITECTURE.rows)
-    for unit in ("core", "etcd", "log", "fuse", "mount"):
+    for unit in ("core", "etcd", "log", "fuse", "fsck", "mount"):
         for path in (REPOSITORY / "dnpipefs" / unit).glob("[!_]*.py"):
             assert re.search(rf"\b{unit}/.*\b{path.stem}`", described), path
 
