@@ -58,7 +58,7 @@ def run_connected(
 
 
 def run_until_told(operation: Callable[[], Awaitable[None]]) -> None:
-    """Run *operation*; end it in order on SIGINT, SIGTERM or SIGHUP. Raises Ended then, and what it raises."""
+    """Run *operation*; end it in order on SIGINT, SIGTERM or SIGHUP. Raises Ended then."""
     trio.run(_race, operation, [_signal])
 
 
