@@ -150,6 +150,8 @@ class Names:
                 self._unreachable(Rule.CYCLE, entry, f"{entry.id:x} lies below itself")
                 break
             way.append(entry.id)
+            if entry.parent in reached:
+                break
             parent = self._entries.get(entry.parent)
             if parent is None or not parent.is_directory:
                 why = "is missing" if parent is None else "is a topic"

@@ -45,7 +45,7 @@ class TopicReader:
         if records.last is None and not await self._is_named(entry):
             return []
         state, self._findings = judge_records(keys, topic, records, self._now_ns)
-        if any(finding.rule is Rule.TOPIC_MISSING for finding in self._findings):
+        if not state.sound:  # nothing of it can be read, and so nothing be judged
             return self._findings
         if state.generation and state.head is not None:
             await self._inspect_sealed(state)

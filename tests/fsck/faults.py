@@ -251,17 +251,18 @@ async def a_gap_inside_a_page(lab: Lab) -> None:
 
 @fault("S2", mended=True)
 async def pages_that_overlap(lab: Lab) -> None:
-    first, second = await lab.all(lab.keys.index(lab.topic))
+    _, second = await lab.all(lab.keys.index(lab.topic))
     generation, start = lab.keys.parse_index_page(lab.topic, second.key)
     index = Index.decode(second.key, second.value, start)
-    twice = Index(index.end, index.first_message, index.segments[-1:])
+    before = index.first_message + sum(info.messages for info in index.segments[:-1])
+    twice = Index(index.end, before, index.segments[-1:])
     begins = Offset(index.end - index.segments[-1].size)
     await lab.put(lab.keys.index_page(lab.topic, generation, begins), twice.encode())
 
 
-@fault("S2", "S4", reads=False)
-async def a_gap_whose_segment_is_gone_too(lab: Lab) -> None:
-    """The first segment is merged into none: what the index lacks is nowhere."""
+@fault("S2", "S4", "S8", reads=False)
+async def segments_are_missing_in_and_behind_a_gap(lab: Lab) -> None:
+    """The index cannot be derived, and what would have been a part of it is left where it is."""
     await lab.delete((await lab.all(lab.keys.index(lab.topic)))[0].key)
     await lab.delete((await segment_of(lab, 3))[0])
     await lab.delete((await segment_of(lab, 80))[0])
