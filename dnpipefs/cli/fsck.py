@@ -14,6 +14,7 @@ from dnpipefs.cli.running import run_until_told, write_output
 from dnpipefs.cluster import open_etcd
 from dnpipefs.core.findings import Finding
 from dnpipefs.core.keys import KeySchema
+from dnpipefs.core.names import parse_path
 from dnpipefs.errors import DnpError, UsageError
 from dnpipefs.fsck import Checker, Report, Verdict
 from dnpipefs.log.clock import SystemClock
@@ -78,6 +79,7 @@ def fsck(connection: Connection, topics: tuple[str, ...], *, repair: bool, form:
     --repair.
     """
     connection.start_logging()
+    paths = [parse_path(topic) for topic in topics]
     settings = connection.settings()
     render, sum_up = (_as_json, _sum_as_json) if form == "json" else (_as_text, _sum_as_text)
     report = Report()
@@ -90,7 +92,7 @@ def fsck(connection: Connection, topics: tuple[str, ...], *, repair: bool, form:
         async with open_etcd(settings) as (client, _):
             keys, clock = KeySchema(settings.prefix), SystemClock()
             checker = Checker(client, keys, clock, tell, repair=repair, op_timeout=settings.op_timeout)
-            report = await checker.run(topics)
+            report = await checker.run(paths)
         await write_output(sum_up(report).encode() + b"\n")
 
     run_until_told(check)

@@ -10,7 +10,7 @@ Task: whoever calls. Nothing is held across awaits but what was read of one topi
 from __future__ import annotations
 
 import logging
-from collections.abc import Awaitable, Callable, Iterable
+from collections.abc import Awaitable, Callable, Iterable, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass
 from typing import Final, TypeVar
@@ -19,7 +19,7 @@ from dnpipefs import etcd
 from dnpipefs.core.check_names import Names
 from dnpipefs.core.findings import Finding, Repair, Rule, Severity, Stored
 from dnpipefs.core.keys import KeySchema, prefix_range
-from dnpipefs.core.names import FileId, parse_path
+from dnpipefs.core.names import FileId
 from dnpipefs.core.records import Meta
 from dnpipefs.core.tree import Entry
 from dnpipefs.errors import NotFound, SetupError
@@ -88,16 +88,15 @@ class Checker:
         self._sweeper: Final = Sweeper(client, keys)
         self.report: Final = Report()
 
-    async def run(self, paths: Iterable[str] = ()) -> Report:
-        """Check the topics that *paths* are or hold; without any the whole prefix.
+    async def run(self, paths: Sequence[tuple[bytes, ...]] = ()) -> Report:
+        """Check the topics that *paths* (as of `parse_path`) are or hold; without any the whole prefix.
 
         Raises NotFound, SetupError if there is nothing, UnsupportedFormat, TimedOut, another EtcdError.
         """
-        components = [parse_path(path) for path in paths]
         await self._check_format()
         names = await self._at_a_moment(self._read_names)
-        if components:
-            wanted = self._choose(names, components)
+        if paths:
+            wanted = self._choose(names, paths)
         else:
             names = await self._check_names(names)
             await self._check_strangers(names)
@@ -113,16 +112,21 @@ class Checker:
 
     async def _check_format(self) -> None:
         """See that there is something of a format that this release knows."""
-        moment = await Moment.now(self._client, self._keys.meta, self._op_timeout)
-        [meta] = await moment.get([self._keys.meta])
+        meta, anything = await self._at_a_moment(self._read_format)
         if meta is not None:
             Meta.decode(meta.key, meta.value)
             return
-        if await moment.first([prefix_range(self._keys.prefix)]) == [None]:
+        if anything is None:
             where = self._keys.prefix.decode()
             raise SetupError(f"there is nothing below {where} in this etcd: see --endpoints and --prefix")
         what = "which format the data has is not known, and no host can join; read as format 1"
         await self._conclude([Finding(Rule.META, self._keys.meta, what)], {}, None)
+
+    async def _read_format(self, moment: Moment) -> tuple[Stored | None, Stored | None]:
+        """Return the key that says the format, and the first key there is."""
+        [meta] = await moment.get([self._keys.meta])
+        [anything] = await moment.first([prefix_range(self._keys.prefix)])
+        return meta, anything
 
     @staticmethod
     def _choose(names: Names, paths: Iterable[tuple[bytes, ...]]) -> list[FileId]:
@@ -194,9 +198,12 @@ class Checker:
             moment = await Moment.now(self._client, self._keys.meta, self._op_timeout)
             try:
                 return await read(moment)
-            except etcd.Compacted:
+            except etcd.Compacted as error:
                 if tries == TRIES:
-                    raise
+                    raise etcd.Compacted(
+                        f"etcd compacts its history faster than it can be read ({error}): "
+                        "have it keep more (--auto-compaction-retention), or check topic by topic"
+                    ) from error
                 tries += 1
                 logger.info("revision %d was compacted while it was read; reading again", moment.revision)
 

@@ -15,7 +15,7 @@ from dnpipefs.cluster import Cluster, Settings, open_cluster
 from dnpipefs.core.append import Fence
 from dnpipefs.core.batch import Chunk, Payload
 from dnpipefs.core.keys import KeyRange, KeySchema, prefix_range
-from dnpipefs.core.names import FileId, Revision, SessionId
+from dnpipefs.core.names import ROOT, FileId, Revision, SessionId, parse_path
 from dnpipefs.core.records import Head, encode_session, encode_time
 from dnpipefs.core.sealing import Policy, Retention
 from dnpipefs.fsck import Checker, Report, Verdict
@@ -79,7 +79,7 @@ class Lab:
         checker = Checker(
             self.client, self.keys, clock, tell, repair=repair, op_timeout=self.settings.op_timeout
         )
-        checked.report = await checker.run(paths)
+        checked.report = await checker.run([parse_path(path) for path in paths])
         return checked
 
     @asynccontextmanager
@@ -92,7 +92,7 @@ class Lab:
             return [message.data async for message in dnp.pull(topic)]
 
     async def id_of(self, cluster: Cluster, name: bytes) -> FileId:
-        return (await cluster.namespace.lookup(dnpipefs.core.names.ROOT, name)).id
+        return (await cluster.namespace.lookup(ROOT, name)).id
 
     def sealer(self, policy: Policy = ONE_MESSAGE_A_SEGMENT) -> Sealer:
         content = Content(self.client, self.keys, op_timeout=CALL_TIMEOUT_S)

@@ -1,8 +1,13 @@
 """Every fault is found and named; what is mended is not found again; no repair costs a message."""
 
+import re
+
 import pytest
 
 from dnpipefs.core.findings import Rule
+from dnpipefs.core.keys import prefix_range
+from dnpipefs.core.names import ROOT
+from tests.docs.documents import FSCK
 from tests.fsck.conftest import Lab
 from tests.fsck.faults import FAULTS, Fault
 
@@ -32,9 +37,24 @@ def test_there_is_a_fault_of_every_rule() -> None:
     assert planted == {rule.code for rule in Rule}
 
 
-async def test_a_topic_that_lost_its_name_is_attached_again(lab: Lab) -> None:
-    from dnpipefs.core.names import ROOT
+def test_the_document_says_what_is_mended() -> None:
+    mended = {fault.rules[0] for fault in FAULTS if fault.mended} | {"L3", "T4"}
+    described = {row[0] for row in FSCK.rows if re.fullmatch(r"[A-Z]\d+", row[0]) and row[3][:2] != "no"}
+    assert described == mended
 
+
+async def test_a_head_is_put_again_if_nothing_was_sealed(bare: Lab) -> None:
+    async with bare.connect() as dnp:
+        await dnp.push("t", "one", "two")
+    [head] = await bare.all(prefix_range(bare.keys.prefix + b"head/"))
+    await bare.delete(head.key)
+    assert (await bare.check()).left == ["T4"]
+    mended = await bare.check(repair=True)
+    assert (mended.left, mended.mended) == ([], ["T4"])
+    assert await bare.pull() == [b"one\n", b"two\n"]
+
+
+async def test_a_topic_that_lost_its_name_is_attached_again(lab: Lab) -> None:
     await lab.delete(lab.keys.entry(ROOT, b"t"))
     found = await lab.check()
     assert found.left == ["L3"]
