@@ -158,7 +158,8 @@ class Names:
                 self._unreachable(Rule.NO_PARENT, entry, f"its directory {entry.parent:x} {why}")
                 break
             entry = parent
-        reached.update(way)  # each breach is reported once, at its place
+        # Each breach is reported once, at its place; what leads to a topic leads nowhere.
+        reached.update(file for file in way if self._entries[file].is_directory)
 
     def _unreachable(self, rule: Rule, entry: Entry, what: str) -> None:
         key, repair = self._keys.entry(entry.parent, entry.name), None

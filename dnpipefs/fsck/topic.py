@@ -180,19 +180,19 @@ class TopicReader:
         covered = _covered(keys, pendings)
         if generation and state.head is not None:
             await self._inspect_bodies(state, covered)
-        families = (keys.segments(topic), keys.index(topic))
+        families, bodies = (keys.segments(topic), keys.index(topic)), keys.bodies(topic)
         later: list[bytes] = []
         if generation:
             older = [KeySchema.before_generation(family, generation) for family in families]
-            newer = [
-                KeySchema.after_generation(family, generation) for family in (*families, keys.bodies(topic))
-            ]
-            later = [one.key for one in await self._moment.first(newer) if one is not None]
-            old_bodies = KeySchema.before_generation(keys.bodies(topic), generation)
+            newer = [KeySchema.after_generation(family, generation) for family in families]
+            later += [one.key for one in await self._moment.first(newer) if one is not None]
+            # A host that does not know the generation yet puts parts below another number, with an order.
+            later += await self._uncovered_body(KeySchema.after_generation(bodies, generation), covered)
+            bodies = KeySchema.before_generation(bodies, generation)
         else:
-            older, old_bodies = list(families), keys.bodies(topic)
+            older = list(families)
         self._garbage += [one.key for one in await self._moment.first(older) if one is not None]
-        self._garbage += await self._uncovered_body(old_bodies, covered)
+        self._garbage += await self._uncovered_body(bodies, covered)
         self._findings += judge_generations(topic, state, self._garbage, later, records.trash, self._now_ns)
 
     async def _inspect_bodies(self, state: TopicState, covered: set[tuple[Revision, BodyName]]) -> None:

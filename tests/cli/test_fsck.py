@@ -1,8 +1,11 @@
 """fsck as a command: what it prints, and its exit statuses. What it finds: tests/fsck."""
 
 import json
+import os
 import re
+import subprocess
 from collections.abc import Awaitable, Callable
+from pathlib import Path
 from typing import TypeVar
 
 import pytest
@@ -13,6 +16,8 @@ from dnpipefs.core.keys import KeySchema
 from dnpipefs.core.names import FileId
 from dnpipefs.etcd import Client, open_client
 from tests.cli.conftest import WITHIN_S, Command
+from tests.etcd.test_security import ROOT
+from tests.support.etcd_process import EtcdProcess
 
 T = TypeVar("T")
 
@@ -149,6 +154,25 @@ def test_usage(capsys: pytest.CaptureFixture[str], arguments: str, text: str) ->
     assert out == ""
     assert text in err
     assert err.count("\n") == 1
+
+
+async def test_a_user_that_can_only_read_is_enough(guarded: EtcdProcess, tmp_path: Path) -> None:
+    def etcdctl(*arguments: str) -> None:
+        user = ("--user", f"{ROOT.user}:{ROOT.password}", "--endpoints", guarded.endpoint)
+        env = {**os.environ, "ETCDCTL_API": "3"}
+        subprocess.run(["etcdctl", *user, *arguments], env=env, stdout=subprocess.DEVNULL, check=True)
+
+    etcdctl("role", "add", "looks")
+    etcdctl("role", "grant-permission", "looks", "--prefix=true", "read", "/dnp/")
+    etcdctl("user", "add", "looker:secret")
+    etcdctl("user", "grant-role", "looker", "looks")
+    password = tmp_path / "password"
+    password.touch(mode=0o600)
+    to = ["--endpoints", guarded.endpoint, "--password-file", str(password), "--user"]
+    password.write_text(ROOT.password)
+    Command([*to, ROOT.user]).out("push", "t", "x")
+    password.write_text("secret")
+    assert b" 0 errors, 0 warnings" in Command([*to, "looker"]).out("fsck")
 
 
 def test_an_etcd_of_its_own(embedded: Command) -> None:

@@ -13,13 +13,14 @@ from dnpipefs import Dnp, TopicGone, etcd
 from dnpipefs.cluster import Cluster, open_cluster
 from dnpipefs.core.batch import Chunk
 from dnpipefs.core.keys import KeySchema
-from dnpipefs.core.names import FileId
+from dnpipefs.core.names import FileId, Revision
 from dnpipefs.core.sealing import Policy, Retention
 from dnpipefs.errors import NotFound
 from dnpipefs.fsck.run import TRIES
 from tests.etcd.conftest import CALL_TIMEOUT_S
 from tests.fsck.conftest import Lab
-from tests.fsck.faults import NOBODY, plant_pending
+from tests.fsck.faults import NOBODY
+from tests.fsck.faults_of_leftovers import plant_pending
 from tests.support.etcd_process import EtcdProcess
 
 CHECKS = 12
@@ -134,9 +135,13 @@ async def test_parts_of_a_session_that_lives_are_no_finding(lab: Lab) -> None:
     session = await lab.begin_session()
     await plant_pending(lab, lab.topic, session)
     await plant_pending(lab, FileId(5), session)  # which was deleted a moment ago
+    now = await lab.client.put(lab.keys.session(session), b"{}", lease=session)
+    await plant_pending(
+        lab, lab.topic, session, Revision(now)
+    )  # by a host that knows the entry, not the epoch
     assert (await lab.check()).verdicts == []
     await lab.client.lease_revoke(session)
-    assert [found.finding.rule.code for found in (await lab.check()).verdicts] == ["L5", "L5"]
+    assert [found.finding.rule.code for found in (await lab.check()).verdicts] == ["L5"] * 3
 
 
 async def test_what_is_ordered_to_be_removed_is_no_finding(lab: Lab) -> None:

@@ -7,9 +7,14 @@ import pytest
 from dnpipefs.core.findings import Rule
 from dnpipefs.core.keys import prefix_range
 from dnpipefs.core.names import ROOT
+from dnpipefs.errors import CorruptData
 from tests.docs.documents import FSCK
+from tests.fsck import faults_of_content, faults_of_leftovers, faults_of_records
 from tests.fsck.conftest import Lab
-from tests.fsck.faults import FAULTS, Fault
+from tests.fsck.faults import FAULTS, Fault, segment_of
+
+assert faults_of_records, faults_of_content  # importing them registers their faults
+assert faults_of_leftovers
 
 
 @pytest.mark.parametrize("fault", FAULTS, ids=lambda fault: fault.name)
@@ -30,6 +35,19 @@ async def test_a_planted_fault(lab: Lab, fault: Fault) -> None:
         assert await lab.all(lab.everything) == before, "nothing was certain enough"
     if fault.reads and fault.rules[0] not in ("M1", "T5", "N1", "N2"):
         assert await lab.pull() == lab.messages
+
+
+async def test_what_lies_behind_a_lost_stretch_is_read(lab: Lab) -> None:
+    key, found = await segment_of(lab, 1)
+    assert found.data == b"line 0\n"
+    await lab.flip(key)
+    lost = (await lab.check()).what("S5").finding.lost
+    assert lost is not None
+    async with lab.connect() as dnp:
+        behind = [message.data async for message in dnp.pull("t", start=lost[1])]
+        assert behind == lab.messages[2:]
+        with pytest.raises(CorruptData):
+            await anext(aiter(dnp.pull("t", start=lost[0])))
 
 
 def test_there_is_a_fault_of_every_rule() -> None:
