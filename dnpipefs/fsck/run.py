@@ -243,8 +243,7 @@ class Checker:
 
     async def _carry_out(self, repair: Repair) -> bool:
         if repair.sweep is not None:
-            self._sweeper.wake(repair.sweep)
-            await self._sweeper.sweep_all()
+            await self._sweeper.sweep(repair.sweep)
             return True
         guards = [etcd.compare_mod_revision(guard.key) == guard.revision for guard in repair.guards]
         guards += [etcd.compare_version(key) > 0 for key in repair.touches]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator, Sequence
+from collections.abc import AsyncGenerator, Iterable, Sequence
 from contextlib import aclosing
 from itertools import groupby
 from typing import Final
@@ -18,7 +18,7 @@ from dnpipefs.core.records import Inode
 from dnpipefs.core.tree import Entry
 from dnpipefs.core.view import SegmentEntry
 from dnpipefs.errors import CorruptData
-from dnpipefs.fsck.reading import LARGE_VALUES, Moment, groups
+from dnpipefs.fsck.reading import KEYS, LARGE_VALUES, Moment, groups
 
 BodyName = tuple[int, int, int]
 """Session, sequence and attempt of a large batch."""
@@ -37,6 +37,8 @@ class TopicReader:
         """Large batches that index, tail or orders refer to."""
         self._garbage: list[bytes] = []
         """The first key of each kind that is of an older generation."""
+        self._first: dict[KeyRange, Stored | None] = {}
+        """The first key of each range that is to be read: of most topics most are empty."""
 
     async def inspect(self, entry: Entry) -> list[Finding]:
         """Return what is wrong; nothing if the topic is deleted by now. Raises EtcdError."""
@@ -47,6 +49,7 @@ class TopicReader:
         state, self._findings = judge_records(keys, topic, records, self._now_ns)
         if not state.sound:  # nothing of it can be read, and so nothing be judged
             return self._findings
+        self._first = await self._probe(state.generation)
         if state.generation and state.head is not None:
             await self._inspect_sealed(state)
         newest = await self._inspect_tail(state)
@@ -64,6 +67,29 @@ class TopicReader:
         except CorruptData:  # the namespace's business
             return False
 
+    async def _probe(self, generation: Revision) -> dict[KeyRange, Stored | None]:
+        keys, topic = self._keys, self._topic
+        families = (keys.segments(topic), keys.index(topic), keys.bodies(topic))
+        parts = [keys.writers(topic), keys.all_pending_of(topic), *families]
+        for family in families:
+            parts.append(KeySchema.before_generation(family, generation))
+            parts.append(KeySchema.of_generation(family, generation))
+            parts.append(KeySchema.after_generation(family, generation))
+        return dict(zip(parts, await self._moment.first(parts), strict=True))
+
+    async def _scan(
+        self, part: KeyRange, *, limit: int = KEYS, keys_only: bool = False
+    ) -> AsyncGenerator[Stored, None]:
+        """Yield all keys of a range that was probed."""
+        if self._first[part] is not None:
+            async with aclosing(self._moment.scan(part, limit=limit, keys_only=keys_only)) as found:
+                async for stored in found:
+                    yield stored
+
+    def _firsts(self, parts: Iterable[KeyRange]) -> list[bytes]:
+        """Return the first key of each range that was probed, if there is one."""
+        return [first.key for part in parts if (first := self._first[part]) is not None]
+
     # ------------------------------------------------------------------ the sealed part
 
     async def _inspect_sealed(self, state: TopicState) -> None:
@@ -71,7 +97,7 @@ class TopicReader:
             return
         check = SealedCheck(self._keys, self._topic, state, state.head, self._now_ns)
         pages = KeySchema.of_generation(self._keys.index(self._topic), state.generation)
-        async with aclosing(self._moment.scan(pages)) as stored_pages:
+        async with aclosing(self._scan(pages)) as stored_pages:
             async for stored in stored_pages:
                 check.page(stored)
         check.finish_index()
@@ -94,7 +120,7 @@ class TopicReader:
             end = everything.end if done == len(wanted) else max(expected) + b"\0"
             await self._read_stretch(check, KeyRange(start, end), expected)
             start = end
-        if not wanted:
+        if not wanted and self._first[everything] is not None:
             await self._read_stretch(check, everything, {})
 
     async def _read_stretch(
@@ -139,7 +165,7 @@ class TopicReader:
         await self._read_batches(check, state, batches)
         if check.old is not None:
             self._garbage.append(check.old)
-        async with aclosing(self._moment.scan(self._keys.writers(self._topic))) as writers:
+        async with aclosing(self._scan(self._keys.writers(self._topic))) as writers:
             async for stored in writers:
                 lives = await self._lives(stored)
                 check.writer(stored, session_lives=lives)
@@ -174,7 +200,9 @@ class TopicReader:
 
     async def _inspect_leftovers(self, state: TopicState, records: Records) -> None:
         keys, topic, generation = self._keys, self._topic, state.generation
-        pendings = await read_pendings(self._moment, keys, topic)
+        pendings = []
+        if self._first[keys.all_pending_of(topic)] is not None:
+            pendings = await read_pendings(self._moment, keys, topic)
         for pending in pendings:
             self._findings += judge_pending(keys, pending, ordered=state.ordered)
         covered = _covered(keys, pendings)
@@ -185,13 +213,13 @@ class TopicReader:
         if generation:
             older = [KeySchema.before_generation(family, generation) for family in families]
             newer = [KeySchema.after_generation(family, generation) for family in families]
-            later += [one.key for one in await self._moment.first(newer) if one is not None]
+            later += self._firsts(newer)
             # A host that does not know the generation yet puts parts below another number, with an order.
             later += await self._uncovered_body(KeySchema.after_generation(bodies, generation), covered)
             bodies = KeySchema.before_generation(bodies, generation)
         else:
             older = list(families)
-        self._garbage += [one.key for one in await self._moment.first(older) if one is not None]
+        self._garbage += self._firsts(older)
         self._garbage += await self._uncovered_body(bodies, covered)
         self._findings += judge_generations(topic, state, self._garbage, later, records.trash, self._now_ns)
 
@@ -200,7 +228,7 @@ class TopicReader:
         bodies = KeySchema.of_generation(self._keys.bodies(self._topic), state.generation)
         mendable = not self._findings  # what index and tail refer to is known
         orphans: list[tuple[BodyName, Stored]] = []
-        async with aclosing(self._moment.scan(bodies, limit=LARGE_VALUES, keys_only=True)) as parts:
+        async with aclosing(self._scan(bodies, limit=LARGE_VALUES, keys_only=True)) as parts:
             async for stored in parts:
                 try:
                     name = name_of(self._keys.parse_body_part(self._topic, stored.key))
@@ -215,7 +243,7 @@ class TopicReader:
 
     async def _uncovered_body(self, part: KeyRange, covered: set[tuple[Revision, BodyName]]) -> list[bytes]:
         """Return the first key in a range of large batches that no order is about, if there is one."""
-        async with aclosing(self._moment.scan(part, limit=LARGE_VALUES, keys_only=True)) as parts:
+        async with aclosing(self._scan(part, limit=LARGE_VALUES, keys_only=True)) as parts:
             async for stored in parts:
                 try:
                     found = self._keys.parse_body_part(self._topic, stored.key)

@@ -136,9 +136,7 @@ async def test_parts_of_a_session_that_lives_are_no_finding(lab: Lab) -> None:
     await plant_pending(lab, lab.topic, session)
     await plant_pending(lab, FileId(5), session)  # which was deleted a moment ago
     now = await lab.client.put(lab.keys.session(session), b"{}", lease=session)
-    await plant_pending(
-        lab, lab.topic, session, Revision(now)
-    )  # by a host that knows the entry, not the epoch
+    await plant_pending(lab, lab.topic, session, Revision(now))  # it does not know the epoch
     assert (await lab.check()).verdicts == []
     await lab.client.lease_revoke(session)
     assert [found.finding.rule.code for found in (await lab.check()).verdicts] == ["L5"] * 3

@@ -1,6 +1,8 @@
 """Every fault is found and named; what is mended is not found again; no repair costs a message."""
 
 import re
+from contextlib import aclosing
+from dataclasses import replace
 
 import pytest
 
@@ -48,6 +50,28 @@ async def test_what_lies_behind_a_lost_stretch_is_read(lab: Lab) -> None:
         assert behind == lab.messages[2:]
         with pytest.raises(CorruptData):
             await anext(aiter(dnp.pull("t", start=lost[0])))
+
+
+async def test_hosts_that_follow_the_topic_go_on(lab: Lab) -> None:
+    """Of what a repair puts they learn nothing new."""
+    async with (
+        lab.connect() as dnp,
+        lab.connect() as other,
+        aclosing(dnp.pull("t", follow=True)) as following,
+    ):
+        assert [await anext(following) for _ in lab.messages]
+        head = await lab.head()
+        await lab.delete((await lab.all(lab.keys.index(lab.topic)))[0].key)
+        await lab.put(lab.keys.head(lab.topic), replace(head, messages=head.messages + 7).encode())
+        await lab.delete(lab.keys.mark(lab.topic))
+        mended = await lab.check(repair=True)
+        assert (mended.left, mended.mended) == ([], ["S2", "S3", "T5"])
+        await other.push("t", "one more")
+        assert (await anext(following)).data == b"one more\n"
+        await other.reset("t")
+        await other.push("t", "anew")
+        assert (await anext(following)).data == b"anew\n"
+        assert (await lab.check()).verdicts == []
 
 
 def test_there_is_a_fault_of_every_rule() -> None:
