@@ -12,7 +12,7 @@ from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, field
 from importlib.metadata import version
 from pathlib import Path
-from typing import Final
+from typing import Final, NamedTuple
 
 import trio
 
@@ -21,7 +21,7 @@ from dnpipefs.core.config import TopicConfig
 from dnpipefs.core.keys import DEFAULT_PREFIX, KeySchema
 from dnpipefs.core.sealing import Policy, Retention
 from dnpipefs.etcd.releases import RECOMMENDED, known_fault
-from dnpipefs.etcd.server import DEFAULT_QUOTA_BYTES, embedded_server
+from dnpipefs.etcd.server import DEFAULT_QUOTA_BYTES, EmbeddedServer, embedded_server
 from dnpipefs.etcd.upkeep import Upkeep
 from dnpipefs.log.barrier import Barrier
 from dnpipefs.log.clock import SystemClock
@@ -118,27 +118,47 @@ def _policy(config: TopicConfig) -> Policy:
     return Policy(keep, config.compress)
 
 
+class Reached(NamedTuple):
+    """An etcd that answers."""
+
+    client: etcd.Client
+    server: etcd.Server
+    embedded: EmbeddedServer | None
+    """None if it is not one of our own."""
+
+
 @asynccontextmanager
-async def _join(settings: Settings, mountpoint: str | None) -> AsyncIterator[Cluster]:
+async def open_etcd(settings: Settings) -> AsyncIterator[Reached]:
+    """Reach the etcd of a cluster without joining the cluster: nothing is written, nobody is told.
+
+    Raises SetupError, or an EtcdError that says why etcd cannot be used.
+    """
     async with AsyncExitStack() as stack:
-        endpoints, server = settings.endpoints, None
+        endpoints, embedded = settings.endpoints, None
         if not endpoints:
-            server = await stack.enter_async_context(
+            embedded = await stack.enter_async_context(
                 embedded_server(settings.data_dir, quota_bytes=settings.quota, log=logger)
             )
-            endpoints = (server.endpoint,)
+            endpoints = (embedded.endpoint,)
         client = await stack.enter_async_context(
             etcd.open_client(endpoints, tls=settings.tls, credentials=settings.credentials)
         )
-        fault = known_fault((await client.check()).version)
+        yield Reached(client, await client.check(), embedded)
+
+
+@asynccontextmanager
+async def _join(settings: Settings, mountpoint: str | None) -> AsyncIterator[Cluster]:
+    async with AsyncExitStack() as stack:
+        client, server, embedded = await stack.enter_async_context(open_etcd(settings))
+        fault = known_fault(server.version)
         # Said where it is read: in a mount's log, not after each push of a shell loop.
         level = logging.WARNING if mountpoint is not None else logging.INFO
         if fault is not None:
             logger.log(level, "%s: upgrade to %s", fault, RECOMMENDED)
         nursery = await stack.enter_async_context(trio.open_nursery())
         stack.callback(nursery.cancel_scope.cancel)
-        if server is not None:
-            await nursery.start(Upkeep(client, server.endpoint, server.data_dir, level=level).run)
+        if embedded is not None:
+            await nursery.start(Upkeep(client, embedded.endpoint, embedded.data_dir, level=level).run)
         keys, clock, op_timeout = KeySchema(settings.prefix), SystemClock(), settings.op_timeout
         await ensure_format(client, keys, clock, uid=os.geteuid(), gid=os.getegid())
         sessions = SessionKeeper(

@@ -20,8 +20,8 @@ LAYERS: list[set[str]] = [
     {"etcd"},
     {"log", "namespace", "groups", "session"},
     {"cluster"},
-    # Two faces of the services, as files and as functions; what is wrong with etcd; "" is dnpipefs itself.
-    {"vfs", "api", "doctor", ""},
+    # The services as files, as functions; etcd examined; what is stored checked; "" is dnpipefs itself.
+    {"vfs", "api", "doctor", "fsck", ""},
     {"fuse"},
     {"mount"},
     {"cli", "bench", "__main__"},

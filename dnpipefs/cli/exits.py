@@ -28,6 +28,8 @@ Exit status:
   3      etcd did not answer in time: a push may have been stored, each message at most once
   70     a fault of dnpipefs itself
   128+N  ended by signal N: 130 Ctrl-C, 141 the reader of the output went away
+
+fsck has exit statuses of its own, those of fsck(8): see dnpipefs fsck --help.
 """
 
 # The first row that fits counts.
@@ -51,10 +53,19 @@ class Ended(Exception):
         self.code: Final = 128 + signal_number
 
 
+class OwnCode(Exception):
+    """A failure of a command that has exit codes of its own."""
+
+    def __init__(self, failure: Exception, code: int) -> None:
+        super().__init__(str(failure))
+        self.failure: Final = failure
+        self.code: Final = code
+
+
 def exit_code(error: BaseException) -> int:
     """Return the exit status for a failure."""
     error = _the_one(error)
-    if isinstance(error, Ended):
+    if isinstance(error, (Ended, OwnCode)):
         return error.code
     return next((code for kind, code in _CODES if isinstance(error, kind)), Exit.FAULT)
 
@@ -62,6 +73,8 @@ def exit_code(error: BaseException) -> int:
 def one_line(error: BaseException) -> str:
     """Return the line that tells a user of a failure."""
     error = _the_one(error)
+    if isinstance(error, OwnCode):
+        error = _the_one(error.failure)
     text = " ".join(
         (error.format_message() if isinstance(error, click.ClickException) else str(error)).split()
     )

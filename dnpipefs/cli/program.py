@@ -24,6 +24,7 @@ COMMANDS: Final[Mapping[str, str]] = {
     "ls": "dnpipefs.cli.listing",
     "config-topic": "dnpipefs.cli.settings",
     "doctor": "dnpipefs.cli.doctor",
+    "fsck": "dnpipefs.cli.fsck",
     "bench": "dnpipefs.cli.bench",
 }
 """The modules that hold the commands, as functions of their names (`_` for `-`), in the help text's order."""

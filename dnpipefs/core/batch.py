@@ -223,6 +223,37 @@ def decode(raw: bytes) -> Batch:
     return Batch(Revision(generation), time_ns, SessionId(session), sequence, messages, data, lengths)
 
 
+class Reference(NamedTuple):
+    """What stands in the tail for a batch that lies beside it."""
+
+    generation: Revision
+    time_ns: int
+    session: SessionId
+    sequence: int
+    messages: int
+    size: int
+
+
+def decode_reference(raw: bytes) -> Reference:
+    """Decode what stands in the tail for a large batch. Raises CorruptData, UnsupportedFormat."""
+    if len(raw) != HEADER_BYTES:
+        raise CorruptData(f"{len(raw)} bytes are not a reference to a batch")
+    version, _, _, place, check = _PREFIX.unpack_from(raw)
+    if version != VERSION:
+        raise UnsupportedFormat(f"a reference to a batch, version {version}; upgrade dnpipefs on this host")
+    if place != _BESIDE or zlib.crc32(raw[_PREFIX.size :]) != check:
+        raise CorruptData("the checksum of a reference to a batch does not fit, or it is none")
+    generation, time_ns, session, sequence, messages, size = _HEADER.unpack_from(raw, _PREFIX.size)
+    return Reference(Revision(generation), time_ns, SessionId(session), sequence, messages, size)
+
+
+def verify(batch: Batch) -> None:
+    """Raise CorruptData if the messages of a batch are not as many as it says."""
+    found = count_lines(batch.data) if batch.lengths is None else len(batch.lengths)
+    if found != batch.messages:
+        raise CorruptData(f"a batch says {batch.messages} messages and has {found}")
+
+
 def peek_time_ns(raw: bytes) -> int:
     """Return the time of an encoded batch without checking or copying its data."""
     time_ns: int = _HEADER.unpack_from(raw, _PREFIX.size)[1]

@@ -60,6 +60,16 @@ class BodyKey(NamedTuple):
     beside: Beside
 
 
+class BodyPart(NamedTuple):
+    """What the key of one part of a large batch says."""
+
+    generation: Revision
+    session: SessionId
+    sequence: int
+    attempt: int
+    part: int
+
+
 class EntryKey(NamedTuple):
     """What the key of a directory entry says."""
 
@@ -115,6 +125,8 @@ class KeySchema:
         self._session: Final = self.prefix + b"session/"
         self._trash: Final = self.prefix + b"trash/"
         self._probe: Final = self.prefix + b"doctor/"
+        self._flat: Final = (self._epoch, self._head, self._last, self._trash)
+        """Families with one key a topic."""
 
     def entry(self, parent: FileId, name: bytes) -> bytes:
         """Directory entry and inode record."""
@@ -211,6 +223,18 @@ class KeySchema:
         """All sealed segments of a topic, of all generations."""
         return prefix_range(self._segment + _hex(topic) + b"/")
 
+    def parse_segment(self, topic: FileId, key: bytes) -> tuple[Revision, Offset, int]:
+        """Return generation, first offset and size of a segment; CorruptData if it is none."""
+        try:
+            generation, rest = key[len(self._segment) + 17 :].split(b"/")
+            offset, size = rest.split(b"-")
+            parsed = Revision(int(generation, 16)), Offset(int(offset, 16)), int(size, 16)
+        except ValueError:
+            parsed = None
+        if parsed is None or self.segment(topic, *parsed) != key:
+            raise CorruptData(f"{key!r} is not the key of a segment of topic {topic:x}")
+        return parsed
+
     def index_page(self, topic: FileId, generation: Revision, offset: Offset) -> bytes:
         """A page of the index of segments, keyed by the offset of its first one."""
         return b"%b%016x/%016x/%016x" % (self._index, topic, generation, offset)
@@ -230,11 +254,31 @@ class KeySchema:
     def body_parts(self, topic: FileId, generation: Revision, body: BodyKey) -> list[bytes]:
         """The keys that together hold a large batch, in order."""
         session, sequence, beside = body
-        stem = b"%b%016x/%016x/%016x/%016x-%016x/" % (
-            *(self._body, topic, generation, session, sequence),
-            beside.attempt,
-        )
-        return [b"%b%04x" % (stem, part) for part in range(beside.parts)]
+        return [
+            self._body_part(topic, BodyPart(generation, session, sequence, beside.attempt, part))
+            for part in range(beside.parts)
+        ]
+
+    def parse_body_part(self, topic: FileId, key: bytes) -> BodyPart:
+        """Return what the key of a part of a large batch says; CorruptData if it is none."""
+        try:
+            generation, session, name, part = key[len(self._body) + 17 :].split(b"/")
+            sequence, attempt = name.split(b"-")
+            parsed = BodyPart(
+                Revision(int(generation, 16)),
+                SessionId(int(session, 16)),
+                int(sequence, 16),
+                int(attempt, 16),
+                int(part, 16),
+            )
+        except ValueError:
+            parsed = None
+        if parsed is None or self._body_part(topic, parsed) != key:
+            raise CorruptData(f"{key!r} is not a part of a large batch of topic {topic:x}")
+        return parsed
+
+    def _body_part(self, topic: FileId, part: BodyPart) -> bytes:
+        return b"%b%016x/%016x/%016x/%016x-%016x/%04x" % (self._body, topic, *part)
 
     def bodies(self, topic: FileId) -> KeyRange:
         """All large batches of a topic, of all generations, committed or not."""
@@ -269,9 +313,19 @@ class KeySchema:
         return prefix_range(self._pending + _hex(topic) + b"/")
 
     @staticmethod
+    def of_generation(keys: KeyRange, generation: Revision) -> KeyRange:
+        """Return the part of `segments`, `index`, `bodies` or `all_pending_of` of one generation."""
+        return prefix_range(keys.start + _hex(generation) + b"/")
+
+    @staticmethod
     def before_generation(keys: KeyRange, generation: Revision) -> KeyRange:
         """Return the part of `segments`, `index`, `bodies` or `all_pending_of` of older generations."""
         return KeyRange(keys.start, keys.start + _hex(generation))
+
+    @staticmethod
+    def after_generation(keys: KeyRange, generation: Revision) -> KeyRange:
+        """Likewise of newer generations."""
+        return KeyRange(keys.start + _hex(generation + 1), keys.end)
 
     def writer(self, topic: FileId, session: SessionId) -> bytes:
         """Fence of one writer's appends, on the session's lease."""
@@ -280,6 +334,14 @@ class KeySchema:
     def writers(self, topic: FileId) -> KeyRange:
         """The fences of all writers of a topic."""
         return prefix_range(self._writer + _hex(topic) + b"/")
+
+    def parse_writer(self, topic: FileId, key: bytes) -> SessionId:
+        """Return the session of a fence; CorruptData if it is none."""
+        start = len(self._writer) + 17
+        session = SessionId(_number(key, start, start + 16))
+        if self.writer(topic, session) != key:
+            raise CorruptData(f"{key!r} is not the fence of a writer of topic {topic:x}")
+        return session
 
     def groups(self, topic: FileId) -> KeyRange:
         """All state of all consumer groups of a topic."""
@@ -302,6 +364,26 @@ class KeySchema:
         if not key.startswith(self._trash):
             raise CorruptData(f"{key!r} is not an order to remove leftovers")
         return FileId(_number(key, len(self._trash), len(key)))
+
+    @property
+    def families(self) -> tuple[KeyRange, ...]:
+        """The ranges of all keys that belong to topics: the topic's id follows on the start of the range."""
+        deep = (self._tail, self._segment, self._index, self._body, self._pending, self._writer, self._group)
+        return tuple(prefix_range(stem) for stem in (*self._flat, *deep))
+
+    def of_topic(self, family: KeyRange, topic: FileId) -> KeyRange:
+        """Return the part of one of the `families` that belongs to a topic."""
+        key = family.start + _hex(topic)
+        return KeyRange(key, key + b"\0") if family.start in self._flat else prefix_range(key + b"/")
+
+    def parse_topic(self, family: KeyRange, key: bytes) -> FileId:
+        """Return the topic of a key of one of the `families`; CorruptData if it has none."""
+        start = len(family.start)
+        topic = FileId(_number(key, start, start + 16))
+        part = self.of_topic(family, topic)
+        if not part.start <= key < part.end:
+            raise CorruptData(f"{key!r} does not go on as it should behind the id")
+        return topic
 
 
 def _number(key: bytes, start: int, end: int) -> int:

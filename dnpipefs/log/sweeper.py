@@ -84,7 +84,7 @@ class Sweeper:
         for kv in await self._orders():
             topic = self._keys.parse_trash(kv.key)
             self._own.discard(topic)
-            await self._sweep(topic)
+            await self.sweep(topic)
             # Only if nobody reset the topic again meanwhile: that order is a new one.
             await self._client.transaction(
                 [etcd.compare_mod_revision(kv.key) == kv.mod_revision], [etcd.delete(kv.key)]
@@ -99,7 +99,7 @@ class Sweeper:
         while self._own:
             topic = self._own.pop()
             try:
-                await self._sweep(topic)
+                await self.sweep(topic)
             except BaseException:
                 self._own.add(topic)
                 raise
@@ -115,7 +115,8 @@ class Sweeper:
             ):
                 logger.info("topic %x: removed what a dead host had not committed", topic)
 
-    async def _sweep(self, topic: FileId) -> None:
+    async def sweep(self, topic: FileId) -> None:
+        """Remove what is garbage of a topic, if anything is. Raises EtcdError, CorruptData."""
         keys = self._keys
         result = await self._client.transaction(
             (), [etcd.get(keys.epoch(topic), keys_only=True), etcd.get(keys.last(topic), keys_only=True)]

@@ -2,6 +2,7 @@
 
 import struct
 import zlib
+from dataclasses import replace
 
 import pytest
 from hypothesis import given
@@ -12,12 +13,15 @@ from dnpipefs.core.batch import (
     Batch,
     Boundaries,
     Chunk,
+    Payload,
     count_lines,
     decode,
+    decode_reference,
     encode,
     peek_generation,
     peek_time_ns,
     split_lines,
+    verify,
 )
 from dnpipefs.core.names import Revision, SessionId
 from dnpipefs.errors import CorruptData, UnsupportedFormat
@@ -205,3 +209,23 @@ def test_lengths_that_do_not_fit_are_corrupt(size: int, count: int, rest: bytes)
     assert list(decode(damaged_at_the_source(3, 2, b"\x01\x02abc")).split()) == [b"a", b"bc"]
     with pytest.raises(CorruptData):
         decode(damaged_at_the_source(size, count, rest))
+
+
+def test_a_reference_to_a_large_batch_round_trips() -> None:
+    payload = Payload.of([Chunk.of_lines(b"a\nb\n")])
+    raw = payload.encode(generation=Revision(3), time_ns=4, session=SessionId(5), sequence=6, beside=True)
+    assert decode_reference(raw) == (3, 4, 5, 6, 2, 4)
+    here = payload.encode(generation=Revision(3), time_ns=4, session=SessionId(5), sequence=6)
+    for wrong in (here, here[: len(raw)], raw + b"x", raw[:-1], raw[:-1] + b"\xff"):
+        with pytest.raises(CorruptData):
+            decode_reference(wrong)
+    with pytest.raises(UnsupportedFormat):
+        decode_reference(b"\x02" + raw[1:])
+
+
+def test_messages_are_as_many_as_a_batch_says() -> None:
+    for chunks in ([Chunk.of_lines(b"a\nb")], [Chunk.of_message(b"a\nb\n"), Chunk.of_lines(b"c\n")]):
+        good = decode(encode(chunks, generation=Revision(1), time_ns=0, session=SessionId(1), sequence=1))
+        verify(good)
+        with pytest.raises(CorruptData, match="messages"):
+            verify(replace(good, messages=good.messages + 1))

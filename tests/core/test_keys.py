@@ -1,5 +1,7 @@
 """The key schema: round trips, key order is number order, and ranges hold exactly what they should."""
 
+from collections.abc import Callable
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -128,6 +130,79 @@ def test_the_mark_is_in_the_watched_range_and_is_no_batch(topic: FileId) -> None
 def test_trash_round_trip(topic: FileId) -> None:
     assert KEYS.parse_trash(KEYS.trash(topic)) == topic
     assert inside(KEYS.all_trash, KEYS.trash(topic))
+
+
+@given(ids, numbers, numbers, sizes, sessions)
+def test_what_is_stored_of_a_topic_round_trips(
+    topic: FileId, generation: int, offset: int, size: int, session: SessionId
+) -> None:
+    place = Revision(generation), Offset(offset), size
+    assert KEYS.parse_segment(topic, KEYS.segment(topic, *place)) == place
+    body = BodyKey(session, 3, Beside(offset, 2 * PART_BYTES))
+    parts = KEYS.body_parts(topic, Revision(generation), body)
+    assert [KEYS.parse_body_part(topic, key) for key in parts] == [
+        (generation, session, 3, offset, 0),
+        (generation, session, 3, offset, 1),
+    ]
+    assert KEYS.parse_writer(topic, KEYS.writer(topic, session)) == session
+
+
+@pytest.mark.parametrize("damage", [lambda key: key[:-1], lambda key: key + b"0", lambda key: key + b"/"])
+def test_what_is_not_stored_of_a_topic_is_corrupt(damage: Callable[[bytes], bytes]) -> None:
+    topic, other = FileId(7), FileId(8)
+    for parse, key in [
+        (KEYS.parse_segment, KEYS.segment(topic, Revision(5), Offset(9), 4)),
+        (KEYS.parse_body_part, KEYS.body_parts(topic, Revision(5), BODY)[0]),
+        (KEYS.parse_writer, KEYS.writer(topic, SessionId(7))),
+    ]:
+        parse(topic, key)
+        for wrong in (damage(key), b"", KEYS.meta):
+            with pytest.raises(CorruptData):
+                parse(topic, wrong)
+        with pytest.raises(CorruptData):
+            parse(other, key)
+
+
+@given(ids, numbers, numbers)
+def test_the_ranges_of_generations_part_a_family(topic: FileId, generation: int, other: int) -> None:
+    family = KEYS.segments(topic)
+    key = KEYS.segment(topic, Revision(other), Offset(0), 1)
+    parts = [
+        KEYS.before_generation(family, Revision(generation)),
+        KEYS.of_generation(family, Revision(generation)),
+        KEYS.after_generation(family, Revision(generation)),
+    ]
+    assert [inside(part, key) for part in parts] == [
+        other < generation,
+        other == generation,
+        other > generation,
+    ]
+
+
+@given(ids, ids)
+def test_the_families_are_parted_by_topics(one: FileId, other: FileId) -> None:
+    outside = {
+        KEYS.meta,
+        KEYS.last_namespace,
+        KEYS.root,
+        KEYS.entry(one, b"name"),
+        KEYS.session(SessionId(7)),
+    }
+    of_topics = [key for key in all_keys(KEYS, one) if key not in outside]
+    for key in of_topics:
+        [family] = [family for family in KEYS.families if inside(family, key)]
+        assert KEYS.parse_topic(family, key) == one
+        assert inside(KEYS.of_topic(family, one), key)
+        assert inside(KEYS.of_topic(family, other), key) == (one == other)
+        with pytest.raises(CorruptData):
+            KEYS.parse_topic(family, family.start + b"x" + key[len(family.start) :])
+
+
+def test_a_record_of_a_topic_has_nothing_behind_its_id() -> None:
+    for key in (KEYS.epoch(ROOT), KEYS.head(ROOT), KEYS.last(ROOT), KEYS.trash(ROOT)):
+        [family] = [family for family in KEYS.families if inside(family, key)]
+        with pytest.raises(CorruptData, match="go on"):
+            KEYS.parse_topic(family, key + b"/x")
 
 
 @given(ids, ids, st.tuples(sessions, numbers), st.tuples(sessions, numbers), sizes)

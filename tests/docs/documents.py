@@ -71,11 +71,13 @@ README = Document("README.md")
 ARCHITECTURE = Document("docs/architecture.md")
 FORMAT = Document("docs/format.md")
 SEMANTICS = Document("docs/semantics.md")
+FSCK = Document("docs/fsck.md")
 DOCUMENTS = (
     README,
     ARCHITECTURE,
     FORMAT,
     SEMANTICS,
+    FSCK,
     Document("docs/benchmarks.md"),
     Document("CHANGELOG.md"),
 )

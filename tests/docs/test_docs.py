@@ -9,7 +9,9 @@ import sys
 
 import pytest
 
+from dnpipefs.cli.fsck import FsckExit
 from dnpipefs.core.batch import HEADER_BYTES, decode
+from dnpipefs.core.check_leftovers import ORDER_AGE_NS
 from dnpipefs.core.config import (
     DEFAULTS,
     MESSAGE_LIMIT,
@@ -18,6 +20,7 @@ from dnpipefs.core.config import (
     format_value,
     parse_change,
 )
+from dnpipefs.core.findings import Rule
 from dnpipefs.core.keys import PART_BYTES, KeySchema
 from dnpipefs.core.names import FileId
 from dnpipefs.core.records import Head, Inode, Mark, Meta, decode_time
@@ -28,6 +31,8 @@ from dnpipefs.etcd.space import BELIEVED_S, ETCD_DEFAULT_BYTES
 from dnpipefs.etcd.upkeep_plan import CHEAP_BYTES, HISTORY_BYTES
 from dnpipefs.etcd.watch import WATCH_BACKLOG_LIMIT
 from dnpipefs.etcd.watch_stream import INBOX_LIMIT
+from dnpipefs.fsck.reading import READ_BYTES
+from dnpipefs.fsck.run import TRIES
 from dnpipefs.fuse.adapter import ERRNO, FRESH_S, MAX_TASKS, STOP_GRACE_S
 from dnpipefs.fuse.nodes import MAX_ALIASES
 from dnpipefs.fuse.readiness import IN_A_ROW
@@ -41,7 +46,16 @@ from dnpipefs.log.session import SESSION_TTL_S
 from dnpipefs.log.sweeper import STEP_KEYS
 from dnpipefs.log.views import LINGER_S
 from dnpipefs.vfs.handles import HELD_LIMIT, SPLIT_SIZE
-from tests.docs.documents import ARCHITECTURE, DOCUMENTS, FORMAT, README, REPOSITORY, SEMANTICS, Document
+from tests.docs.documents import (
+    ARCHITECTURE,
+    DOCUMENTS,
+    FORMAT,
+    FSCK,
+    README,
+    REPOSITORY,
+    SEMANTICS,
+    Document,
+)
 
 MIB = 1 << 20
 
@@ -72,7 +86,7 @@ def test_what_is_named_exists(document: Document) -> None:
 
 def test_every_module_has_an_owner_in_the_architecture() -> None:
     described = "\n".join(row[0] for row in ARCHITECTURE.rows)
-    for unit in ("core", "etcd", "log", "fuse", "mount"):
+    for unit in ("core", "etcd", "log", "fuse", "fsck", "mount"):
         for path in (REPOSITORY / "dnpipefs" / unit).glob("[!_]*.py"):
             assert re.search(rf"\b{unit}/.*\b{path.stem}`", described), path
 
@@ -82,13 +96,16 @@ def test_the_commands_of_the_readme_exist() -> None:
         [sys.executable, "-m", "dnpipefs", "--help"], capture_output=True, text=True, check=True
     ).stdout
     named = set(re.findall(r"^dnpipefs ([\w-]+)", "".join(README.of_kind("sh")), re.MULTILINE))
-    assert {"mount", "umount", "push", "pull", "reset", "ls"} <= named
+    assert {"mount", "umount", "push", "pull", "reset", "ls", "fsck"} <= named
     assert {name for name in named if f"\n  {name} " not in help_text} == set()
 
 
 @pytest.mark.parametrize(
     ("document", "phrase"),
     [
+        (FSCK, f"read again, at most {TRIES} times"),
+        (FSCK, f"by {READ_BYTES // MIB} MiB of values at a time"),
+        (FSCK, f"not older than {ORDER_AGE_NS // 60 // 10**9} minutes"),
         (README, f"at most {DEFAULTS.max_message // MIB} MiB with its newline"),
         (README, f"up to {MESSAGE_LIMIT // MIB} MiB if it is set so"),
         (README, f"{DEFAULT_QUOTA_BYTES >> 30} GiB for the embedded one"),
@@ -147,6 +164,16 @@ def test_the_errno_table_is_the_adapters() -> None:
     adapter = {(errno.errorcode[number], kind.__name__) for kind, number in ERRNO}
     assert described - adapter == {("EIO", "")}, "the fault of our own"
     assert adapter - described == set()
+
+
+def test_the_rules_of_fsck_are_the_codes() -> None:
+    described = [tuple(row[:3]) for row in FSCK.rows if re.fullmatch(r"[A-Z]\d+", row[0])]
+    assert described == [(rule.code, rule.title, rule.severity.value) for rule in Rule]
+
+
+def test_the_exit_statuses_of_fsck_are_the_codes() -> None:
+    described = {int(row[0]) for row in FSCK.rows if row[0].isdigit()}
+    assert described == set(FsckExit)
 
 
 def golden(label: str) -> bytes:

@@ -1,0 +1,106 @@
+"""Every fault is found and named; what is mended is not found again; no repair costs a message."""
+
+import re
+from contextlib import aclosing
+from dataclasses import replace
+
+import pytest
+
+from dnpipefs.core.findings import Rule
+from dnpipefs.core.keys import prefix_range
+from dnpipefs.core.names import ROOT
+from dnpipefs.errors import CorruptData
+from tests.docs.documents import FSCK
+from tests.fsck import faults_of_content, faults_of_leftovers, faults_of_records
+from tests.fsck.conftest import Lab
+from tests.fsck.faults import FAULTS, Fault, segment_of
+
+assert faults_of_records, faults_of_content  # importing them registers their faults
+assert faults_of_leftovers
+
+
+@pytest.mark.parametrize("fault", FAULTS, ids=lambda fault: fault.name)
+async def test_a_planted_fault(lab: Lab, fault: Fault) -> None:
+    await fault.plant(lab)
+    before = await lab.all(lab.everything)
+    found = await lab.check()
+    assert found.left == sorted(fault.rules), found.verdicts
+    assert any(fault.about(verdict) for verdict in found.verdicts), found.verdicts
+    assert await lab.all(lab.everything) == before, "without --repair nothing is changed"
+    mended = await lab.check(repair=True)
+    again = await lab.check()
+    if fault.mended:
+        assert (mended.left, mended.mended) == ([], sorted(fault.rules)), mended.verdicts
+        assert again.verdicts == []
+    else:
+        assert (mended.left, mended.mended) == (sorted(fault.rules), []), mended.verdicts
+        assert await lab.all(lab.everything) == before, "nothing was certain enough"
+    if fault.reads and fault.rules[0] not in ("M1", "T5", "N1", "N2"):
+        assert await lab.pull() == lab.messages
+
+
+async def test_what_lies_behind_a_lost_stretch_is_read(lab: Lab) -> None:
+    key, found = await segment_of(lab, 1)
+    assert found.data == b"line 0\n"
+    await lab.flip(key)
+    lost = (await lab.check()).what("S5").finding.lost
+    assert lost is not None
+    async with lab.connect() as dnp:
+        behind = [message.data async for message in dnp.pull("t", start=lost[1])]
+        assert behind == lab.messages[2:]
+        with pytest.raises(CorruptData):
+            await anext(aiter(dnp.pull("t", start=lost[0])))
+
+
+async def test_hosts_that_follow_the_topic_go_on(lab: Lab) -> None:
+    """Of what a repair puts they learn nothing new."""
+    async with (
+        lab.connect() as dnp,
+        lab.connect() as other,
+        aclosing(dnp.pull("t", follow=True)) as following,
+    ):
+        assert [await anext(following) for _ in lab.messages]
+        head = await lab.head()
+        await lab.delete((await lab.all(lab.keys.index(lab.topic)))[0].key)
+        await lab.put(lab.keys.head(lab.topic), replace(head, messages=head.messages + 7).encode())
+        await lab.delete(lab.keys.mark(lab.topic))
+        mended = await lab.check(repair=True)
+        assert (mended.left, mended.mended) == ([], ["S2", "S3", "T5"])
+        await other.push("t", "one more")
+        assert (await anext(following)).data == b"one more\n"
+        await other.reset("t")
+        await other.push("t", "anew")
+        assert (await anext(following)).data == b"anew\n"
+        assert (await lab.check()).verdicts == []
+
+
+def test_there_is_a_fault_of_every_rule() -> None:
+    planted = {rule for fault in FAULTS for rule in fault.rules} | {"L3"}  # see below
+    assert planted == {rule.code for rule in Rule}
+
+
+def test_the_document_says_what_is_mended() -> None:
+    mended = {fault.rules[0] for fault in FAULTS if fault.mended} | {"L3", "T4"}
+    described = {row[0] for row in FSCK.rows if re.fullmatch(r"[A-Z]\d+", row[0]) and row[3][:2] != "no"}
+    assert described == mended
+
+
+async def test_a_head_is_put_again_if_nothing_was_sealed(bare: Lab) -> None:
+    async with bare.connect() as dnp:
+        await dnp.push("t", "one", "two")
+    [head] = await bare.all(prefix_range(bare.keys.prefix + b"head/"))
+    await bare.delete(head.key)
+    assert (await bare.check()).left == ["T4"]
+    mended = await bare.check(repair=True)
+    assert (mended.left, mended.mended) == ([], ["T4"])
+    assert await bare.pull() == [b"one\n", b"two\n"]
+
+
+async def test_a_topic_that_lost_its_name_is_attached_again(lab: Lab) -> None:
+    await lab.delete(lab.keys.entry(ROOT, b"t"))
+    found = await lab.check()
+    assert found.left == ["L3"]
+    mended = await lab.check(repair=True)
+    assert (mended.left, mended.mended) == ([], ["L3"])
+    assert (await lab.check()).verdicts == []
+    assert await lab.pull(f"lost+found-{lab.topic:x}") == lab.messages
