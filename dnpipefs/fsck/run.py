@@ -13,6 +13,7 @@ import logging
 from collections.abc import Awaitable, Callable, Iterable, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass
+from functools import partial
 from typing import Final, TypeVar
 
 from dnpipefs import etcd
@@ -167,14 +168,11 @@ class Checker:
 
         await self._conclude(await self._at_a_moment(survey), {}, None)
         for stranger in strangers:
-
-            async def judge(moment: Moment, stranger: FileId | Stored = stranger) -> list[Finding]:
-                return await Survey(moment, self._keys, names, self._clock.now_ns()).judge(stranger)
-
-            async def look(judge: Callable[[Moment], Awaitable[list[Finding]]] = judge) -> list[Finding]:
-                return await self._at_a_moment(judge)
-
+            look = partial(self._at_a_moment, partial(self._judge_stranger, names, stranger))
             await self._settle(look, lambda: names)
+
+    async def _judge_stranger(self, names: Names, stranger: FileId | Stored, moment: Moment) -> list[Finding]:
+        return await Survey(moment, self._keys, names, self._clock.now_ns()).judge(stranger)
 
     async def _check_topic(self, topic: FileId, entry: Entry, names: Names) -> None:
         async def inspect(moment: Moment) -> list[Finding]:
@@ -183,10 +181,7 @@ class Checker:
             self.report.bytes += moment.bytes
             return findings
 
-        async def look() -> list[Finding]:
-            return await self._at_a_moment(inspect)
-
-        await self._settle(look, lambda: names)
+        await self._settle(partial(self._at_a_moment, inspect), lambda: names)
 
     async def _read_names(self, moment: Moment) -> Names:
         return await read_names(moment, self._keys, self._clock.now_ns())

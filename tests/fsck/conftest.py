@@ -182,7 +182,7 @@ async def push(lab: Lab, cluster: Cluster, chunk: Chunk) -> None:
     )
 
 
-async def lay_down(lab: Lab) -> None:
+async def lay_down(lab: Lab, lines: int = LINES) -> None:
     """Make `t`: many segments and a large batch in the index, then lines and large batches in the tail."""
     random = Random(1)
     async with open_cluster(lab.settings) as cluster:
@@ -191,7 +191,7 @@ async def lay_down(lab: Lab) -> None:
         await dnp.push("team/other", "another topic")
         await dnp.push("t", "first")
         lab.topic, lab.messages = await lab.id_of(cluster, b"t"), [b"first\n"]
-        for number in range(LINES):
+        for number in range(lines):
             await push(lab, cluster, Chunk.of_lines(b"line %d\n" % number))
         await push(lab, cluster, Chunk.of_message(random.randbytes(LARGE_BYTES)))
         await push(lab, cluster, Chunk.of_message(b"two\nlines\n"))
