@@ -277,7 +277,11 @@ class Adapter(pyfuse3.Operations):
     async def open(self, inode: InodeT, flags: FlagT, ctx: RequestContext) -> FileInfo:
         """Open a topic. O_TRUNC does not reset it: `echo message > topic` pushes."""
         node = NodeId(inode)
-        return await self._open(node, self._nodes.file(node), flags, ctx)
+        info = await self._open(node, self._nodes.file(node), flags, ctx)
+        if flags & os.O_ACCMODE != os.O_WRONLY:
+            # `tail` looks at the size right after the open: not at what was shown to somebody before it.
+            pyfuse3.invalidate_inode(inode, attr_only=True)
+        return info
 
     async def _open(self, node: NodeId, topic: FileId, flags: int, ctx: RequestContext) -> FileInfo:
         access = flags & os.O_ACCMODE

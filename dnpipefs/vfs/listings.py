@@ -17,7 +17,7 @@ a page of that listing from then on     the page's topics and those of the AHEAD
 A directory of more than BY_NAME entries is listed in the order of ids, which is that of etcd's keys:
 so the topics of a chunk lie in one range that few others are in.
 
-Sizes in such a page are at most PAGE_FRESH_S old: as long as it takes to show the chunks read ahead.
+What was read ahead is shown for PAGE_FRESH_S: as long as it takes to come to its end, one after another.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ CHUNK: Final = 2 * PAGE
 AHEAD: Final = 2
 """Chunks read ahead of the one that is shown."""
 PAGE_FRESH_S: Final = 0.07
-"""How old a size may be that a page of a listing shows."""
+"""How old a size may be that a page of a listing shows, or a stat that was expected."""
 RECENT_S: Final = 5.0
 """How long after its last page a listing still tells which stats are to be expected."""
 RECENT_LISTINGS: Final = 16
@@ -76,7 +76,7 @@ class Listing:
 
     @property
     def fresh_s(self) -> float:
-        """How old sizes may be that a page shows."""
+        """How old the sizes of its topics may be that are shown."""
         return PAGE_FRESH_S if self.stats_follow else FRESH_S
 
     async def page(self, start: int, now: float) -> Sequence[Entry]:

@@ -87,6 +87,19 @@ def test_this_hosts_own_pushes_show_at_once_in_the_middle_of_a_listing(hosts: tu
     assert {name: size for name, (size, _) in long_listing(here).items()} == expected
 
 
+def test_an_open_for_reading_shows_pushes_that_a_listing_just_before_it_could_not(
+    hosts: tuple[Path, Path],
+) -> None:
+    here, there = hosts
+    name = sorted(os.listdir(here))[0]
+    for _ in range(30):
+        long_listing(here)
+        with (there / name).open("a") as topic:
+            topic.write("line\n")
+        with (here / name).open("rb") as topic:
+            assert os.fstat(topic.fileno()).st_size == len(topic.read())
+
+
 def test_a_directory_may_be_read_first_and_looked_at_then(hosts: tuple[Path, Path]) -> None:
     here, there = hosts
     sizes = {name: size for name, (size, _) in each_by_itself(there, os.listdir(there)).items()}
