@@ -44,7 +44,7 @@ WINDOW: Final = PAGE
 CHUNK: Final = 2 * PAGE
 """Entries of a listing whose sizes are read together."""
 AHEAD: Final = 2
-"""Chunks read ahead of the one that is shown."""
+"""Chunks read ahead of the one that is shown, at most."""
 PAGE_FRESH_S: Final = 0.07
 """How old a size may be that a page of a listing shows, or a stat that was expected."""
 RECENT_S: Final = 5.0
@@ -71,6 +71,7 @@ class Listing:
         """Somebody stats what is listed."""
         self._chunks: dict[int, tuple[float, Survey]] = {}
         """When each was begun to be read, and its survey."""
+        self._ahead = AHEAD
         self._window = (0, Survey(0))
         """With which entry the last one begins, and its survey."""
 
@@ -101,13 +102,12 @@ class Listing:
 
     def _read_ahead(self, chunk: int, now: float) -> Survey:
         """See to it that a chunk and those after it are read; those before it are done with."""
-        old = now - PAGE_FRESH_S
-        self._chunks = {
-            number: (begun, survey)
-            for number, (begun, survey) in self._chunks.items()
-            if number >= chunk and begun > old
-        }
-        for number in range(chunk, chunk + AHEAD + 1):
+        if chunk in self._chunks and now - self._chunks[chunk][0] > PAGE_FRESH_S:
+            self._chunks.clear()
+            self._ahead = max(0, self._ahead - 1)  # a slow reader: what is read early is read twice
+        for number in [number for number in self._chunks if number < chunk]:
+            del self._chunks[number]
+        for number in range(chunk, chunk + self._ahead + 1):
             if number not in self._chunks:
                 self._chunks[number] = now, self._survey(number * CHUNK, (number + 1) * CHUNK)
         return self._chunks[chunk][1]

@@ -10,9 +10,6 @@ import trio
 
 from dnpipefs.bench.fill import fill_directory
 from dnpipefs.cluster import Settings, open_cluster
-from dnpipefs.core.keys import KeySchema
-from dnpipefs.core.names import ROOT, Kind
-from dnpipefs.log.clock import SystemClock
 from dnpipefs.vfs.listings import BY_NAME
 from tests.mount.conftest import MakeMount
 from tests.support.mounts import Mount
@@ -31,9 +28,7 @@ def hosts(request: pytest.FixtureRequest, mount: MakeMount) -> tuple[Path, Path]
 
 async def _fill(host: Mount, count: int) -> None:
     async with open_cluster(Settings(endpoints=host.endpoints, prefix=host.prefix)) as cluster:
-        directory = await cluster.namespace.create(ROOT, b"d", Kind.DIRECTORY, mode=0o755, uid=0, gid=0)
-        keys, tree = KeySchema(host.prefix), cluster.namespace.tree
-        await fill_directory(cluster.client, keys, SystemClock(), tree, directory.id, count=count)
+        await fill_directory(cluster, b"d", count=count)
 
 
 def long_listing(directory: Path) -> dict[str, tuple[int, int]]:
