@@ -27,8 +27,6 @@ from dnpipefs.log.clock import Clock, SystemClock
 
 TOPICS_AT_ONCE: Final = 20
 """Five puts a topic stay below etcd's 128 operations a transaction."""
-BATCHES_AT_ONCE: Final = 60
-"""Two puts a batch likewise."""
 FILLERS: Final = 8
 """Transactions under way at once."""
 

@@ -77,7 +77,8 @@ def test_this_hosts_own_pushes_show_at_once_in_the_middle_of_a_listing(hosts: tu
                         topic.write("line\n")
                     expected[name] += 5
                     pushed += 1
-            assert os.stat(entry.path).st_size == expected[entry.name]
+            found = os.stat(entry.path)
+            assert (found.st_size, found.st_blksize) == (expected[entry.name], 1 << 20)
     assert pushed > 20
     assert {name: size for name, (size, _) in long_listing(here).items()} == expected
 
