@@ -6,6 +6,9 @@ Numbers in keys are fixed-width lower-case hexadecimal, so that key order is num
 
 from __future__ import annotations
 
+import re
+import struct
+from binascii import unhexlify
 from dataclasses import dataclass
 from typing import Final, NamedTuple
 
@@ -13,6 +16,9 @@ from dnpipefs.core.names import FileId, Offset, SessionId
 from dnpipefs.errors import CorruptData, InvalidArgument
 
 DEFAULT_PREFIX: Final = "/dnp/"
+_BATCH_NAME: Final = re.compile(rb"([0-9a-f]{16})/([0-9a-f]{16})-([0-9a-f]{8})-([0-9a-f]{8})")
+_BATCH_NUMBERS: Final = struct.Struct(">QQII")
+"""The name of a batch below its topic, and what its digits say."""
 
 
 class TailKey(NamedTuple):
@@ -134,22 +140,14 @@ class KeySchema:
 
     def parse_tail(self, topic: FileId, key: bytes) -> TailKey | None:
         """Take the key of a batch apart; None for the mark. CorruptData if it is neither."""
-        if key.endswith(b"/mark") and key == self.mark(topic):
-            return None
-        start = len(self._tail) + 17
-        try:
-            parsed = TailKey(
-                SessionId(int(key[start : start + 16], 16)),
-                int(key[start + 17 : start + 33], 16),
-                int(key[start + 34 : start + 42], 16),
-                int(key[start + 43 :], 16),
-            )
-        except ValueError:
-            parsed = None
-        # Python reads more forms of a number than the schema has, and the topic must be the one asked for.
-        if parsed is None or self.batch(topic, *parsed) != key:
-            raise CorruptData(f"{key!r} is not the key of a batch of topic {topic:x}")
-        return parsed
+        prefix = self.tail_prefix(topic)
+        if key.startswith(prefix):
+            found = _BATCH_NAME.fullmatch(key, len(prefix))
+            if found is not None:
+                return TailKey._make(_BATCH_NUMBERS.unpack(unhexlify(b"".join(found.groups()))))
+            if key == self.mark(topic):
+                return None
+        raise CorruptData(f"{key!r} is not the key of a batch of topic {topic:x}")
 
     def segment(self, topic: FileId, offset: Offset) -> bytes:
         """A sealed segment, keyed by its start offset."""
