@@ -1,28 +1,32 @@
 """Many topics in little time, put straight into etcd: what creating and pushing them would leave there.
 
 The keys and values are those of the namespace's planner and of the appender, many topics in one
-transaction; nobody may use the directory meanwhile.
+transaction. As a program it fills a directory of the cluster at an endpoint, for measuring by hand:
+
+    python -m dnpipefs.bench.fill http://127.0.0.1:2379 many 100000
 """
 
 from __future__ import annotations
 
+import os
+import sys
 from collections.abc import Callable, Sequence
 from typing import Final
 
 import trio
 
 from dnpipefs import etcd
+from dnpipefs.cluster import Cluster, Settings, open_cluster
 from dnpipefs.core.batch import Chunk, encode
 from dnpipefs.core.keys import KeySchema
-from dnpipefs.core.names import FileId, Kind, Revision, SessionId
+from dnpipefs.core.names import ROOT, FileId, Kind, Revision, SessionId
 from dnpipefs.core.records import Inode, encode_time
 from dnpipefs.core.tree import Mutation, Planner, Tree
-from dnpipefs.log.clock import Clock
+from dnpipefs.errors import AlreadyExists
+from dnpipefs.log.clock import Clock, SystemClock
 
 TOPICS_AT_ONCE: Final = 20
 """Five puts a topic stay below etcd's 128 operations a transaction."""
-BATCHES_AT_ONCE: Final = 60
-"""Two puts a batch likewise."""
 FILLERS: Final = 8
 """Transactions under way at once."""
 
@@ -38,29 +42,26 @@ def every_second(number: int) -> Sequence[bytes]:
 
 
 async def fill_directory(
-    client: etcd.Client,
-    keys: KeySchema,
-    clock: Clock,
-    tree: Tree,
-    directory: FileId,
-    *,
-    count: int,
-    contents: Contents = every_second,
+    cluster: Cluster, name: bytes, *, count: int, contents: Contents = every_second
 ) -> dict[FileId, int]:
-    """Make *count* topics (`topic000000` …) in an existing directory; return their sizes in bytes.
+    """Make a directory in the root with *count* topics (`topic000000` …); return their sizes in bytes.
 
-    Raises AlreadyExists if some of them are there, or an EtcdError.
+    Nobody may use it meanwhile. Raises AlreadyExists, or another DnpError.
     """
-    filler = _Filler(client, keys, clock, contents)
+    uid, gid = os.geteuid(), os.getegid()
+    directory = await cluster.namespace.create(ROOT, name, Kind.DIRECTORY, mode=0o755, uid=uid, gid=gid)
+    tree = cluster.namespace.tree
+    filler = _Filler(cluster.client, KeySchema(cluster.settings.prefix), SystemClock(), contents)
     numbers = iter(range(0, count, TOPICS_AT_ONCE))
 
     async def fill() -> None:
         for first in numbers:
-            await filler.fill(tree, directory, range(first, min(first + TOPICS_AT_ONCE, count)))
+            await filler.fill(tree, directory.id, range(first, min(first + TOPICS_AT_ONCE, count)))
 
     async with trio.open_nursery() as nursery:
         for _ in range(FILLERS):
             nursery.start_soon(fill)
+    await cluster.namespace.sync()
     return filler.sizes
 
 
@@ -88,7 +89,7 @@ class _Filler:
             [etcd.put(key, value) for key, value in puts.items()],
         )
         if not result.succeeded:
-            raise RuntimeError("the directory was changed by somebody else while it was filled")
+            raise AlreadyExists("the directory was changed by somebody else while it was filled")
         await self._append(topics, Revision(result.revision))
 
     async def _append(self, topics: dict[FileId, Sequence[bytes]], generation: Revision) -> None:
@@ -109,3 +110,13 @@ class _Filler:
             [chunk], generation=generation, time_ns=time_ns, session=self._session, sequence=sequence
         )
         return [etcd.put(key, value), etcd.put(self._keys.last(topic), encode_time(time_ns))]
+
+
+async def _main(*arguments: str) -> None:
+    endpoint, name, count = arguments
+    async with open_cluster(Settings(endpoints=(endpoint,))) as cluster:
+        await fill_directory(cluster, os.fsencode(name), count=int(count))
+
+
+if __name__ == "__main__":
+    trio.run(_main, *sys.argv[1:])

@@ -29,9 +29,7 @@ from dnpipefs.bench.fill import fill_directory
 from dnpipefs.bench.load import PATIENCE_S, STAMP_DIGITS, Reply, line, stamped
 from dnpipefs.cluster import Cluster, Settings, open_cluster
 from dnpipefs.core.batch import Chunk
-from dnpipefs.core.keys import KeySchema
 from dnpipefs.core.names import ROOT
-from dnpipefs.log.clock import SystemClock
 from dnpipefs.mount import MountOptions, prepare_mountpoint, run_mount
 
 FILL_CHUNKS: Final = (1, 10, 1_000, 10_000)
@@ -178,11 +176,7 @@ class Host:
 
     async def fill_directory(self, path: str, topics: int) -> Reply:
         """Make a directory of many topics."""
-        await self._dnp.mkdir(path)
-        tree = self._cluster.namespace.tree
-        entry = await self._cluster.namespace.lookup(ROOT, path.encode())
-        keys = KeySchema(self._cluster.settings.prefix)
-        await fill_directory(self._client, keys, SystemClock(), tree, entry.id, count=topics)
+        await fill_directory(self._cluster, path.encode(), count=topics)
         return {}
 
     async def wait(self, topic: str, readers: int, seconds: float) -> Reply:

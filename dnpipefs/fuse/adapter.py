@@ -1,8 +1,8 @@
 """A protocol adapter only: FUSE requests in, calls of the file system, FUSE answers out.
 
-Everything uses direct I/O, and the kernel keeps names not at all and attributes for FRESH_S at most:
-what it does not remember cannot be stale. Any exception that is not one of ours is logged with its
-traceback and answered with EIO; the mount lives on.
+Everything uses direct I/O. The kernel keeps attributes and names of directories for FRESH_S at most,
+what a listing shows for LISTED_S, other names not at all: what it does not remember cannot be stale. Any
+exception that is not one of ours is logged with its traceback and answered with EIO; the mount lives on.
 """
 
 from __future__ import annotations
@@ -314,7 +314,11 @@ class Adapter(pyfuse3.Operations):
     async def open(self, inode: InodeT, flags: FlagT, ctx: RequestContext) -> FileInfo:
         """Open a topic. O_TRUNC does not reset it: `echo message > topic` pushes."""
         node = NodeId(inode)
-        return await self._open(node, self._nodes.file(node), flags, ctx)
+        info = await self._open(node, self._nodes.file(node), flags, ctx)
+        if flags & os.O_ACCMODE != os.O_WRONLY:
+            # `tail` looks at the size right after the open: not at what was shown to somebody before it.
+            pyfuse3.invalidate_inode(inode, attr_only=True)
+        return info
 
     async def _open(self, node: NodeId, topic: FileId, flags: int, ctx: RequestContext) -> FileInfo:
         access = flags & os.O_ACCMODE
@@ -377,7 +381,7 @@ class Adapter(pyfuse3.Operations):
     async def readdir(self, fh: FileHandleT, start_id: int, token: pyfuse3.ReaddirToken) -> None:
         """Fill one reply."""
         opened = self._listings[fh]
-        entry = EntryAttributes()
+        entry = _blank_entry()  # one for all: each reply copies it
         for number, (name, attributes) in enumerate(opened.dots[start_id:], start_id + 1):
             pyfuse3.readdir_reply(token, name, _fill(entry, attributes, attributes.id), number)
         start = max(start_id, len(opened.dots))
@@ -407,12 +411,17 @@ class Adapter(pyfuse3.Operations):
 
 
 def _entry(attributes: Attributes, node: int | None = None) -> EntryAttributes:
+    return _fill(_blank_entry(), attributes, node)
+
+
+def _blank_entry() -> EntryAttributes:
+    """Return what all files have in common."""
     entry = EntryAttributes()
     entry.generation = 0
     entry.entry_timeout = 0
     entry.st_rdev = 0
     entry.st_blksize = BLOCK_SIZE
-    return _fill(entry, attributes, node)
+    return entry
 
 
 def _fill(entry: EntryAttributes, attributes: Attributes, node: int | None) -> EntryAttributes:

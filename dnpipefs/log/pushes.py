@@ -58,7 +58,7 @@ class Writer:
 
     def idle(self, session: SessionId | None) -> bool:
         """Whether nothing is lost by forgetting it, in *session*, that cannot be looked up again."""
-        in_doubt = self.abandoned > self.sequence and self.session == session
+        in_doubt = self.abandoned > max(self.sequence, 0) and self.session == session
         return not (self.busy or self.ready or self.queue or in_doubt)
 
 

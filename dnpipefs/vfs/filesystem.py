@@ -12,6 +12,7 @@ import trio
 
 from dnpipefs.cluster import Cluster
 from dnpipefs.core.names import FileId, Kind
+from dnpipefs.core.sizes import FRESH_S
 from dnpipefs.core.tree import Entry
 from dnpipefs.errors import DnpError, InvalidArgument, IsADirectory, NotPermitted, TopicGone
 from dnpipefs.log.budget import Budget
@@ -74,7 +75,7 @@ class FileSystem:
         Raises NotFound (confirmed with etcd), NotADirectory, NameTooLong, TimedOut.
         """
         entry = await self._namespace.lookup(parent, name)
-        found = None if entry.is_directory else self._log.peek(entry.id)
+        found = None if entry.is_directory else self._log.peek(entry.id, self._fresh_s(entry))
         if found is not None and (opened := self._open.get(entry.id)) is not None:
             opened.report(found.end)
         return self._attributes(entry, found)
@@ -85,11 +86,12 @@ class FileSystem:
         if entry.is_directory:
             return self._attributes(entry, None)
         with deadline(self._cluster.settings.op_timeout):
-            if self._log.peek(file) is None:
+            found = self._log.peek(file, self._fresh_s(entry))
+            if found is None:
                 listing = self._listings.showing(entry, trio.current_time())
                 if listing is not None:
                     await listing.expect_stats(entry)
-            found = await self._log.stat(file)
+                found = await self._log.stat(file)
         opened = self._open.get(file)
         if opened is not None:
             opened.report(found.end)
@@ -228,6 +230,11 @@ class FileSystem:
         """Return how full the cluster is: etcd's quota and use."""
         space = await self._cluster.space()
         return Usage(space.quota, max(0, space.quota - space.used), len(self._namespace.tree))
+
+    def _fresh_s(self, entry: Entry) -> float:
+        """Return how old a topic's size may be that is shown."""
+        listing = self._listings.showing(entry, trio.current_time())
+        return FRESH_S if listing is None else listing.fresh_s
 
     def _attributes(self, entry: Entry, log: TopicStat | None) -> Attributes:
         inode, directory = entry.inode, entry.is_directory

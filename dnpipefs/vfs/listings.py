@@ -17,7 +17,7 @@ a page of that listing from then on     the page's topics and those of the AHEAD
 A directory of more than BY_NAME entries is listed in the order of ids, which is that of etcd's keys:
 so the topics of a chunk lie in one range that few others are in.
 
-Sizes in such a page are at most PAGE_FRESH_S old: as long as it takes to show the chunks read ahead.
+What was read ahead is shown for PAGE_FRESH_S: as long as it takes to come to its end, one after another.
 """
 
 from __future__ import annotations
@@ -44,9 +44,9 @@ WINDOW: Final = PAGE
 CHUNK: Final = 2 * PAGE
 """Entries of a listing whose sizes are read together."""
 AHEAD: Final = 2
-"""Chunks read ahead of the one that is shown."""
+"""Chunks read ahead of the one that is shown, at most."""
 PAGE_FRESH_S: Final = 0.07
-"""How old a size may be that a page of a listing shows."""
+"""How old a size may be that a page of a listing shows, or a stat that was expected."""
 RECENT_S: Final = 5.0
 """How long after its last page a listing still tells which stats are to be expected."""
 RECENT_LISTINGS: Final = 16
@@ -71,12 +71,13 @@ class Listing:
         """Somebody stats what is listed."""
         self._chunks: dict[int, tuple[float, Survey]] = {}
         """When each was begun to be read, and its survey."""
+        self._ahead = AHEAD
         self._window = (0, Survey(0))
         """With which entry the last one begins, and its survey."""
 
     @property
     def fresh_s(self) -> float:
-        """How old sizes may be that a page shows."""
+        """How old the sizes of its topics may be that are shown."""
         return PAGE_FRESH_S if self.stats_follow else FRESH_S
 
     async def page(self, start: int, now: float) -> Sequence[Entry]:
@@ -101,13 +102,12 @@ class Listing:
 
     def _read_ahead(self, chunk: int, now: float) -> Survey:
         """See to it that a chunk and those after it are read; those before it are done with."""
-        old = now - PAGE_FRESH_S
-        self._chunks = {
-            number: (begun, survey)
-            for number, (begun, survey) in self._chunks.items()
-            if number >= chunk and begun > old
-        }
-        for number in range(chunk, chunk + AHEAD + 1):
+        if chunk in self._chunks and now - self._chunks[chunk][0] > PAGE_FRESH_S:
+            self._chunks.clear()
+            self._ahead = max(0, self._ahead - 1)  # a slow reader: what is read early is read twice
+        for number in [number for number in self._chunks if number < chunk]:
+            del self._chunks[number]
+        for number in range(chunk, chunk + self._ahead + 1):
             if number not in self._chunks:
                 self._chunks[number] = now, self._survey(number * CHUNK, (number + 1) * CHUNK)
         return self._chunks[chunk][1]

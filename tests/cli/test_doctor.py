@@ -3,14 +3,16 @@
 import json
 import time
 from collections.abc import AsyncIterator, Iterator
+from itertools import count
 from pathlib import Path
 from typing import Any
 
 import pytest
 import trio
 
+from dnpipefs.core.batch import Chunk, encode
 from dnpipefs.core.keys import KeySchema
-from dnpipefs.core.names import FileId
+from dnpipefs.core.names import FileId, Revision, SessionId
 from dnpipefs.core.records import encode_session, encode_time
 from dnpipefs.etcd import Client, Credentials, SpaceExceeded, open_client
 from dnpipefs.etcd.endpoint import ALARM
@@ -250,8 +252,15 @@ async def test_the_clocks_of_those_who_push(shared_server: EtcdProcess) -> None:
         ):
 
             async def push(client: Client = client, ahead: int = ahead) -> None:
-                while True:
-                    await client.put(keys.last(FileId(7)), encode_time(time.time_ns() + ahead * 10**9))
+                for sequence in count(1):
+                    value = encode(
+                        [Chunk.of_lines(b"x\n")],
+                        generation=Revision(1),
+                        time_ns=time.time_ns() + ahead * 10**9,
+                        session=SessionId(9),
+                        sequence=sequence,
+                    )
+                    await client.put(keys.batch(FileId(7), SessionId(9), sequence, 2, 1), value)
                     await trio.sleep(0.05)  # as a host that pushes now and then
 
             nursery.start_soon(push)

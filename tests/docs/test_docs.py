@@ -26,6 +26,7 @@ from dnpipefs.core.names import FileId
 from dnpipefs.core.records import Head, Inode, Mark, Meta, decode_time
 from dnpipefs.core.sealing import HEAD_SEGMENTS, KEPT_WRITERS, LARGE_BYTES
 from dnpipefs.core.segment import decode as decode_segment
+from dnpipefs.core.survey import RANGE_TOPICS
 from dnpipefs.etcd.server import DEFAULT_QUOTA_BYTES
 from dnpipefs.etcd.space import BELIEVED_S, ETCD_DEFAULT_BYTES
 from dnpipefs.etcd.upkeep_plan import CHEAP_BYTES, HISTORY_BYTES
@@ -33,19 +34,22 @@ from dnpipefs.etcd.watch import WATCH_BACKLOG_LIMIT
 from dnpipefs.etcd.watch_stream import INBOX_LIMIT
 from dnpipefs.fsck.reading import READ_BYTES
 from dnpipefs.fsck.run import TRIES
-from dnpipefs.fuse.adapter import ERRNO, FRESH_S, MAX_TASKS, STOP_GRACE_S
+from dnpipefs.fuse.adapter import ERRNO, FRESH_S, LISTED_S, MAX_TASKS, STOP_GRACE_S
 from dnpipefs.fuse.nodes import MAX_ALIASES
 from dnpipefs.fuse.readiness import IN_A_ROW
-from dnpipefs.log.appender import BATCH_LIMIT, QUEUE_LIMIT, TOPICS_PER_TRANSACTION
+from dnpipefs.log.appender import BATCH_LIMIT, QUEUE_LIMIT, TOPICS_PER_TRANSACTION, WRITERS_LIMIT
 from dnpipefs.log.content import CACHE_LIMIT, FETCH_LIMIT, FETCHING_LIMIT
 from dnpipefs.log.failures import DEFAULT_OP_TIMEOUT_S
+from dnpipefs.log.log import SIZES_LIMIT
 from dnpipefs.log.readahead import WINDOW
 from dnpipefs.log.schedule import PATIENCE_S, SEALERS
 from dnpipefs.log.sealer import TRIM_STEP
 from dnpipefs.log.session import SESSION_TTL_S
 from dnpipefs.log.sweeper import STEP_KEYS
 from dnpipefs.log.views import LINGER_S
+from dnpipefs.namespace import ENTRIES_LIMIT
 from dnpipefs.vfs.handles import HELD_LIMIT, SPLIT_SIZE
+from dnpipefs.vfs.listings import BY_NAME, PAGE_FRESH_S, RECENT_LISTINGS, RECENT_S
 from tests.docs.documents import (
     ARCHITECTURE,
     DOCUMENTS,
@@ -118,6 +122,18 @@ def test_the_commands_of_the_readme_exist() -> None:
         (SEMANTICS, f"is committed, if etcd takes it within {STOP_GRACE_S:g} s"),
         (SEMANTICS, f"data has grown by {HISTORY_BYTES // MIB} MiB"),
         (SEMANTICS, f"at most {CHEAP_BYTES // MIB} MiB are\nin use"),
+        (SEMANTICS, f"in a directory that is being listed, {PAGE_FRESH_S * 1000:g} ms"),
+        (SEMANTICS, f"the kernel uses for {LISTED_S * 1000:g} ms"),
+        (SEMANTICS, f"done\nthere in the last {PAGE_FRESH_S + LISTED_S:g} s"),
+        (SEMANTICS, f"(or has within {RECENT_S:g} s"),
+        (SEMANTICS, f"above {BY_NAME:,} entries in no order"),
+        (SEMANTICS, f"there are {ENTRIES_LIMIT:,} topics and directories"),
+        (README, f"at most {ENTRIES_LIMIT:,} topics and directories"),
+        (ARCHITECTURE, f"(`ENTRIES_LIMIT`) | {ENTRIES_LIMIT:,} |"),
+        (ARCHITECTURE, f"(`SIZES_LIMIT`) | {SIZES_LIMIT:,} |"),
+        (ARCHITECTURE, f"(`WRITERS_LIMIT`) | {WRITERS_LIMIT:,} |"),
+        (ARCHITECTURE, f"(`RECENT_LISTINGS`) | {RECENT_LISTINGS} |"),
+        (ARCHITECTURE, f"one group of topics, up to {RANGE_TOPICS}"),
         (FORMAT, f"or {SESSION_TTL_S} s after its death"),
         (FORMAT, f"batches of up to {TOPICS_PER_TRANSACTION} topics in one"),
         (ARCHITECTURE, f"of up to {TOPICS_PER_TRANSACTION} topics and {BATCH_LIMIT / 10**6:g} MB"),

@@ -13,6 +13,7 @@ from dnpipefs.core.batch import Chunk
 from dnpipefs.core.keys import KeySchema
 from dnpipefs.core.names import FileId, Revision, SessionId
 from dnpipefs.log import appender
+from dnpipefs.log.committing import NOT_REMEMBERED
 from dnpipefs.log.pushes import Push, Writer
 from tests.etcd.conftest import proxy, server, shared_server
 from tests.support.etcd_process import EtcdProcess
@@ -117,5 +118,8 @@ def test_a_writer_is_idle_when_nothing_of_it_is_under_way_or_in_doubt() -> None:
     in_doubt.abandoned = 5
     assert not in_doubt.idle(S1)
     assert in_doubt.idle(S2), "what a lost session left cannot be applied any more"
+    never_found = writer()
+    never_found.sequence = NOT_REMEMBERED
+    assert never_found.idle(S1)
     in_doubt.sequence = 5
     assert in_doubt.idle(S1), "its number is taken"

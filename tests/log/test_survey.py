@@ -16,11 +16,10 @@ from dnpipefs.cluster import Cluster, Settings, open_cluster
 from dnpipefs.core import generation
 from dnpipefs.core.batch import Chunk
 from dnpipefs.core.keys import KeySchema
-from dnpipefs.core.names import ROOT, FileId, Kind
+from dnpipefs.core.names import FileId
 from dnpipefs.core.records import encode_time
 from dnpipefs.errors import CorruptData, TopicGone
 from dnpipefs.log import schedule, survey
-from dnpipefs.log.clock import SystemClock
 from dnpipefs.log.log import TopicStat
 from tests.etcd.conftest import server, shared_server
 from tests.support.etcd_process import EtcdProcess
@@ -61,10 +60,7 @@ async def other(settings: Settings, cluster: Cluster) -> AsyncIterator[Cluster]:
 
 
 async def fill(cluster: Cluster, count: int = TOPICS) -> list[FileId]:
-    keys = KeySchema(cluster.settings.prefix)
-    directory = await cluster.namespace.create(ROOT, b"d", Kind.DIRECTORY, mode=0o755, uid=0, gid=0)
-    tree = cluster.namespace.tree
-    return list(await fill_directory(cluster.client, keys, SystemClock(), tree, directory.id, count=count))
+    return list(await fill_directory(cluster, b"d", count=count))
 
 
 class Fates:

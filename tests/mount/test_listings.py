@@ -10,9 +10,6 @@ import trio
 
 from dnpipefs.bench.fill import fill_directory
 from dnpipefs.cluster import Settings, open_cluster
-from dnpipefs.core.keys import KeySchema
-from dnpipefs.core.names import ROOT, Kind
-from dnpipefs.log.clock import SystemClock
 from dnpipefs.vfs.listings import BY_NAME
 from tests.mount.conftest import MakeMount
 from tests.support.mounts import Mount
@@ -31,9 +28,7 @@ def hosts(request: pytest.FixtureRequest, mount: MakeMount) -> tuple[Path, Path]
 
 async def _fill(host: Mount, count: int) -> None:
     async with open_cluster(Settings(endpoints=host.endpoints, prefix=host.prefix)) as cluster:
-        directory = await cluster.namespace.create(ROOT, b"d", Kind.DIRECTORY, mode=0o755, uid=0, gid=0)
-        keys, tree = KeySchema(host.prefix), cluster.namespace.tree
-        await fill_directory(cluster.client, keys, SystemClock(), tree, directory.id, count=count)
+        await fill_directory(cluster, b"d", count=count)
 
 
 def long_listing(directory: Path) -> dict[str, tuple[int, int]]:
@@ -82,9 +77,23 @@ def test_this_hosts_own_pushes_show_at_once_in_the_middle_of_a_listing(hosts: tu
                         topic.write("line\n")
                     expected[name] += 5
                     pushed += 1
-            assert os.stat(entry.path).st_size == expected[entry.name]
+            found = os.stat(entry.path)
+            assert (found.st_size, found.st_blksize) == (expected[entry.name], 1 << 20)
     assert pushed > 20
     assert {name: size for name, (size, _) in long_listing(here).items()} == expected
+
+
+def test_an_open_for_reading_shows_pushes_that_a_listing_just_before_it_could_not(
+    hosts: tuple[Path, Path],
+) -> None:
+    here, there = hosts
+    name = sorted(os.listdir(here))[0]
+    for _ in range(30):
+        long_listing(here)
+        with (there / name).open("a") as topic:
+            topic.write("line\n")
+        with (here / name).open("rb") as topic:
+            assert os.fstat(topic.fileno()).st_size == len(topic.read())
 
 
 def test_a_directory_may_be_read_first_and_looked_at_then(hosts: tuple[Path, Path]) -> None:

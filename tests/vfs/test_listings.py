@@ -10,11 +10,17 @@ import trio
 from dnpipefs import etcd
 from dnpipefs.bench.fill import fill_directory
 from dnpipefs.cluster import Cluster, Settings, open_cluster
-from dnpipefs.core.keys import KeySchema
 from dnpipefs.core.names import ROOT, FileId, Kind
-from dnpipefs.log.clock import SystemClock
 from dnpipefs.vfs import Attributes, FileSystem, listings
-from dnpipefs.vfs.listings import BY_NAME, PAGE, RECENT_LISTINGS, RECENT_S, Listings
+from dnpipefs.vfs.listings import (
+    AHEAD,
+    BY_NAME,
+    PAGE,
+    PAGE_FRESH_S,
+    RECENT_LISTINGS,
+    RECENT_S,
+    Listings,
+)
 from tests.etcd.conftest import server, shared_server
 from tests.support.etcd_process import EtcdProcess
 
@@ -37,11 +43,7 @@ async def cluster(shared_server: EtcdProcess) -> AsyncIterator[Cluster]:
 @pytest.fixture
 async def sizes(cluster: Cluster) -> dict[FileId, int]:
     """Make a directory `d` with topics, and return their sizes."""
-    directory = await cluster.namespace.create(ROOT, b"d", Kind.DIRECTORY, mode=0o755, uid=0, gid=0)
-    keys, tree = KeySchema(cluster.settings.prefix), cluster.namespace.tree
-    made = await fill_directory(cluster.client, keys, SystemClock(), tree, directory.id, count=TOPICS)
-    await cluster.namespace.sync()
-    return made
+    return await fill_directory(cluster, b"d", count=TOPICS)
 
 
 class Reads:
@@ -105,6 +107,28 @@ async def test_stats_in_the_order_of_the_listing_are_answered_by_few_reads(
     assert shown == sizes
     assert with_page >= TOPICS - 2 * PAGE, "from the second page on they bring their sizes"
     assert reads.count <= READS_OF_ALL
+
+
+async def test_what_was_read_ahead_is_read_again_when_it_is_old(
+    cluster: Cluster, sizes: dict[FileId, int], reads: Reads
+) -> None:
+    """And for a reader so slow nothing is read ahead any more."""
+    listing = Listings(cluster.log).open(cluster.namespace.tree, await directory_of(FileSystem(cluster)), 0)
+    listing.stats_follow = True
+
+    async def read_for(start: int, now: float) -> bool:
+        reads.count = 0
+        assert len(await listing.page(start, now)) == PAGE
+        for _, survey in listing._chunks.values():
+            await survey.wait()
+        return reads.count > 0
+
+    assert await read_for(0, 1.0)
+    assert not await read_for(PAGE, 1.0 + PAGE_FRESH_S / 2)
+    assert await read_for(PAGE, 2.0)
+    for second in range(3, 3 + AHEAD):
+        await read_for(0, float(second))
+    assert set(listing._chunks) == {0}
 
 
 async def test_stats_after_the_listing_are_answered_by_few_reads(
