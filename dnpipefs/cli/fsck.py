@@ -10,7 +10,7 @@ import click
 
 from dnpipefs.cli.exits import OwnCode
 from dnpipefs.cli.options import Connection, connection_options
-from dnpipefs.cli.running import run_until_told, write_output
+from dnpipefs.cli.running import run_interruptibly, write_output
 from dnpipefs.cluster import open_etcd
 from dnpipefs.core.findings import Finding
 from dnpipefs.core.keys import KeySchema
@@ -95,7 +95,7 @@ def fsck(connection: Connection, topics: tuple[str, ...], *, repair: bool, form:
             report = await checker.run(paths)
         await write_output(sum_up(report).encode() + b"\n")
 
-    run_until_told(check)
+    run_interruptibly(check)
     click.get_current_context().exit(_status(report))
 
 

@@ -57,8 +57,8 @@ def run_connected(
     trio.run(_race, connected, ends)
 
 
-def run_until_told(operation: Callable[[], Awaitable[None]]) -> None:
-    """Run *operation*; end it in order on SIGINT, SIGTERM or SIGHUP. Raises Ended then."""
+def run_interruptibly(operation: Callable[[], Awaitable[None]]) -> None:
+    """Run *operation*; end it in order, with Ended, on SIGINT, SIGTERM or SIGHUP. Raises what it raises."""
     trio.run(_race, operation, [_signal])
 
 
