@@ -125,6 +125,7 @@ class KeySchema:
         self._session: Final = self.prefix + b"session/"
         self._trash: Final = self.prefix + b"trash/"
         self._probe: Final = self.prefix + b"doctor/"
+        self.probes: Final = prefix_range(self._probe)
         self._flat: Final = (self._epoch, self._head, self._last, self._trash)
         """Families with one key a topic."""
 

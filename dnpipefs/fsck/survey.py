@@ -80,6 +80,7 @@ class Survey:
     async def unknown(self) -> list[Finding]:
         """Return what lies outside of all families."""
         keys, known = self._keys, [self._keys.namespace, self._keys.sessions, *self._keys.families]
+        known.append(keys.probes)  # of a doctor that is about
         known.append(KeyRange(keys.meta, keys.meta + b"\0"))
         everything = prefix_range(keys.prefix)
         findings: list[Finding] = []
