@@ -94,9 +94,10 @@ class Reader:
     async def messages(self, offset: Offset, size: int) -> tuple[Iterator[Message], Offset]:
         """Return the whole messages of some blocks from the one at *offset* on, and the offset behind.
 
-        *size* bounds the bytes by whole blocks (at least one is returned). No messages and *offset*
-        itself at the end of what the view holds. The messages are cut from the blocks as they are
-        taken: a megabyte of empty lines would be a hundred as objects.
+        *size* bounds the bytes by whole blocks (at least one is returned). At the end of what the view
+        holds there are no messages, and the offset is *offset* itself, or the first retained one if that
+        is behind it. The messages are cut from the blocks as they are taken: a megabyte of empty lines
+        would be a hundred as objects.
         """
         vanished: Entry | None = None
         while True:
@@ -104,7 +105,7 @@ class Reader:
             start = max(offset, view.first)
             entries = view.locate(start, size)
             if not entries:
-                return iter(()), offset
+                return iter(()), Offset(start)
             try:
                 blocks = await self._content.fetch(self._live.topic, view.generation, entries)
             except Vanished as now:
