@@ -48,6 +48,7 @@ class _Tail:
     batches: int = 0
     bytes: int = 0
     taken: bool = False
+    """It was returned as idle, and nothing has come since."""
 
 
 class Tails:
@@ -95,9 +96,9 @@ class Tails:
                 break
             if not tail.taken:
                 due[topic] = True
-        for topic in due:
+        for topic, idle in due.items():
             tail = self._tails[topic]
-            tail.taken, tail.batches, tail.bytes = True, 0, 0
+            tail.taken, tail.batches, tail.bytes = tail.taken or idle, 0, 0
         return [Due(topic, idle) for topic, idle in due.items()]
 
     def settled(self, topic: FileId) -> None:
