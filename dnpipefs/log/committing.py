@@ -268,10 +268,16 @@ class Committer:
         ]
         with trio.move_on_at(max(batch.deadline for batch in batches)):
             session = await self._sessions.get()
-            return [self.batch(batch.writer, batch.pushes, session) for batch in still_open]
+            return [self._anew(batch, session) for batch in still_open]
         for batch in still_open:
             self._fail(batch, timed_out(self._op_timeout, batch.failure))
         return []
+
+    def _anew(self, batch: Batch, session: SessionId) -> Batch:
+        """Return a batch of the same pushes under another session."""
+        anew = self.batch(batch.writer, batch.pushes, session)
+        anew.orders = batch.orders  # one set: whoever clears the first one clears all
+        return anew
 
     async def _is_open_after_loss(self, batch: Batch) -> bool:
         keys, topic = self._keys, batch.writer.topic
@@ -339,6 +345,8 @@ class Committer:
         batch.writer.newest = max(batch.writer.newest, revision)
         in_tail = batch.size if batch.beside is None else 0
         self._tails.appended(batch.writer.topic, in_tail, trio.current_time())
+        if batch.staged:
+            batch.orders.discard((batch.fence.generation, batch.body))
         for push in batch.pushes:
             push.revision = revision
             push.settled.set()
