@@ -98,22 +98,24 @@ class Committer:
             if NO_GENERATION in [batch.fence.generation for batch in batches]:
                 batches = await self._begin_generations(batches, backoff)
                 continue
+            sent = False
             try:
                 for batch in batches:
                     if batch.staged:
                         await self._stager.stage(batch, timeout=self._time_for(batches))
+                sent = True
                 result = await self._client.commit(
                     self._transaction(batches), timeout=self._time_for(batches)
                 )
             except etcd.SpaceExceeded as error:
-                await self._settle_out_of_space(batches, error)
+                await self._settle_out_of_space(batches, error, sent=sent)
                 return
             except etcd.LeaseNotFound:
                 batches = await self._settle_lost_session(batches)
                 continue
             except TRANSIENT as error:
                 for batch in batches:
-                    batch.sent_unanswered |= isinstance(error, etcd.Ambiguous)
+                    batch.sent_unanswered |= sent and isinstance(error, etcd.Ambiguous)
                     batch.failure = error
                 await backoff.wait()
                 continue
@@ -163,7 +165,7 @@ class Committer:
                     topic, timeout = batch.writer.topic, self._time_for(batches)
                     await begin_generation(self._client, self._keys, topic, batch.time_ns, timeout=timeout)
         except etcd.SpaceExceeded as error:
-            await self._settle_out_of_space(batches, error)
+            await self._settle_out_of_space(batches, error, sent=False)
             return []
         except TRANSIENT as error:
             for batch in batches:
@@ -250,13 +252,20 @@ class Committer:
                 return True
         return False
 
-    async def _settle_out_of_space(self, batches: Sequence[Batch], error: etcd.SpaceExceeded) -> None:
-        """Find out what became of a write that etcd answered with "database space exceeded".
+    async def _settle_out_of_space(
+        self, batches: Sequence[Batch], error: etcd.SpaceExceeded, *, sent: bool
+    ) -> None:
+        """Find out what became of batches when etcd has answered with "database space exceeded".
 
-        The write that crosses the quota is applied, later ones are refused: only a read tells.
+        The write that crosses the quota is applied, later ones are refused: only a read tells. `sent`: the
+        batches were in that write.
         """
+        in_doubt = {batch for batch in batches if batch.sent_unanswered}
+        for batch in batches:
+            batch.sent_unanswered |= sent
         for batch in await self._look_and_settle(batches):
-            batch.sent_unanswered |= batch.failure is not None
+            # Of what was read to be open only an earlier try can still be applied.
+            batch.sent_unanswered &= batch in in_doubt or batch.failure is not None
             self._refuse(batch, error)
 
     async def _settle_lost_session(self, batches: Sequence[Batch]) -> list[Batch]:
