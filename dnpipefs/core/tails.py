@@ -50,6 +50,7 @@ class _Tail:
     batches: int = 0
     bytes: int = 0
     taken: bool = False
+    """It was returned as idle, and nothing has come since."""
 
 
 class Tails:
@@ -96,9 +97,9 @@ class Tails:
                 break
             if not tail.taken:
                 due[topic] = Due(topic, idle=True)
-        for topic in due:
-            tail = self._tails[topic]
-            tail.taken, tail.batches, tail.bytes = True, 0, 0
+        for found in due.values():
+            tail = self._tails[found.topic]
+            tail.taken, tail.batches, tail.bytes = tail.taken or found.idle, 0, 0
         return list(due.values())
 
     def settled(self, topic: FileId) -> None:

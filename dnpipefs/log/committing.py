@@ -106,22 +106,24 @@ class Committer:
                 if any(batch.failure is not None for batch in batches):
                     await backoff.wait()
                 continue
+            sent = False
             try:
                 for batch in batches:
                     if batch.staged:
                         await self._stager.stage(batch, timeout=self._time_for(batches))
+                sent = True
                 result = await self._client.commit(
                     self._transaction(batches), timeout=self._time_for(batches)
                 )
             except etcd.SpaceExceeded as error:
-                await self._settle_out_of_space(batches, error)
+                await self._settle_out_of_space(batches, error, sent=sent)
                 return
             except etcd.LeaseNotFound:
                 batches = await self._settle_lost_session(batches)
                 continue
             except TRANSIENT as error:
                 for batch in batches:
-                    batch.sent_unanswered |= isinstance(error, etcd.Ambiguous)
+                    batch.sent_unanswered |= sent and isinstance(error, etcd.Ambiguous)
                     batch.failure = error
                 await backoff.wait()
                 continue
@@ -171,7 +173,7 @@ class Committer:
                     topic, timeout = batch.writer.topic, self._time_for(batches)
                     await begin_generation(self._client, self._keys, topic, batch.time_ns, timeout=timeout)
         except etcd.SpaceExceeded as error:
-            await self._settle_out_of_space(batches, error)
+            await self._settle_out_of_space(batches, error, sent=False)
             return []
         except TRANSIENT as error:
             for batch in batches:
@@ -258,13 +260,20 @@ class Committer:
                 return True
         return False
 
-    async def _settle_out_of_space(self, batches: Sequence[Batch], error: etcd.SpaceExceeded) -> None:
-        """Find out what became of a write that etcd answered with "database space exceeded".
+    async def _settle_out_of_space(
+        self, batches: Sequence[Batch], error: etcd.SpaceExceeded, *, sent: bool
+    ) -> None:
+        """Find out what became of batches when etcd has answered with "database space exceeded".
 
-        The write that crosses the quota is applied, later ones are refused: only a read tells.
+        The write that crosses the quota is applied, later ones are refused: only a read tells. `sent`: the
+        batches were in that write.
         """
+        in_doubt = {batch for batch in batches if batch.sent_unanswered}
+        for batch in batches:
+            batch.sent_unanswered |= sent
         for batch in await self._look_and_settle(batches):
-            batch.sent_unanswered |= batch.failure is not None
+            # Of what was read to be open only an earlier try can still be applied.
+            batch.sent_unanswered &= batch in in_doubt or batch.failure is not None
             self._refuse(batch, error)
 
     async def _settle_lost_session(self, batches: Sequence[Batch]) -> list[Batch]:
@@ -276,10 +285,16 @@ class Committer:
         ]
         with trio.move_on_at(max(batch.deadline for batch in batches)):
             session = await self._sessions.get()
-            return [self.batch(batch.writer, batch.pushes, session) for batch in still_open]
+            return [self._anew(batch, session) for batch in still_open]
         for batch in still_open:
             self._fail(batch, timed_out(self._op_timeout, batch.failure))
         return []
+
+    def _anew(self, batch: Batch, session: SessionId) -> Batch:
+        """Return a batch of the same pushes under another session."""
+        anew = self.batch(batch.writer, batch.pushes, session)
+        anew.orders = batch.orders  # one set: whoever clears the first one clears all
+        return anew
 
     async def _is_open_after_loss(self, batch: Batch) -> bool:
         keys, topic = self._keys, batch.writer.topic
@@ -348,6 +363,8 @@ class Committer:
         batch.writer.newest = max(batch.writer.newest, revision)
         in_tail = 0 if batch.large else batch.payload.size
         self._tails.appended(batch.writer.topic, in_tail, trio.current_time())
+        if batch.staged:
+            batch.orders.discard((batch.fence.generation, batch.body))
         for push in batch.pushes:
             push.revision = revision
             push.settled.set()

@@ -85,6 +85,9 @@ class Batch:
     sent_unanswered: bool = False
     parts_put: int = 0
     """How many of its parts are in etcd, with the present fence."""
+    orders: set[tuple[Revision, BodyKey]] = field(default_factory=set)
+    """Generation and name of what parts may have been put for and is not committed, with this fence and
+    earlier ones."""
     failure: DnpError | None = None
     """Why the last try did not settle it."""
 

@@ -105,7 +105,7 @@ class Reader:
             start = max(offset, view.first)
             entries = view.locate(start, size)
             if not entries:
-                return iter(()), start
+                return iter(()), Offset(start)
             try:
                 blocks = await self._content.fetch(self._live.topic, view.generation, entries)
             except Vanished as now:

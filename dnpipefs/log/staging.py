@@ -4,6 +4,11 @@ With the first part comes an order (`pending/…`) to remove all parts, and ever
 this order is still there. The commit deletes it. So whoever finds one can remove it together with the
 parts, in one transaction, at any time: afterwards the batch cannot be committed, and if it was committed
 there is no order to be found. Nobody reads parts that no key in the tail refers to.
+
+That a committed batch has no order must also hold when a put of the first part arrives late, after the
+same put was sent again and the batch committed. So it requires what the append requires, which is over
+once that is committed; and that the session lives, since with its lease the writer key goes, and an
+absent one looks like that of a session's first append.
 """
 
 from __future__ import annotations
@@ -21,7 +26,7 @@ from dnpipefs.log.pushes import Batch
 logger: Final = logging.getLogger(__name__)
 
 CLEAR_TIMEOUT_S: Final = 5.0
-"""How long a host tries to remove the parts of a batch that failed; afterwards it is the sweeper's."""
+"""How long a host tries to remove the parts of a batch that failed."""
 
 
 class Stager:
@@ -30,37 +35,48 @@ class Stager:
     def __init__(self, client: etcd.Client, keys: KeySchema) -> None:
         self._client: Final = client
         self._keys: Final = keys
+        self._left: Final[set[tuple[FileId, Revision, BodyKey]]] = set()
+        """What could not be removed; tried again after the next large batch, else the sweeper's in the end."""
 
     async def stage(self, batch: Batch, *, timeout: float) -> None:
         """Put what is not there yet. Raises EtcdError; a part that went unanswered is put again.
 
-        If somebody has removed the order meanwhile, the commit finds out.
+        If the batch cannot be committed any more, or somebody has removed the order, the commit finds out.
         """
         order, parts = batch.pending(self._keys), batch.parts(self._keys)
         while batch.parts_put < len(parts):
             key, value = parts[batch.parts_put]
+            guards, puts = [etcd.compare_version(order) > 0], [etcd.put(key, value)]
             if batch.parts_put == 0:
-                await self._client.transaction(
-                    (), [etcd.put(order, b"{}"), etcd.put(key, value)], timeout=timeout
-                )
-            else:
-                result = await self._client.transaction(
-                    [etcd.compare_version(order) > 0], [etcd.put(key, value)], timeout=timeout
-                )
-                if not result.succeeded:
-                    return
+                guards, puts = self._still_open(batch), [etcd.put(order, b"{}"), *puts]
+                batch.orders.add((batch.fence.generation, batch.body))
+            result = await self._client.transaction(guards, puts, timeout=timeout)
+            if not result.succeeded:
+                return
             batch.parts_put += 1
 
+    def _still_open(self, batch: Batch) -> list[etcd.Compare]:
+        keys, fence = self._keys, batch.fence
+        return [
+            etcd.compare_mod_revision(batch.writer.epoch_key) == fence.generation,
+            etcd.compare_version(batch.writer.fence_key) == fence.sequence - 1,
+            etcd.compare_version(keys.session(batch.session)) > 0,
+        ]
+
     async def clear(self, batch: Batch) -> None:
-        """Remove what was put for a batch that is not committed. Does nothing for one that is."""
-        if not batch.parts_put or all(push.error is None for push in batch.pushes):
-            return
-        topic, generation = batch.writer.topic, batch.fence.generation
+        """Remove what was put for a settled batch and is not committed; later, if etcd does not answer."""
+        if not all(push.settled.is_set() for push in batch.pushes):
+            return  # cut short: the process ends, its session with it, and the sweeper removes them
+        topic = batch.writer.topic
+        self._left.update((topic, generation, body) for generation, body in batch.orders)
         with trio.move_on_after(CLEAR_TIMEOUT_S, shield=True):
             try:
-                await remove_pending(self._client, self._keys, topic, generation, batch.body)
+                while self._left:
+                    order = next(iter(self._left))
+                    await remove_pending(self._client, self._keys, *order)
+                    self._left.discard(order)
             except etcd.EtcdError as error:
-                logger.info("parts of a push that failed are left to the sweeper: %s", error)
+                logger.info("parts of a push that failed are not removed yet: %s", error)
 
 
 async def remove_pending(

@@ -136,9 +136,12 @@ class Sweeper:
             await self._remove(part, STEP_VALUES)
 
     def _of_generations(self, topic: FileId) -> tuple[KeyRange, ...]:
-        """Return the ranges whose keys have the generation behind the topic."""
+        """Return the ranges whose keys have the generation behind the topic.
+
+        Orders come before the parts they are for: without its order no further part can be put.
+        """
         keys = self._keys
-        return keys.segments(topic), keys.bodies(topic), keys.index(topic), keys.all_pending_of(topic)
+        return keys.all_pending_of(topic), keys.segments(topic), keys.bodies(topic), keys.index(topic)
 
     async def _remove(self, part: KeyRange, step: int) -> None:
         async with aclosing(self._pages(part, step)) as pages:
