@@ -118,7 +118,7 @@ class Log:
         )
         self.sealer: Final = Sealer(client, keys, clock, self.content, policy)
         self.schedule: Final = SealSchedule(
-            client, keys, self.sealer, sessions, self._tails, self._views, aging
+            client, keys, self.sealer, sessions, self._tails, self._appender.newest, aging
         )
 
     async def append(self, topic: FileId, chunk: Chunk, *, born: Revision, compress: bool = True) -> Revision:

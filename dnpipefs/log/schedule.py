@@ -3,9 +3,12 @@
 Any host may seal any topic, and two at the same topic do no harm, but it is wasted work. So:
 
 - A host looks at a topic when it has appended much to it, or when it has appended to it or follows it and
-  nothing has come for a while (`core/tails.py`).
-- The *duty* is that of the host which wrote the oldest batch of the tail. Another host takes over if it
-  has found the same oldest batch PATIENCE_S ago.
+  nothing has come for a while (`core/tails.py`). A look is one small read: how many batches the tail has,
+  and which revision changed the topic last.
+- An idle topic is sealed by the host that appended to it last; by another one if its tail is still there
+  PATIENCE_S later.
+- A topic in use is sealed by whichever host comes first: each waits a part of STAGGER_S of its own after
+  it has seen that the tail is long, and looks again.
 - Tails that nobody living has written to or follows are found in rounds, by one of the hosts.
 
 Tasks: those of `SealSchedule.run`. SEALERS of them seal; each holds one topic.
@@ -22,25 +25,24 @@ import trio
 
 from dnpipefs import etcd
 from dnpipefs.core.keys import KeySchema
-from dnpipefs.core.names import FileId, SessionId
+from dnpipefs.core.names import FileId, Revision, SessionId
 from dnpipefs.core.tails import Due, Tails
-from dnpipefs.core.view import TailEntry, TopicView
 from dnpipefs.errors import DnpError, TopicGone
 from dnpipefs.log.sealer import Sealer
 from dnpipefs.log.session import SessionKeeper
-from dnpipefs.log.snapshot import read_topic, view_of
-from dnpipefs.log.views import Views
 
 logger: Final = logging.getLogger(__name__)
 
 TAIL_BATCHES: Final = 2_000
 """A tail of so many batches is sealed though it is written to."""
-TAIL_BYTES: Final = 1 << 20
-"""Likewise, bytes of message data that do not lie beside it."""
 PATIENCE_S: Final = 3.0
-"""How long the host whose duty it is may take."""
+"""How long the host that appended last may take to seal an idle topic."""
+STAGGER_S: Final = 1.0
+"""Hosts that would begin at the same time begin within so long of one another."""
 FAILED_S: Final = 30.0
 """After a failure (etcd may be full) a topic is left alone for so long."""
+STAGGER_PARTS: Final = 61
+"""Into how many moments it is divided."""
 LOOK_S: Final = 0.25
 """Between two looks at what is due."""
 SEALERS: Final = 2
@@ -53,12 +55,12 @@ PAUSE_S: Final = 0.01
 """Pause after each idle topic and each page of a round, so that writers get their turn."""
 
 
-class _Oldest(NamedTuple):
-    """The oldest batch of a tail, and when it was found to be that."""
+class _Look(NamedTuple):
+    """What one small read tells of a tail."""
 
-    session: SessionId
-    sequence: int
-    found_at: float
+    batches: int
+    newest: Revision
+    """What changed the topic last."""
 
 
 class SealSchedule:
@@ -71,7 +73,7 @@ class SealSchedule:
         sealer: Sealer,
         sessions: SessionKeeper,
         tails: Tails,
-        views: Views,
+        newest: Callable[[FileId], Revision],
         aging: Callable[[], Iterable[FileId]],
     ) -> None:
         self._client: Final = client
@@ -79,10 +81,10 @@ class SealSchedule:
         self._sealer: Final = sealer
         self._sessions: Final = sessions
         self._tails: Final = tails
-        self._views: Final = views
+        self._newest: Final = newest
         self._aging: Final = aging
-        self._waited_for: dict[FileId, _Oldest] = {}
-        """Tails of other hosts that shall have some time to do their duty."""
+        self._waited_for: set[FileId] = set()
+        """Tails that others were given the time to seal."""
         self._left_over: set[tuple[FileId, SessionId, int]] = set()
         """What the last round found: topics with the lowest key of their tail."""
 
@@ -117,43 +119,49 @@ class SealSchedule:
 
     async def _look(self, due: Due) -> None:
         topic = due.topic
-        if not (due.idle or due.heavy or await self._count(topic) >= TAIL_BATCHES):
-            return
-        view = self._views.peek(topic)
-        if view is None or view.entries:
-            state = await read_topic(self._client, self._keys, topic)
-            view = view_of(state)
-            if view.entries and not (due.idle or _is_long(view)):
-                return
-            if view.entries and not self._is_our_turn(topic, view.entries[0]):
-                self._tails.again(topic, trio.current_time() + PATIENCE_S)
-                return
-            if view.entries:
-                await self._sealer.seal_step(topic, state, view)
-                await self._sealer.seal(topic, down_to=0 if due.idle else TAIL_BATCHES // 2)
-                await self._sealer.trim(topic)
-        self._waited_for.pop(topic, None)
-        if due.idle:
+        look = await self._read(topic)
+        long = due.heavy or look.batches >= TAIL_BATCHES
+        if not look.batches:
+            self._waited_for.discard(topic)
             self._tails.settled(topic)
+        elif not (due.idle or long):
+            self._waited_for.discard(topic)
+        elif topic in self._waited_for or (due.idle and look.newest == self._newest(topic)):
+            self._waited_for.discard(topic)
+            await self._sealer.seal(topic, down_to=0 if due.idle else TAIL_BATCHES // 2)
+            await self._sealer.trim(topic)
+            if due.idle:
+                self._tails.settled(topic)
+        else:
+            self._waited_for.add(topic)
+            wait_s = self._stagger_s() + (PATIENCE_S if due.idle else 0)
+            self._tails.again(topic, trio.current_time() + wait_s)
 
-    async def _count(self, topic: FileId) -> int:
-        """Return how many batches a tail has (the mark counts as one), without reading any."""
+    async def _read(self, topic: FileId) -> _Look:
         tail = self._keys.tail(topic)
-        return (await self._client.range(tail.start, tail.end, count_only=True)).count
+        result = await self._client.transaction(
+            (),
+            [
+                etcd.get(tail.start, tail.end, count_only=True),
+                etcd.get(self._keys.mark(topic), count_only=True),
+                etcd.get(self._keys.last(topic), keys_only=True),
+            ],
+        )
+        batches, mark, last = (
+            response for response in result.responses if isinstance(response, etcd.RangeResult)
+        )
+        if not last.kvs:
+            raise TopicGone("the topic was deleted")
+        return _Look(batches.count - mark.count, Revision(last.kvs[0].mod_revision))
 
-    def _is_our_turn(self, topic: FileId, oldest: TailEntry) -> bool:
-        session, sequence, now = oldest.key.session, oldest.key.sequence, trio.current_time()
-        if session == self._sessions.current():
-            return True
-        waited_for = self._waited_for.get(topic)
-        if waited_for is None or waited_for[:2] != (session, sequence):
-            self._waited_for[topic] = _Oldest(session, sequence, now)
-            return False
-        return now - waited_for.found_at >= PATIENCE_S
+    def _stagger_s(self) -> float:
+        """Return this host's own part of STAGGER_S."""
+        session = self._sessions.current() or 0
+        return session % STAGGER_PARTS / STAGGER_PARTS * STAGGER_S
 
     def _forget(self, topic: FileId) -> None:
         self._tails.forget(topic)
-        self._waited_for.pop(topic, None)
+        self._waited_for.discard(topic)
 
     async def _round_forever(self) -> None:
         while True:
@@ -208,8 +216,3 @@ class SealSchedule:
         result = await self._client.range(sessions.start, sessions.end, limit=1, keys_only=True)
         own = self._sessions.current()
         return own is not None and bool(result.kvs) and result.kvs[0].key == self._keys.session(own)
-
-
-def _is_long(view: TopicView) -> bool:
-    small = sum([entry.size for entry in view.entries if entry.body is None])
-    return len(view.entries) >= TAIL_BATCHES or small >= TAIL_BYTES

@@ -36,7 +36,7 @@ class Stager:
         self._client: Final = client
         self._keys: Final = keys
         self._left: Final[set[tuple[FileId, Revision, BodyKey]]] = set()
-        """What could not be removed: tried again after the next large batch; in the end the sweeper does it."""
+        """What could not be removed: tried again after the next large batch, and swept in the end."""
 
     async def stage(self, batch: Batch, *, timeout: float) -> None:
         """Put what is not there yet. Raises EtcdError; a part that went unanswered is put again.

@@ -139,7 +139,7 @@ def test_the_commands_of_the_readme_exist() -> None:
         (ARCHITECTURE, f"of up to {TOPICS_PER_TRANSACTION} topics and {BATCH_LIMIT / 10**6:g} MB"),
         (ARCHITECTURE, f"The newest {HEAD_SEGMENTS} entries are in the head"),
         (ARCHITECTURE, f"ended leave it once there are {KEPT_WRITERS}"),
-        (ARCHITECTURE, f"Another one takes over after {PATIENCE_S:g} s"),
+        (ARCHITECTURE, f"another one takes over after {PATIENCE_S:g} s"),
         (ARCHITECTURE, f"the next {WINDOW // MIB} MiB are fetched meanwhile"),
         (ARCHITECTURE, f"sealers ({SEALERS})"),
         (FORMAT, f"go into one transaction is at most {BATCH_LIMIT / 10**6:g} MB together"),
