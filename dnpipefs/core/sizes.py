@@ -29,6 +29,7 @@ Pure: the time (seconds, monotonic) is an argument.
 from __future__ import annotations
 
 from collections import OrderedDict
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Final
 
@@ -75,6 +76,10 @@ class KnownSizes:
 
     def __len__(self) -> int:
         return len(self._known)
+
+    def knows_any(self, topics: Iterable[FileId]) -> bool:
+        """Tell whether the size of at least one of *topics* is known, fresh or not."""
+        return not self._known.keys().isdisjoint(topics)
 
     def learned(self, topic: FileId, size: KnownSize) -> None:
         """Take what a snapshot says, unless an append, a reset or the end has overtaken it meanwhile."""

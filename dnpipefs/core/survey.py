@@ -26,7 +26,7 @@ from typing import Final, NamedTuple
 from dnpipefs.core.names import START, FileId, Revision
 from dnpipefs.core.sizes import KnownSize, KnownSizes
 
-RANGE_TOPICS: Final = 500
+RANGE_TOPICS: Final = 250
 """Topics of one look by range: an answer of some ten thousand bytes for each of its keys' kinds."""
 POINT_TOPICS: Final = 40
 """Topics of one look key by key: three reads for each stay below etcd's 128 operations a transaction."""

@@ -108,6 +108,9 @@ class Surveyor:
 
     async def _read(self, topics: Sequence[FileId], *, dense: bool) -> None:
         now = trio.current_time()
+        if dense and not self._sizes.knows_any(topics):  # most will have to be read: at once, then
+            await self._read_unknown(topics, now)
+            return
         look = await (self._look_by_range(topics) if dense else self._look_by_key(topics))
         left = survey.settle(self._sizes, topics, look, now)
         if not left:
@@ -118,16 +121,19 @@ class Surveyor:
         for group in survey.groups(left, dense=False):
             await self._measure_by_key(group, look, now)
 
+    async def _read_unknown(self, topics: Sequence[FileId], now: float) -> None:
+        result = await self._transaction([self._get_lasts(topics), *self._get_parts(topics)])
+        lasts, epochs, heads, tail = _ranges(result)
+        look = self._look(topics, result.revision, lasts.kvs, epochs.count)
+        left = survey.settle(self._sizes, topics, look, now)
+        self._measure(left, look, now, epochs, heads, await self._whole_tail(tail, topics, look))
+
     async def _look_by_range(self, topics: Sequence[FileId]) -> Look:
-        keys, first, last = self._keys, topics[0], topics[-1]
-        result = await self._transaction(
-            [
-                etcd.get(keys.last(first), keys.last(last) + b"\0"),
-                etcd.get(keys.epoch(first), keys.epoch(last) + b"\0", count_only=True),
-            ]
-        )
-        lasts, epochs = _ranges(result)
-        return self._look(topics, result.revision, lasts.kvs, epochs.count)
+        keys = self._keys
+        epochs = etcd.get(keys.epoch(topics[0]), keys.epoch(topics[-1]) + b"\0", count_only=True)
+        result = await self._transaction([self._get_lasts(topics), epochs])
+        lasts, counted = _ranges(result)
+        return self._look(topics, result.revision, lasts.kvs, counted.count)
 
     async def _look_by_key(self, topics: Sequence[FileId]) -> Look:
         keys = self._keys
@@ -156,33 +162,53 @@ class Surveyor:
         return Look(Revision(revision), found, epochs == len(lasts))
 
     async def _measure_by_range(self, topics: Sequence[FileId], look: Look, now: float) -> None:
-        keys, first, last, revision = self._keys, topics[0], topics[-1], look.revision
-        end = keys.tail(last).end
-        epochs, heads, tail = _ranges(
-            await self._transaction(
-                [
-                    etcd.get(keys.epoch(first), keys.epoch(last) + b"\0", keys_only=True, revision=revision),
-                    etcd.get(keys.head(first), keys.head(last) + b"\0", revision=revision),
-                    etcd.get(keys.tail(first).start, end, keys_only=True, limit=TAIL_KEYS, revision=revision),
-                ]
-            )
-        )
-        batches = tail.kvs
-        while tail.more:
-            tail = await self._client.range(
-                tail.kvs[-1].key + b"\0",
+        parts = self._get_parts(topics, look.revision)
+        epochs, heads, tail = _ranges(await self._transaction(parts))
+        self._measure(topics, look, now, epochs, heads, await self._whole_tail(tail, topics, look))
+
+    def _get_lasts(self, topics: Sequence[FileId]) -> etcd.Op:
+        return etcd.get(self._keys.last(topics[0]), self._keys.last(topics[-1]) + b"\0")
+
+    def _get_parts(self, topics: Sequence[FileId], revision: int = 0) -> list[etcd.Op]:
+        """Return the reads of epochs, heads and tails between the first topic and the last."""
+        keys, first, last = self._keys, topics[0], topics[-1]
+        tail_start, tail_end = keys.tail(first).start, keys.tail(last).end
+        return [
+            etcd.get(keys.epoch(first), keys.epoch(last) + b"\0", keys_only=True, revision=revision),
+            etcd.get(keys.head(first), keys.head(last) + b"\0", revision=revision),
+            etcd.get(tail_start, tail_end, keys_only=True, limit=TAIL_KEYS, revision=revision),
+        ]
+
+    async def _whole_tail(
+        self, page: etcd.RangeResult, topics: Sequence[FileId], look: Look
+    ) -> list[etcd.KeyValue]:
+        """Return the keys of the tails, of which *page* has the first."""
+        tail, end = page.kvs, self._keys.tail(topics[-1]).end
+        while page.more:
+            page = await self._client.range(
+                tail[-1].key + b"\0",
                 end,
-                revision=revision,
+                revision=look.revision,
                 limit=TAIL_KEYS,
                 keys_only=True,
                 timeout=self._op_timeout,
             )
-            batches += tail.kvs
+            tail += page.kvs
+        return tail
+
+    def _measure(
+        self,
+        topics: Sequence[FileId],
+        look: Look,
+        now: float,
+        epochs: etcd.RangeResult,
+        heads: etcd.RangeResult,
+        tail: Iterable[etcd.KeyValue],
+    ) -> None:
+        keys = self._keys
         epoch_of = {kv.key: kv for kv in epochs.kvs}
         head_of = {kv.key: kv for kv in heads.kvs}
-        tail_of = {
-            prefix: list(kvs) for prefix, kvs in groupby(batches, lambda kv: keys.tail_prefix_of(kv.key))
-        }
+        tail_of = {prefix: list(kvs) for prefix, kvs in groupby(tail, lambda kv: keys.tail_prefix_of(kv.key))}
         for topic in topics:
             epoch, head = epoch_of.get(keys.epoch(topic)), head_of.get(keys.head(topic))
             self._learn(topic, look, now, epoch, head, tail_of.get(keys.tail_prefix(topic), ()))

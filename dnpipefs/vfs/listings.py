@@ -10,12 +10,12 @@ event                                   read ahead
 ======================================  ================================================
 a stat of a size that is not known,     the listing's next WINDOW topics from there on
 of a topic that a listing shows
-a page of that listing from then on     the page's topics and those of the AHEAD chunks
+a page of that listing from then on     the page's topics and those of the AHEAD pages
                                         after it, before it is answered
 ======================================  ================================================
 
 A directory of more than BY_NAME entries is listed in the order of ids, which is that of etcd's keys:
-so the topics of a chunk lie in one range that few others are in.
+so the topics of a page lie in one range that few others are in.
 
 What was read ahead is shown for PAGE_FRESH_S: as long as it takes to come to its end, one after another.
 """
@@ -37,14 +37,12 @@ from dnpipefs.log.survey import Survey
 BY_NAME: Final = 1_000
 """Entries of the largest directory that is listed in the order of names."""
 PAGE: Final = 250
-"""Entries shown at once. The kernel would take thousands, and `ls -l` would come too late to the last ones:
-what is shown may be used for milliseconds only."""
+"""Entries shown at once, and whose sizes are read together. The kernel would take thousands, and `ls -l`
+would come too late to the last ones: what is shown may be used for milliseconds only."""
 WINDOW: Final = PAGE
 """Topics read ahead of a stat: what is asked for by one stat after another while it is fresh."""
-CHUNK: Final = 2 * PAGE
-"""Entries of a listing whose sizes are read together."""
-AHEAD: Final = 2
-"""Chunks read ahead of the one that is shown, at most."""
+AHEAD: Final = 3
+"""Pages read ahead of the one that is shown, at most: as many as a `Surveyor` reads at once."""
 PAGE_FRESH_S: Final = 0.07
 """How old a size may be that a page of a listing shows, or a stat that was expected."""
 RECENT_S: Final = 5.0
@@ -69,8 +67,8 @@ class Listing:
         self.shown_at = now
         self.stats_follow = False
         """Somebody stats what is listed."""
-        self._chunks: dict[int, tuple[float, Survey]] = {}
-        """When each was begun to be read, and its survey."""
+        self._pages: dict[int, tuple[float, Survey]] = {}
+        """When the sizes of each were begun to be read, and the survey."""
         self._ahead = AHEAD
         self._window = (0, Survey(0))
         """With which entry the last one begins, and its survey."""
@@ -83,10 +81,10 @@ class Listing:
     async def page(self, start: int, now: float) -> Sequence[Entry]:
         """Return what a page from entry *start* on may show, with sizes known if stats follow."""
         self.shown_at = now
-        end = (start // PAGE + 1) * PAGE
+        number = start // PAGE
         if self.stats_follow:
-            await self._read_ahead(start // CHUNK, now).wait()
-        return self.entries[start:end]
+            await self._read_ahead(number, now).wait()
+        return self.entries[start : (number + 1) * PAGE]
 
     async def expect_stats(self, entry: Entry) -> None:
         """Read ahead of a stat of an entry whose size is not known."""
@@ -100,17 +98,17 @@ class Listing:
             self._window = index, survey
         await survey.wait()
 
-    def _read_ahead(self, chunk: int, now: float) -> Survey:
-        """See to it that a chunk and those after it are read; those before it are done with."""
-        if chunk in self._chunks and now - self._chunks[chunk][0] > PAGE_FRESH_S:
-            self._chunks.clear()
-            self._ahead = max(0, self._ahead - 1)  # a slow reader: what is read early is read twice
-        for number in [number for number in self._chunks if number < chunk]:
-            del self._chunks[number]
-        for number in range(chunk, chunk + self._ahead + 1):
-            if number not in self._chunks:
-                self._chunks[number] = now, self._survey(number * CHUNK, (number + 1) * CHUNK)
-        return self._chunks[chunk][1]
+    def _read_ahead(self, page: int, now: float) -> Survey:
+        """See to it that a page and those after it are read; those before it are done with."""
+        if page in self._pages:
+            in_time = now - self._pages[page][0] <= PAGE_FRESH_S
+            # What is read early for a slow reader is read twice.
+            self._ahead = min(self._ahead + 1, AHEAD) if in_time else max(self._ahead - 1, 0)
+            self._pages = {number: each for number, each in self._pages.items() if in_time and number >= page}
+        for number in range(page, page + self._ahead + 1):
+            if number not in self._pages:
+                self._pages[number] = now, self._survey(number * PAGE, (number + 1) * PAGE)
+        return self._pages[page][1]
 
     def _survey(self, start: int, end: int) -> Survey:
         topics = [entry.id for entry in self.entries[start:end] if not entry.is_directory]
