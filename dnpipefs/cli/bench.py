@@ -73,6 +73,14 @@ def _parse_only(_ctx: click.Context, _option: click.Parameter, value: str | None
     metavar="N",
     help="Topics in the directory that P7 lists.",
 )
+@click.option(
+    "--readers",
+    type=click.IntRange(min=1),
+    default=_USUAL.readers,
+    show_default=True,
+    metavar="N",
+    help="Who wait for messages in P7.",
+)
 @click.option("--format", "form", type=click.Choice(["table", "json"]), default="table", show_default=True)
 @connection_options
 def bench(
@@ -85,6 +93,7 @@ def bench(
     hosts: int,
     messages: int,
     topics: int,
+    readers: int,
     form: str,
 ) -> None:
     """Measure against raw etcd, on mounts of its own.
@@ -113,7 +122,7 @@ def bench(
             report = await run_bench(
                 connection.settings(),
                 measurements,
-                Scale(rounds, seconds, writers, hosts, messages, topics),
+                Scale(rounds, seconds, writers, hosts, messages, topics, readers),
                 throwaway=throwaway,
                 progress=lambda line: click.echo(line, err=True),
             )
