@@ -38,7 +38,15 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Final
 
-from dnpipefs.core.batch import Batch, Boundaries, append_leb128, read_lengths, split, split_lines
+from dnpipefs.core.batch import (
+    Batch,
+    Boundaries,
+    append_leb128,
+    count_numbers,
+    read_lengths,
+    split,
+    split_lines,
+)
 from dnpipefs.core.compression import pack, unpack
 from dnpipefs.core.names import Offset, Revision
 from dnpipefs.errors import CorruptData, UnsupportedFormat
@@ -144,6 +152,10 @@ def decode(raw: bytes) -> Segment:
     body = unpack(compression, memoryview(raw)[HEADER_BYTES:])
     if len(body) != tables + size:
         raise CorruptData(f"a segment says {tables} + {size} bytes and has {len(body)}")
+    # The checksum begins behind the kind of boundaries; the tables are of different length.
+    numbers = 2 * runs + (messages if boundaries == Boundaries.LENGTHS else 0)
+    if count_numbers(body[:tables]) != numbers:
+        raise CorruptData(f"the tables of a segment do not have {numbers} numbers")
     return Segment(
         Revision(generation),
         Offset(offset),
