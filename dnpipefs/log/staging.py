@@ -36,7 +36,7 @@ class Stager:
         self._client: Final = client
         self._keys: Final = keys
         self._left: Final[set[tuple[FileId, Revision, BodyKey]]] = set()
-        """What could not be removed; tried again after the next large batch, else the sweeper's in the end."""
+        """What could not be removed yet: tried again after the next large batch, else the sweeper's."""
 
     async def stage(self, batch: Batch, *, timeout: float) -> None:
         """Put what is not there yet. Raises EtcdError; a part that went unanswered is put again.
@@ -64,7 +64,7 @@ class Stager:
         ]
 
     async def clear(self, batch: Batch) -> None:
-        """Remove what was put for a settled batch and is not committed; later, if etcd does not answer now."""
+        """Remove what was put for a settled batch and is not committed; later if etcd does not answer."""
         if not all(push.settled.is_set() for push in batch.pushes):
             return  # cut short: the process ends, its session with it, and the sweeper removes them
         topic = batch.writer.topic
