@@ -1,5 +1,7 @@
 """Compression where it helps, and what is stored says by itself how."""
 
+import random
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -34,8 +36,6 @@ def test_what_gains_nothing_stays_as_it_is(data: bytes) -> None:
 
 
 def test_what_gains_a_little_is_not_worth_each_reader_s_time() -> None:
-    import random
-
     noise = random.Random(1).randbytes(9500)
     assert pack(noise + b"\0" * 500, wanted=True)[0] == NONE
     assert pack(noise + b"\0" * 5000, wanted=True)[0] == ZSTD
