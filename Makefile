@@ -4,7 +4,7 @@ MOUNT ?= $(if $(filter 0,$(shell id -u)),/dnp,$(HOME)/dnp)
 ARGS ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help setup run stop test test-newer lint bench
+.PHONY: help setup run stop test test-newer properties lint bench
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-12s%s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -24,6 +24,10 @@ test: setup ## run all checks: lint, types, tests with a real etcd and real moun
 
 test-newer: setup ## run all checks with an etcd 3.5 from a newer Debian suite
 	@etcd=$$(scripts/etcd_newer.sh) && DNPIPEFS_TEST_ETCD=$$etcd .venv/bin/python -m pytest $(ARGS)
+
+STEPS ?= 100000
+properties: setup ## let random clusters live for STEPS steps (100000), and look for planted faults
+	@DNPIPEFS_PROPERTY_STEPS=$(STEPS) .venv/bin/python -m pytest -s tests/model $(ARGS)
 
 lint: setup ## run the linters and the check of the layers only
 	@.venv/bin/python -m pytest -q tests/test_lint.py tests/test_layers.py

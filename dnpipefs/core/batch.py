@@ -49,6 +49,8 @@ _PREFIX: Final = struct.Struct(">BBBBI")
 _HEADER: Final = struct.Struct(">QQQQII")
 HEADER_BYTES: Final = _PREFIX.size + _HEADER.size
 _HERE, _BESIDE = 0, 1
+_CONTINUED: Final = bytes(range(0x80, 0x100))
+"""Bytes of a LEB128 number but for its last one."""
 
 
 class Boundaries(enum.IntEnum):
@@ -286,6 +288,12 @@ def append_leb128(table: bytearray, number: int) -> None:
         table.append(number & 0x7F | 0x80)
         number >>= 7
     table.append(number)
+
+
+def count_numbers(table: bytes | memoryview) -> int | None:
+    """Return how many LEB128 numbers a table has; None if the last one is cut off."""
+    last_bytes = bytes(table).translate(None, _CONTINUED)
+    return len(last_bytes) if not table or table[-1] < 0x80 else None
 
 
 def read_lengths(table: bytes | memoryview, count: int, position: int = 0) -> tuple[tuple[int, ...], int]:

@@ -41,7 +41,15 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Final
 
-from dnpipefs.core.batch import Batch, Boundaries, append_leb128, read_lengths, split, split_lines
+from dnpipefs.core.batch import (
+    Batch,
+    Boundaries,
+    append_leb128,
+    count_numbers,
+    read_lengths,
+    split,
+    split_lines,
+)
 from dnpipefs.core.compression import pack, unpack
 from dnpipefs.core.names import Offset, Revision
 from dnpipefs.errors import CorruptData, UnsupportedFormat
@@ -147,6 +155,10 @@ def decode(raw: bytes) -> Segment:
     tables = run_bytes + length_bytes
     if len(body) != tables + size:
         raise CorruptData(f"a segment says {tables} + {size} bytes and has {len(body)}")
+    # The checksum begins behind the kind of boundaries, but the tables tell.
+    lengths = messages if boundaries == Boundaries.LENGTHS else 0
+    if count_numbers(body[:run_bytes]) != 2 * runs or count_numbers(body[run_bytes:tables]) != lengths:
+        raise CorruptData(f"the tables of a segment do not have {2 * runs} and {lengths} numbers")
     return Segment(
         generation=Revision(generation),
         offset=Offset(offset),

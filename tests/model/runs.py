@@ -1,0 +1,107 @@
+"""Scenarios on a store in memory, and the same ones on a real etcd."""
+
+from __future__ import annotations
+
+import random
+from collections import Counter
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager, suppress
+
+import pytest
+import trio
+from trio.testing import MockClock
+
+from dnpipefs import etcd
+from tests.model.hosts import Cluster, watched_log
+from tests.model.scenario import Scenario
+from tests.support.memory_etcd import MemoryClient, MemoryEtcd
+
+Revisions = list[tuple[int, tuple[etcd.Event, ...]]]
+
+
+def in_memory(seed: int, steps: int) -> Counter[str]:
+    """Run a scenario; return what happened how often. AssertionError if something was wrong."""
+    with pytest.MonkeyPatch.context() as patch:
+        # trio draws the order in which tasks that can go on do so: the same one for the same seed.
+        patch.setattr(trio._core._run, "_ALLOW_DETERMINISTIC_SCHEDULING", True)
+        trio._core._run._r.seed(seed)
+        return trio.run(_in_memory, seed, steps, clock=MockClock())
+
+
+def on_etcd(endpoint: str, seed: int, steps: int) -> Counter[str]:
+    """Run a scenario against a real etcd that nobody else uses."""
+    return trio.run(_on_etcd, endpoint, seed, steps, clock=MockClock())
+
+
+async def _in_memory(seed: int, steps: int) -> Counter[str]:
+    store = MemoryEtcd()
+    new: Revisions = []
+    store.observers.append(lambda revision, events: new.append((revision, events)))
+
+    async def events() -> Revisions:
+        taken = list(new)
+        new.clear()
+        return taken
+
+    async def compact() -> None:
+        store.compact()
+
+    cluster = Cluster(random.Random(seed), "/model/", MemoryClient(store), events, compact, ttl=10)
+    return await _live(cluster, steps)
+
+
+async def _on_etcd(endpoint: str, seed: int, steps: int) -> Counter[str]:
+    async with etcd.open_client([endpoint], timeout=20) as store:
+        prefix = f"/model/{seed}/"
+        start, end = prefix.encode(), etcd.prefix_end(prefix.encode())
+        first = (await store.range(start, end, limit=1)).revision + 1
+        async with store.watch(start, end, start_revision=first) as watch:
+            reached = first - 1
+
+            async def events() -> Revisions:
+                """Every revision is of this scenario, so the newest one comes on the watch."""
+                nonlocal reached
+                newest = (await store.range(start, end, limit=1, keys_only=True)).revision
+                taken: dict[int, list[etcd.Event]] = {}
+                while reached < newest:
+                    batch = await anext(watch)
+                    reached = batch.revision
+                    for event in batch.events:
+                        taken.setdefault(event.kv.mod_revision, []).append(event)
+                return [(revision, tuple(of_it)) for revision, of_it in taken.items()]
+
+            async def compact() -> None:
+                revision = (await store.range(start, end, limit=1, keys_only=True)).revision
+                with suppress(etcd.Compacted):  # nothing has happened since it was done before
+                    await store.compact(revision)
+
+            # The clock is the test's, etcd's is not: its leases must outlive the test.
+            cluster = Cluster(random.Random(seed), prefix, store, events, compact, ttl=600)
+            return await _live(cluster, steps)
+
+
+async def _live(cluster: Cluster, steps: int) -> Counter[str]:
+    failure: AssertionError | None = None
+    with watched_log() as complaints:
+        async with _ending_nursery() as nursery:
+            try:
+                await Scenario(cluster, nursery, complaints).live(steps)
+            except AssertionError as error:  # not in the group that the hosts' tasks would make of it
+                failure = error
+            for host in cluster.hosts:
+                host.kill()
+            clock = trio.lowlevel.current_clock()
+            assert isinstance(clock, MockClock)
+            clock.autojump_threshold = 0  # what is shielded ends when its time is up
+    if failure is not None:
+        raise failure
+    return cluster.seen + cluster.oracle.seen
+
+
+@asynccontextmanager
+async def _ending_nursery() -> AsyncIterator[trio.Nursery]:
+    async with trio.open_nursery() as nursery:
+        try:
+            yield nursery
+        finally:
+            nursery.cancel_scope.cancel()
