@@ -17,8 +17,8 @@ Tasks: those of `SealSchedule.run`. SEALERS of them seal; each holds one topic.
 from __future__ import annotations
 
 import logging
-from collections.abc import AsyncGenerator, Callable, Iterable
-from contextlib import aclosing
+from collections.abc import AsyncGenerator, Awaitable, Callable, Iterable
+from contextlib import aclosing, suppress
 from typing import Final, NamedTuple
 
 import trio
@@ -53,6 +53,8 @@ PAGE_KEYS: Final = 1_000
 """Keys read at once in a round."""
 PAUSE_S: Final = 0.01
 """Pause after each idle topic and each page of a round, so that writers get their turn."""
+LEFT_OVER_PAUSE_S: Final = 0.1
+"""Pause after each tail that nobody has sealed: there may be many, and there is no hurry."""
 
 
 class _Look(NamedTuple):
@@ -94,7 +96,8 @@ class SealSchedule:
         async with trio.open_nursery() as nursery:
             for _ in range(SEALERS):
                 nursery.start_soon(self._seal_forever, receive)
-            nursery.start_soon(self._round_forever)
+            nursery.start_soon(self._every_round, self.trim_aged)
+            nursery.start_soon(self._every_round, self.seal_left_over)
             while True:
                 for due in self._tails.take_due(trio.current_time()):
                     await send.send(due)
@@ -163,33 +166,35 @@ class SealSchedule:
         self._tails.forget(topic)
         self._waited_for.discard(topic)
 
-    async def _round_forever(self) -> None:
+    async def _every_round(self, work: Callable[[], Awaitable[None]]) -> None:
         while True:
             await trio.sleep(ROUND_S)
             try:
                 if await self._is_first_session():
-                    await self.round()
+                    await work()
             except DnpError as error:  # the next round comes
                 logger.info("a round through all topics broke off: %s", error)
 
-    async def round(self) -> None:
-        """Trim what has grown too old, and seal tails that are as the last round found them."""
+    async def trim_aged(self) -> None:
+        """Remove what has grown too old."""
         for topic in list(self._aging()):
             try:
                 await self._sealer.trim(topic)
             except TopicGone:
                 continue
             await trio.sleep(PAUSE_S)
+
+    async def seal_left_over(self) -> None:
+        """Seal the tails that are as this host's last round found them."""
         left_over: set[tuple[FileId, SessionId, int]] = set()
         async with aclosing(self._first_batches()) as batches:
             async for found in batches:
                 if found not in self._left_over:
                     left_over.add(found)
                     continue
-                try:
+                with suppress(TopicGone):
                     await self._sealer.seal(found[0])
-                except TopicGone:
-                    continue
+                await trio.sleep(LEFT_OVER_PAUSE_S)
         self._left_over = left_over
 
     async def _first_batches(self) -> AsyncGenerator[tuple[FileId, SessionId, int], None]:

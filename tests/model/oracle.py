@@ -21,6 +21,7 @@ from dnpipefs.core.names import NO_GENERATION, FileId, Offset, Revision, Session
 from dnpipefs.core.records import Head, Index, Mark, decode_time
 from dnpipefs.core.sealing import Policy
 from dnpipefs.core.view import Entry, SegmentEntry, Snapshot, TopicView, ViewBroken
+from dnpipefs.errors import CorruptData
 from dnpipefs.etcd import Event, EventKind
 from dnpipefs.log.content import decode, places
 
@@ -323,7 +324,10 @@ class Oracle:
         # The key of a batch in the tail does not tell the size of its table of lengths.
         table = 0 if isinstance(entry, SegmentEntry) or entry.body else 3 * entry.key.messages
         assert entry.stored <= len(raw) <= entry.stored + table, "the stored size is another one"
-        block = decode(entry, raw)
+        try:
+            block = decode(entry, raw)
+        except CorruptData as error:
+            raise AssertionError(f"D4: at {entry.start}: {error}") from error
         assert block.data == generation.data[entry.start : entry.end], f"D4: other bytes at {entry.start}"
         expected = generation.messages[entry.first_message : entry.end_message]
         assert list(block.timed()) == [message[1:] for message in expected], (
