@@ -14,8 +14,8 @@ Tasks: those of `SealSchedule.run`. SEALERS of them seal; each holds one topic.
 from __future__ import annotations
 
 import logging
-from collections.abc import AsyncGenerator, Callable, Iterable
-from contextlib import aclosing
+from collections.abc import AsyncGenerator, Callable, Iterable, Iterator
+from contextlib import aclosing, contextmanager
 from typing import Final, NamedTuple
 
 import trio
@@ -160,10 +160,8 @@ class SealSchedule:
     async def round(self) -> None:
         """Trim what has grown too old, and seal tails that are as the last round found them."""
         for topic in list(self._aging()):
-            try:
+            with _one_of_many(topic):
                 await self._sealer.trim(topic)
-            except TopicGone:
-                continue
             await trio.sleep(PAUSE_S)
         left_over: set[tuple[FileId, SessionId, int]] = set()
         async with aclosing(self._first_batches()) as batches:
@@ -171,10 +169,8 @@ class SealSchedule:
                 if found not in self._left_over:
                     left_over.add(found)
                     continue
-                try:
+                with _one_of_many(found[0]):
                     await self._sealer.seal(found[0])
-                except TopicGone:
-                    continue
         self._left_over = left_over
 
     async def _first_batches(self) -> AsyncGenerator[tuple[FileId, SessionId, int], None]:
@@ -201,6 +197,19 @@ class SealSchedule:
         result = await self._client.range(sessions.start, sessions.end, limit=1, keys_only=True)
         own = self._sessions.current()
         return own is not None and bool(result.kvs) and result.kvs[0].key == self._keys.session(own)
+
+
+@contextmanager
+def _one_of_many(topic: FileId) -> Iterator[None]:
+    """Go on with the next topic if there is something wrong with this one, but not if there is with etcd."""
+    try:
+        yield
+    except etcd.EtcdError:
+        raise
+    except TopicGone:
+        pass
+    except DnpError as error:
+        logger.info("topic %x is not sealed or trimmed: %s", topic, error)
 
 
 def _is_long(view: TopicView) -> bool:
