@@ -17,8 +17,8 @@ Tasks: those of `SealSchedule.run`. SEALERS of them seal; each holds one topic.
 from __future__ import annotations
 
 import logging
-from collections.abc import AsyncGenerator, Awaitable, Callable, Iterable
-from contextlib import aclosing, suppress
+from collections.abc import AsyncGenerator, Awaitable, Callable, Iterable, Iterator
+from contextlib import aclosing, contextmanager
 from typing import Final, NamedTuple
 
 import trio
@@ -85,8 +85,8 @@ class SealSchedule:
         self._tails: Final = tails
         self._newest: Final = newest
         self._aging: Final = aging
-        self._waited_for: set[FileId] = set()
-        """Tails that others were given the time to seal."""
+        self._waited_for: dict[FileId, bool] = {}
+        """Tails that others were given the time to seal, and whether they are of many bytes."""
         self._left_over: set[tuple[FileId, SessionId, int]] = set()
         """What the last round found: topics with the lowest key of their tail."""
 
@@ -123,20 +123,18 @@ class SealSchedule:
     async def _look(self, due: Due) -> None:
         topic = due.topic
         look = await self._read(topic)
-        long = due.heavy or look.batches >= TAIL_BATCHES
+        waited = topic in self._waited_for
+        heavy = self._waited_for.pop(topic, False) or due.heavy
+        long = heavy or look.batches >= TAIL_BATCHES
         if not look.batches:
-            self._waited_for.discard(topic)
             self._tails.settled(topic)
-        elif not (due.idle or long):
-            self._waited_for.discard(topic)
-        elif topic in self._waited_for or (due.idle and look.newest == self._newest(topic)):
-            self._waited_for.discard(topic)
-            await self._sealer.seal(topic, down_to=0 if due.idle else TAIL_BATCHES // 2)
+        elif (waited and (due.idle or long)) or (due.idle and look.newest == self._newest(topic)):
+            await self._sealer.seal(topic, down_to=0 if due.idle or heavy else TAIL_BATCHES // 2)
             await self._sealer.trim(topic)
             if due.idle:
                 self._tails.settled(topic)
-        else:
-            self._waited_for.add(topic)
+        elif due.idle or long:
+            self._waited_for[topic] = heavy
             wait_s = self._stagger_s() + (PATIENCE_S if due.idle else 0)
             self._tails.again(topic, trio.current_time() + wait_s)
 
@@ -164,7 +162,7 @@ class SealSchedule:
 
     def _forget(self, topic: FileId) -> None:
         self._tails.forget(topic)
-        self._waited_for.discard(topic)
+        self._waited_for.pop(topic, None)
 
     async def _every_round(self, work: Callable[[], Awaitable[None]]) -> None:
         while True:
@@ -178,10 +176,8 @@ class SealSchedule:
     async def trim_aged(self) -> None:
         """Remove what has grown too old."""
         for topic in list(self._aging()):
-            try:
+            with _one_of_many(topic):
                 await self._sealer.trim(topic)
-            except TopicGone:
-                continue
             await trio.sleep(PAUSE_S)
 
     async def seal_left_over(self) -> None:
@@ -192,7 +188,7 @@ class SealSchedule:
                 if found not in self._left_over:
                     left_over.add(found)
                     continue
-                with suppress(TopicGone):
+                with _one_of_many(found[0]):
                     await self._sealer.seal(found[0])
                 await trio.sleep(LEFT_OVER_PAUSE_S)
         self._left_over = left_over
@@ -221,3 +217,16 @@ class SealSchedule:
         result = await self._client.range(sessions.start, sessions.end, limit=1, keys_only=True)
         own = self._sessions.current()
         return own is not None and bool(result.kvs) and result.kvs[0].key == self._keys.session(own)
+
+
+@contextmanager
+def _one_of_many(topic: FileId) -> Iterator[None]:
+    """Go on with the next topic if there is something wrong with this one, but not if there is with etcd."""
+    try:
+        yield
+    except etcd.EtcdError:
+        raise
+    except TopicGone:
+        pass
+    except DnpError as error:
+        logger.info("topic %x is not sealed or trimmed: %s", topic, error)

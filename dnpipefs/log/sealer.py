@@ -35,6 +35,7 @@ from dnpipefs.core.sealing import (
 )
 from dnpipefs.core.segment import Block, merge
 from dnpipefs.core.view import Entry, SegmentEntry, TopicView
+from dnpipefs.errors import CorruptData
 from dnpipefs.log.clock import Clock
 from dnpipefs.log.content import Content, Vanished, places
 from dnpipefs.log.failures import TRANSIENT
@@ -112,6 +113,7 @@ class Sealer:
                 return False
             material = await self._read(topic, view, plan)
             if material is None:
+                await self._must_have_changed(topic, state, plan)
                 return False
             await self.at(Step.FETCHED)
             encoded = [_encode(outcome, material, compress=policy.compress) for outcome in plan.outcomes]
@@ -174,6 +176,15 @@ class Sealer:
             times[replaced] = (replaced.info.oldest_ns, replaced.info.newest_ns)
             blocks[replaced] = block
         return _Material(blocks, times)
+
+    async def _must_have_changed(self, topic: FileId, state: TopicState, plan: SealPlan) -> None:
+        """Raise CorruptData if nobody has sealed, trimmed or reset what is gone: it will not come back."""
+        head = etcd.get(self._keys.head(topic), keys_only=True)
+        if (await self._client.transaction(self._guards(topic, state), [head])).succeeded:
+            raise CorruptData(
+                f"messages from offset {plan.start} on of topic {topic:x} are missing in etcd: "
+                "run dnpipefs fsck"
+            )
 
     async def _sealing(
         self,
@@ -251,14 +262,16 @@ class Sealer:
             etcd.touch(keys.last(topic)),
         ]
 
-    async def _guarded(self, topic: FileId, state: TopicState, operations: Sequence[etcd.Op]) -> bool:
-        guards = [
+    def _guards(self, topic: FileId, state: TopicState) -> list[etcd.Compare]:
+        return [
             etcd.compare_mod_revision(self._keys.epoch(topic)) == state.snapshot.generation,
             etcd.compare_mod_revision(self._keys.head(topic)) == state.head_revision,
         ]
+
+    async def _guarded(self, topic: FileId, state: TopicState, operations: Sequence[etcd.Op]) -> bool:
         try:
-            return (await self._client.transaction(guards, operations)).succeeded
-        except etcd.SpaceExceeded:
+            return (await self._client.transaction(self._guards(topic, state), operations)).succeeded
+        except (etcd.SpaceExceeded, etcd.TooManyRequests):  # to come again at once would make it worse
             raise
         except TRANSIENT as error:
             logger.debug("topic %x: a step of sealing went unanswered: %s", topic, error)

@@ -12,8 +12,10 @@ from typing import Final
 import trio
 
 from dnpipefs import etcd
+from dnpipefs.core import generation
 from dnpipefs.core.keys import KeySchema
 from dnpipefs.core.names import FileId
+from dnpipefs.core.sealing import Policy
 from dnpipefs.core.view import TopicView
 from dnpipefs.errors import CorruptData, UnsupportedFormat
 from dnpipefs.log.barrier import Barrier
@@ -61,16 +63,16 @@ class Host:
         self._ways: Final = GatedClient(cluster.store, cluster.network, name, gated=False)
         keys, clock = cluster.keys, SkewedClock(skew_s)
         self.sessions: Final = SessionKeeper(self._ways, keys, mountpoint=None, version="0", ttl=cluster.ttl)
-        self._barrier: Final = Barrier(self.client, keys, op_timeout=OP_TIMEOUT_S)
+        self._barrier: Final = Barrier(self.client, keys, op_timeout=cluster.op_timeout)
         self.log: Final = Log(
             self.client,
             keys,
             clock,
             self.sessions,
             self._barrier,
-            op_timeout=OP_TIMEOUT_S,
-            cache_limit=CACHE_BYTES,
-            policy=lambda topic: cluster.oracle.topics[topic].policy,
+            op_timeout=cluster.op_timeout,
+            cache_limit=cluster.cache_bytes,
+            policy=lambda topic: cluster.policies[topic],
             aging=lambda: [
                 topic.id for topic in cluster.live_topics() if topic.policy.retention.age_ns is not None
             ],
@@ -125,8 +127,11 @@ class Cluster:
         self.store: Final = store
         self.compact: Final = compact
         self.ttl: Final = ttl
+        self.op_timeout = OP_TIMEOUT_S
+        self.cache_bytes = CACHE_BYTES
         self.network: Final = Network()
         self.hosts: Final[list[Host]] = []
+        self.policies: Final[dict[FileId, Policy]] = {}
         self.seen: Final = Counter[str]()
         """What has happened how often."""
         self.failure: AssertionError | None = None
@@ -155,6 +160,15 @@ class Cluster:
     def fail(self, text: str) -> None:
         """Take note of something wrong; the scenario ends with it."""
         self.failure = self.failure or AssertionError(text)
+
+    async def create(self, topic: FileId, policy: Policy) -> Topic:
+        """Create a topic; its name is nobody's business here."""
+        created = self.oracle.topics[topic] = Topic(topic, policy)
+        self.policies[topic] = policy
+        writes = generation.begin(self.keys, topic, EPOCH_NS)
+        await self.store.transaction((), [etcd.put(key, value) for key, value in writes])
+        await self.catch_up()
+        return created
 
     async def catch_up(self) -> None:
         """Let the oracle judge everything that has happened."""

@@ -310,6 +310,12 @@ class Oracle:
         ], "S1: not a prefix of the tail was sealed"
         for entry in entries:
             self._check_entry(topic, generation, entry)
+        retained = generation.messages[view.first_message :]
+        if retained:
+            time_ns = retained[len(retained) // 2][1]
+            since = view.since(time_ns)
+            early = [offset for offset, time, _ in retained if offset < since and time >= time_ns]
+            assert not early, f"a time is looked for from {since} on, and there is one at {early[0]}"
 
     def _check_entry(self, topic: Topic, generation: Generation, entry: Entry) -> None:
         keys = places(self._keys, topic.id, generation.began, entry)

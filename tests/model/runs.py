@@ -51,15 +51,21 @@ async def _in_memory(seed: int, steps: int) -> Counter[str]:
 
 
 async def _on_etcd(endpoint: str, seed: int, steps: int) -> Counter[str]:
+    async with cluster_on_etcd(endpoint, f"/model/{seed}/", random.Random(seed)) as cluster:
+        return await _live(cluster, steps)
+
+
+@asynccontextmanager
+async def cluster_on_etcd(endpoint: str, prefix: str, draw: random.Random) -> AsyncIterator[Cluster]:
+    """Make a cluster without hosts whose store is a real etcd that nobody else uses."""
     async with etcd.open_client([endpoint], timeout=20) as store:
-        prefix = f"/model/{seed}/"
         start, end = prefix.encode(), etcd.prefix_end(prefix.encode())
         first = (await store.range(start, end, limit=1)).revision + 1
         async with store.watch(start, end, start_revision=first) as watch:
             reached = first - 1
 
             async def events() -> Revisions:
-                """Every revision is of this scenario, so the newest one comes on the watch."""
+                """Every revision is of this cluster, so the newest one comes on the watch."""
                 nonlocal reached
                 newest = (await store.range(start, end, limit=1, keys_only=True)).revision
                 taken: dict[int, list[etcd.Event]] = {}
@@ -76,32 +82,32 @@ async def _on_etcd(endpoint: str, seed: int, steps: int) -> Counter[str]:
                     await store.compact(revision)
 
             # The clock is the test's, etcd's is not: its leases must outlive the test.
-            cluster = Cluster(random.Random(seed), prefix, store, events, compact, ttl=600)
-            return await _live(cluster, steps)
+            yield Cluster(draw, prefix, store, events, compact, ttl=600)
 
 
 async def _live(cluster: Cluster, steps: int) -> Counter[str]:
     failure: AssertionError | None = None
     with watched_log() as complaints:
-        async with _ending_nursery() as nursery:
+        async with hosts_of(cluster) as nursery:
             try:
                 await Scenario(cluster, nursery, complaints).live(steps)
             except AssertionError as error:  # not in the group that the hosts' tasks would make of it
                 failure = error
-            for host in cluster.hosts:
-                host.kill()
-            clock = trio.lowlevel.current_clock()
-            assert isinstance(clock, MockClock)
-            clock.autojump_threshold = 0  # what is shielded ends when its time is up
     if failure is not None:
         raise failure
     return cluster.seen + cluster.oracle.seen
 
 
 @asynccontextmanager
-async def _ending_nursery() -> AsyncIterator[trio.Nursery]:
+async def hosts_of(cluster: Cluster) -> AsyncIterator[trio.Nursery]:
+    """Give the hosts of a cluster a nursery, and kill them at the end."""
     async with trio.open_nursery() as nursery:
         try:
             yield nursery
         finally:
+            for host in cluster.hosts:
+                host.kill()
             nursery.cancel_scope.cancel()
+            clock = trio.lowlevel.current_clock()
+            assert isinstance(clock, MockClock)
+            clock.autojump_threshold = 0  # what is shielded ends when its time is up

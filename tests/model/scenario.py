@@ -183,10 +183,7 @@ class Scenario:
     async def _new_topic(self) -> None:
         topic = FileId(0x100 + next(self._numbers))
         policy = Policy(self._draw.choice(_RETENTIONS), self._draw.random() < 0.5)
-        self._cluster.oracle.topics[topic] = Topic(topic, policy)
-        writes = generation.begin(self._cluster.keys, topic, EPOCH_NS)
-        await self._cluster.store.transaction((), [etcd.put(key, value) for key, value in writes])
-        await self._cluster.catch_up()
+        await self._cluster.create(topic, policy)
 
     async def _push(self) -> None:
         host, topic = self._host(), self._topic()
