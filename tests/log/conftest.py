@@ -12,7 +12,7 @@ from trio.testing import MockClock
 
 from dnpipefs.core.batch import Chunk
 from dnpipefs.core.names import FileId, Revision
-from dnpipefs.core.sealing import Policy
+from dnpipefs.core.sealing import KEPT_WRITERS, Policy
 from tests.etcd.conftest import server
 from tests.model.hosts import Cluster, Complaints, Host, watched_log
 from tests.model.oracle import Shown, Topic
@@ -110,6 +110,7 @@ async def hosts(server: EtcdProcess, mock_clock: MockClock) -> AsyncIterator[Hos
         cluster.network.open = True
         cluster.cache_bytes = CACHE_BYTES
         cluster.op_timeout = 30.0
+        cluster.oracle.kept_writers = KEPT_WRITERS
         with watched_log() as complaints:
             async with hosts_of(cluster) as nursery:
                 yield Hosts(cluster, nursery, mock_clock, complaints)

@@ -34,6 +34,11 @@ def on_etcd(endpoint: str, seed: int, steps: int) -> Counter[str]:
 
 
 async def _in_memory(seed: int, steps: int) -> Counter[str]:
+    return await _live(cluster_in_memory(random.Random(seed)), steps)
+
+
+def cluster_in_memory(draw: random.Random) -> Cluster:
+    """Make a cluster without hosts whose store is in memory."""
     store = MemoryEtcd()
     new: Revisions = []
     store.observers.append(lambda revision, events: new.append((revision, events)))
@@ -46,8 +51,7 @@ async def _in_memory(seed: int, steps: int) -> Counter[str]:
     async def compact() -> None:
         store.compact()
 
-    cluster = Cluster(random.Random(seed), "/model/", MemoryClient(store), events, compact, ttl=10)
-    return await _live(cluster, steps)
+    return Cluster(draw, "/model/", MemoryClient(store), events, compact, ttl=10)
 
 
 async def _on_etcd(endpoint: str, seed: int, steps: int) -> Counter[str]:
