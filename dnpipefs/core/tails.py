@@ -30,7 +30,7 @@ LOOK_BYTES: Final = 1 << 20
 """Appended by this host since it last looked: bytes of message data that lie in the tail."""
 LOOK_BATCHES: Final = 1_000
 """Likewise, batches."""
-IDLE_S: Final = 2.0
+IDLE_S: Final = 5.0
 """A topic that nobody has appended to for so long is idle."""
 
 
