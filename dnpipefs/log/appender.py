@@ -90,6 +90,9 @@ class Appender:
         """In the order of their last appends."""
         self._ready: deque[Writer] = deque()
         self._work = trio.lowlevel.ParkingLot()
+        """Committers with nothing to do."""
+        self._answered = trio.lowlevel.ParkingLot()
+        """The committer that waits for a quick commit to be answered."""
         self._room: Final = Budget(QUEUE_LIMIT)
         self._commits: set[_Commit] = set()
         self._waiting = False
@@ -181,7 +184,7 @@ class Appender:
                 self._expire_queued()
             elif not self._may_commit():
                 with self._waiting_at_most(QUICK_S):
-                    await self._work.park()
+                    await self._answered.park()
             else:
                 await self._commit(session)
 
@@ -218,7 +221,7 @@ class Appender:
             for batch in batches:
                 self._release(batch.writer)
             if self._ready:
-                self._work.unpark()
+                (self._answered or self._work).unpark()
 
     def _expire_queued(self) -> None:
         """Fail what waited too long for a session, or waits in vain; none of it was sent."""

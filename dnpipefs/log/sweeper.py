@@ -83,8 +83,7 @@ class Sweeper:
         """Carry out all orders there are now."""
         for kv in await self._orders():
             topic = self._keys.parse_trash(kv.key)
-            self._own.discard(topic)
-            await self.sweep(topic)
+            await self._sweep_whole(topic)
             # Only if nobody reset the topic again meanwhile: that order is a new one.
             await self._client.transaction(
                 [etcd.compare_mod_revision(kv.key) == kv.mod_revision], [etcd.delete(kv.key)]
@@ -97,13 +96,22 @@ class Sweeper:
 
     async def _sweep_own(self) -> None:
         while self._own:
-            topic = self._own.pop()
-            try:
-                await self.sweep(topic)
-            except BaseException:
-                self._own.add(topic)
-                raise
+            await self._sweep_whole(next(iter(self._own)))
         await self._sweep_pending()
+
+    async def _sweep_whole(self, topic: FileId) -> None:
+        """Sweep a topic; if that fails, one of this host's own stays so, though there is an order now.
+
+        The order may be an earlier one, and be carried out by somebody who looked before this host's removal.
+        """
+        own = topic in self._own
+        self._own.discard(topic)  # a removal during the sweep makes it one again
+        try:
+            await self.sweep(topic)
+        except BaseException:
+            if own:
+                self._own.add(topic)
+            raise
 
     async def _sweep_pending(self) -> None:
         """Remove parts that were put for batches of sessions that are gone, so nobody can commit them."""

@@ -1,0 +1,35 @@
+"""What is removed though the order for it was somebody else's, or is gone."""
+
+from __future__ import annotations
+
+from trio.testing import MockClock
+
+from dnpipefs import etcd
+from dnpipefs.log.sweeper import ROUND_S
+from tests.log.conftest import Hosts
+from tests.support.network import Fate
+
+
+async def test_a_topic_deleted_without_order_is_swept_though_an_earlier_order_failed(
+    hosts: Hosts, mock_clock: MockClock
+) -> None:
+    """Etcd is full, so the deletion leaves no order; the order of a reset is there, and goes meanwhile."""
+    host = await hosts.start()
+    topic = await hosts.topic()
+    await hosts.append(host, topic, b"a\n", b"b\n")
+    keys, store, network = hosts.cluster.keys, hosts.cluster.store, hosts.cluster.network
+    await store.put(keys.trash(topic.id), b'{"time":1}')
+    ended = [keys.epoch(topic.id), keys.head(topic.id), keys.last(topic.id), keys.mark(topic.id)]
+    await store.transaction((), [etcd.delete(key) for key in ended])
+    network.open = False
+    host.log.forget(topic.id)
+    [orders] = await hosts.gates("range")
+    orders.open()
+    [look] = await hosts.gates("read")
+    look.open(Fate.REFUSE)
+    await network.settle()
+    await store.delete(keys.trash(topic.id))  # by a host that had looked before the deletion
+    network.open = True
+    await hosts.pass_time(ROUND_S + 5, steps=20)
+    await hosts.cluster.catch_up()
+    assert [hosts.keys(area) for area in (b"tail", b"writer", b"trash", b"seg")] == [[], [], [], []]
