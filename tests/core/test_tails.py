@@ -8,9 +8,16 @@ from collections import Counter
 import pytest
 
 from dnpipefs.core.names import FileId
-from dnpipefs.core.tails import IDLE_S, LOOK_BATCHES, LOOK_BYTES, Due, Tails
+from dnpipefs.core.tails import LOOK_BATCHES, LOOK_BYTES, Due, Tails
 
 ONE, TWO = FileId(1), FileId(2)
+IDLE_S = 2.0
+
+
+@pytest.fixture(autouse=True)
+def round_number(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let the times below be easy to read."""
+    monkeypatch.setattr("dnpipefs.core.tails.IDLE_S", IDLE_S)
 
 
 def test_a_topic_is_due_when_it_is_idle_and_then_not_again() -> None:

@@ -47,6 +47,7 @@ async def test_readers_of_the_same_blocks_fetch_them_once(hosts: Hosts, mock_clo
 
     for entries in (sealed[:2], sealed[:2], sealed[1:], sealed[2:], sealed):
         host.nursery.start_soon(fetch, list(entries))
+        await hosts.gates("read")  # trio starts tasks in no order
     first, second = await hosts.gates("read")  # of the first two blocks, and of the third
     assert all(host.log.content.holds(topic.id, generation, entry) for entry in sealed)
     second.open()

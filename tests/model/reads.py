@@ -108,7 +108,9 @@ class Reading:
             if promised is not None and (promised.ended is None or promised.ended > view.revision):
                 self._cluster.fail(f"M4: {who} shows an end that had not come")
             return
-        shown = next(each for each in self._topic.generations if each.began == view.generation)
+        shown = next((each for each in self._topic.generations if each.began == view.generation), None)
+        if shown is None:  # the judge, too, has to hear of it from etcd
+            return
         if shown.ended is not None and shown.ended <= promise.revision:
             self._cluster.fail(f"D5: {who} shows generation {shown.began}, which had ended before")
         if shown is promised and view.end < promise.end:
