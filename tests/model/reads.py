@@ -108,9 +108,11 @@ class Reading:
             if promised is not None and (promised.ended is None or promised.ended > view.revision):
                 self._cluster.fail(f"M4: {who} shows an end that had not come")
             return
-        shown = next((each for each in self._topic.generations if each.began == view.generation), None)
-        if shown is None:  # the judge, too, has to hear of it from etcd
+        known = [each for each in self._topic.generations if each.began == view.generation]
+        if not known:
+            self._cluster.fail(f"D5: {who} shows generation {view.generation}, which never was")
             return
+        [shown] = known
         if shown.ended is not None and shown.ended <= promise.revision:
             self._cluster.fail(f"D5: {who} shows generation {shown.began}, which had ended before")
         if shown is promised and view.end < promise.end:
