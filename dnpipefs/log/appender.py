@@ -45,7 +45,8 @@ NO_SESSION_S: Final = 0.5
 QUICK_BYTES: Final = 64 << 10
 QUICK_S: Final = 0.01
 """A commit smaller than QUICK_BYTES and younger than QUICK_S is worth waiting for: what gathers meanwhile
-goes into one transaction. A larger or older one holds nobody up."""
+goes into one transaction. A larger or older one holds nobody up. Nor does one of no more topics than have
+gathered: a second one beside it is as large, and etcd works on it while this host handles the first."""
 BATCH_LIMIT: Final = 1_300_000
 """Bytes of message data that pushes are gathered to, a table of lengths included: one transaction. A bit more
 than 1 MiB, so that a write of 1 MiB with the beginning of its first line, held since the write before, is
@@ -65,6 +66,7 @@ class _Commit:
 
     since: float
     size: int
+    topics: int
     shield: trio.CancelScope = field(default_factory=lambda: trio.CancelScope(shield=True))
 
 
@@ -91,8 +93,8 @@ class Appender:
         self._ready: deque[Writer] = deque()
         self._work = trio.lowlevel.ParkingLot()
         """Committers with nothing to do."""
-        self._answered = trio.lowlevel.ParkingLot()
-        """The committer that waits for a quick commit to be answered."""
+        self._turn = trio.lowlevel.ParkingLot()
+        """The committer that waits until another transaction may be sent."""
         self._room: Final = Budget(QUEUE_LIMIT)
         self._commits: set[_Commit] = set()
         self._waiting = False
@@ -123,6 +125,8 @@ class Appender:
                 await self._commit(session)
             elif not self._waiting:
                 self._work.unpark()  # to wait for a session, or for a commit that may not be quick after all
+            elif self._turn and self._may_commit():
+                self._turn.unpark()
             if not push.settled.is_set():
                 await push.settled.wait()
         finally:
@@ -184,7 +188,7 @@ class Appender:
                 self._expire_queued()
             elif not self._may_commit():
                 with self._waiting_at_most(QUICK_S):
-                    await self._answered.park()
+                    await self._turn.park()
             else:
                 await self._commit(session)
 
@@ -200,14 +204,18 @@ class Appender:
 
     def _may_commit(self) -> bool:
         now = trio.current_time()
-        return len(self._commits) < COMMITTERS and all(
-            commit.size > QUICK_BYTES or now - commit.since > QUICK_S for commit in self._commits
-        )
+        quick = [
+            commit for commit in self._commits if commit.size <= QUICK_BYTES and now - commit.since <= QUICK_S
+        ]
+        if not quick:
+            return len(self._commits) < COMMITTERS
+        return len(self._commits) == 1 and len(self._ready) >= quick[0].topics
 
     async def _commit(self, session: SessionId) -> None:
         """Take what is ready and settle it; then see to it that somebody takes what came meanwhile."""
         batches = self._take(session)
-        commit = _Commit(trio.current_time(), sum([batch.payload.size for batch in batches]))
+        size = sum([batch.payload.size for batch in batches])
+        commit = _Commit(trio.current_time(), size, len(batches))
         self._commits.add(commit)
         try:
             with commit.shield:
@@ -221,7 +229,7 @@ class Appender:
             for batch in batches:
                 self._release(batch.writer)
             if self._ready:
-                (self._answered or self._work).unpark()
+                (self._turn or self._work).unpark()
 
     def _expire_queued(self) -> None:
         """Fail what waited too long for a session, or waits in vain; none of it was sent."""
