@@ -23,6 +23,8 @@ from dnpipefs.core.sealing import Policy, Retention
 from dnpipefs.etcd.releases import RECOMMENDED, known_fault
 from dnpipefs.etcd.server import DEFAULT_QUOTA_BYTES, EmbeddedServer, embedded_server
 from dnpipefs.etcd.upkeep import Upkeep
+from dnpipefs.groups import Groups
+from dnpipefs.groups.dead_letters import DeadLetters
 from dnpipefs.log.barrier import Barrier
 from dnpipefs.log.clock import SystemClock
 from dnpipefs.log.content import CACHE_LIMIT
@@ -71,6 +73,7 @@ class Cluster:
     client: etcd.Client
     log: Log
     namespace: Namespace
+    groups: Groups
 
     async def space(self) -> etcd.Space:
         """Return how full etcd is. Raises EtcdError."""
@@ -177,8 +180,17 @@ async def _join(settings: Settings, mountpoint: str | None) -> AsyncIterator[Clu
             policy=lambda topic: _policy(namespace.config_of(topic)),
             aging=namespace.aging,
         )
+        groups = Groups(
+            client,
+            keys,
+            log,
+            namespace.config_of,
+            DeadLetters(namespace, log).put,
+            op_timeout=op_timeout,
+        )
         nursery.start_soon(sessions.run)
         nursery.start_soon(barrier.run)
         await nursery.start(namespace.run)
         await nursery.start(log.run)
-        yield Cluster(settings, client, log, namespace)
+        await nursery.start(groups.run)
+        yield Cluster(settings, client, log, namespace, groups)

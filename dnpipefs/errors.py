@@ -42,6 +42,14 @@ class NotPermitted(UsageError):
     """An operation topics do not have (hard links, symlinks, FIFOs, devices)."""
 
 
+class AccessDenied(UsageError):
+    """A view of a topic can be read, and rewound, but not written to."""
+
+
+class WouldBlock(DnpError):
+    """There is nothing to read now, and the reader does not want to wait."""
+
+
 class ReadOnlySetting(NotPermitted):
     """What is known of a topic, such as its generation, can be read only."""
 

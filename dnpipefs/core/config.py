@@ -21,9 +21,11 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Final, NamedTuple
 
-from dnpipefs.core.names import FileId, Offset, Revision
-from dnpipefs.errors import InvalidSetting, ReadOnlySetting
+from dnpipefs.core.names import FileId, Offset, Revision, check_new_name, parse_path
+from dnpipefs.errors import InvalidName, InvalidSetting, ReadOnlySetting
 
+DEAD_SUFFIX: Final = ".dead"
+"""Of the name of a topic's dead letters."""
 MESSAGE_LIMIT: Final = 16 << 20
 """Bytes that `max_message` can be at most."""
 _NUMBER_LIMIT: Final = 2**63
@@ -48,6 +50,24 @@ class Compression(enum.StrEnum):
     NONE = "none"
 
 
+class Start(enum.StrEnum):
+    """Where a consumer group begins that nobody has read yet."""
+
+    FIRST = "first"
+    LAST = "last"
+
+
+class Ack(enum.StrEnum):
+    """What tells that a message of a group is done."""
+
+    EXIT_STATUS = "exit-status"
+    """The next read, or the last close by a process that lives or ends with status 0."""
+    NEXT_READ = "next-read"
+    """The next read only."""
+    DELIVERY = "delivery"
+    """That it was handed out: at most once."""
+
+
 @dataclass(frozen=True, slots=True)
 class TopicConfig:
     """The settings of one topic in effect, or those that a directory hands down."""
@@ -60,6 +80,16 @@ class TopicConfig:
     max_message: int = 8 << 20
     """Bytes of the largest message that is taken, newline included."""
     compression: Compression = Compression.ZSTD
+    start: Start = Start.FIRST
+    ack: Ack = Ack.EXIT_STATUS
+    batch: int = 1
+    """Messages of a group that one read returns at most."""
+    visibility_timeout_ns: int | None = None
+    """How long a reader may have a message of a group before another one gets it; None: while it lives."""
+    max_deliveries: int | None = None
+    """How often a message of a group is delivered before it is a dead letter."""
+    dead_letter: str | None = None
+    """The topic for dead letters; None: beside the topic, with its name and DEAD_SUFFIX."""
 
     @property
     def compress(self) -> bool:
@@ -175,13 +205,37 @@ _AGES: Final = {
 }
 
 
+class _Path:
+    """A topic's path."""
+
+    allowed: Final = "the path of a topic such as team/jobs.dead, or none"
+
+    def parse(self, text: str) -> Value:
+        return self.load(None if text in ("", "none") else text)
+
+    def load(self, stored: object) -> Value:
+        if stored is None:
+            return None
+        if not isinstance(stored, str):
+            raise ValueError  # noqa: TRY004 - as for all values that do not parse
+        try:
+            *_, name = parse_path(stored)
+            check_new_name(name)
+        except InvalidName:
+            raise ValueError from None
+        return stored.strip("/")
+
+    def format(self, value: Value) -> str:
+        return "none" if value is None else str(value)
+
+
 @dataclass(frozen=True, slots=True)
 class Setting:
     """One setting: its name, and which attribute of `TopicConfig` it is."""
 
     name: str
     attribute: str
-    form: _Choice | _Quantity
+    form: _Choice | _Quantity | _Path
 
     @property
     def default(self) -> Value:
@@ -228,6 +282,20 @@ SETTINGS: Final[Mapping[str, Setting]] = {
             ),
         ),
         ("compression", "compression", _Choice(Compression)),
+        ("start", "start", _Choice(Start)),
+        ("ack", "ack", _Choice(Ack)),
+        (
+            "batch",
+            "batch",
+            _Quantity("a number from 1 to 10000", {"": 1}, ("",), largest=10_000, optional=False),
+        ),
+        (
+            "visibility_timeout",
+            "visibility_timeout_ns",
+            _Quantity("a time such as 500ms, 30s or 15m", _AGES, ("d", "h", "m", "s", "ms", "ns")),
+        ),
+        ("max_deliveries", "max_deliveries", _Quantity("a number such as 5", {"": 1}, ("",))),
+        ("dead_letter", "dead_letter", _Path()),
     )
 }
 """All settings by name, in the order in which they are shown."""

@@ -348,6 +348,41 @@ class KeySchema:
         """All state of all consumer groups of a topic."""
         return prefix_range(self._group + _hex(topic) + b"/")
 
+    def group(self, topic: FileId, name: bytes) -> KeyRange:
+        """All state of one group."""
+        return prefix_range(self._group_base(topic, name))
+
+    def cursor(self, topic: FileId, name: bytes) -> bytes:
+        """How far a group has claimed its topic."""
+        return self._group_base(topic, name) + b"cursor"
+
+    def returned(self, topic: FileId, name: bytes) -> bytes:
+        """What a group's members gave back."""
+        return self._group_base(topic, name) + b"returned"
+
+    def member(self, topic: FileId, name: bytes, session: SessionId) -> bytes:
+        """What one host has claimed of a group and not acknowledged; not on its lease."""
+        return self._group_base(topic, name) + b"member/" + _hex(session)
+
+    def members(self, topic: FileId, name: bytes) -> KeyRange:
+        """All members of a group."""
+        return prefix_range(self._group_base(topic, name) + b"member/")
+
+    def parse_group(self, topic: FileId, key: bytes) -> tuple[bytes, bytes]:
+        """Return a group's name and what of it the key is, such as ``cursor``. Raises CorruptData."""
+        base = self._group + _hex(topic) + b"/"
+        name, slash, rest = key[len(base) :].partition(b"/")
+        if not key.startswith(base) or not slash:
+            raise CorruptData(f"{key!r} is of no group of topic {topic:x}")
+        return name, rest
+
+    def parse_member(self, key: bytes) -> SessionId:
+        """Return the session of a member's key. Raises CorruptData."""
+        return SessionId(_number(key, len(key) - 16, len(key)))
+
+    def _group_base(self, topic: FileId, name: bytes) -> bytes:
+        return self._group + _hex(topic) + b"/" + name + b"/"
+
     def session(self, session: SessionId) -> bytes:
         """Who a session is; on its lease."""
         return self._session + _hex(session)

@@ -21,11 +21,13 @@ NOTHING_SET: Final = StoredConfig()
 """Shared by all entries with nothing set, which is most of them."""
 
 
-def _dump(value: Mapping[str, object]) -> bytes:
+def dump(value: Mapping[str, object]) -> bytes:
+    """Return a value as JSON, the same bytes for the same content."""
     return json.dumps(value, separators=(",", ":"), sort_keys=True).encode()
 
 
-def _load(key: bytes, raw: bytes) -> dict[str, Any]:
+def load(key: bytes, raw: bytes) -> dict[str, Any]:
+    """Parse a value that is a JSON object. Raises CorruptData."""
     try:
         value = json.loads(raw)
     except ValueError:
@@ -35,7 +37,8 @@ def _load(key: bytes, raw: bytes) -> dict[str, Any]:
     return value
 
 
-def _integer(key: bytes, value: Mapping[str, Any], name: str) -> int:
+def integer(key: bytes, value: Mapping[str, Any], name: str) -> int:
+    """Return a field that is a whole number. Raises CorruptData."""
     number = value.get(name)
     if type(number) is not int:
         raise CorruptData(f"{key!r}: field {name!r} is missing or not a whole number")
@@ -65,13 +68,13 @@ class Meta:
 
     def encode(self) -> bytes:
         """Return the value of the ``meta`` key."""
-        return _dump({"format": self.format, "cluster": self.cluster})
+        return dump({"format": self.format, "cluster": self.cluster})
 
     @classmethod
     def decode(cls, key: bytes, raw: bytes) -> Meta:
         """Parse; UnsupportedFormat when a later release wrote it."""
-        value = _load(key, raw)
-        version = _integer(key, value, "format")
+        value = load(key, raw)
+        version = integer(key, value, "format")
         if version != FORMAT_VERSION:
             raise UnsupportedFormat(
                 f"the data under this prefix has format version {version}, this release knows "
@@ -98,7 +101,7 @@ class Inode:
 
     def encode(self) -> bytes:
         """Return the value of the entry's key."""
-        return _dump(
+        return dump(
             {
                 "id": f"{self.id:x}",
                 "kind": self.kind.value,
@@ -114,16 +117,16 @@ class Inode:
     @classmethod
     def decode(cls, key: bytes, raw: bytes) -> Inode:
         """Parse the value of an entry's key."""
-        value = _load(key, raw)
+        value = load(key, raw)
         try:
             return cls(
                 id=FileId(int(_text(key, value, "id"), 16)),
                 kind=Kind(_text(key, value, "kind")),
                 mode=int(_text(key, value, "mode"), 8),
-                uid=_integer(key, value, "uid"),
-                gid=_integer(key, value, "gid"),
-                mtime_ns=_integer(key, value, "mtime"),
-                ctime_ns=_integer(key, value, "ctime"),
+                uid=integer(key, value, "uid"),
+                gid=integer(key, value, "gid"),
+                mtime_ns=integer(key, value, "mtime"),
+                ctime_ns=integer(key, value, "ctime"),
                 config=StoredConfig(stored) if (stored := _object(key, value, "config")) else NOTHING_SET,
             )
         except ValueError as error:
@@ -166,13 +169,13 @@ class Index:
 
     def encode(self) -> bytes:
         """Return the value of a page."""
-        return _dump({"messages": self.first_message, "segments": _segment_rows(self.segments)})
+        return dump({"messages": self.first_message, "segments": _segment_rows(self.segments)})
 
     @classmethod
     def decode(cls, key: bytes, raw: bytes, start: Offset) -> Index:
         """Parse the value of a page that begins at *start*."""
-        value = _load(key, raw)
-        return cls(start, _integer(key, value, "messages"), _segments(key, value))
+        value = load(key, raw)
+        return cls(start, integer(key, value, "messages"), _segments(key, value))
 
 
 @dataclass(frozen=True, slots=True)
@@ -216,22 +219,22 @@ class Head:
             value["forgotten"] = self.forgotten
         if self.segments:
             value["segments"] = _segment_rows(self.segments)
-        return _dump(value)
+        return dump(value)
 
     @classmethod
     def decode(cls, key: bytes, raw: bytes) -> Head:
         """Parse the value of a head key. Fields that were 0 or empty may be missing."""
         if raw == EMPTY_HEAD_VALUE:
             return _EMPTY_HEAD
-        value = _load(key, raw)
+        value = load(key, raw)
         writers = _object(key, value, "writers")
         return cls(
-            Offset(_integer(key, value, "offset")),
-            _integer(key, value, "messages"),
-            Offset(_integer(key, value, "first")),
-            _integer(key, {"first_message": 0} | value, "first_message"),
-            {name: _integer(key, writers, name) for name in writers},
-            Revision(_integer(key, {"forgotten": 0} | value, "forgotten")),
+            Offset(integer(key, value, "offset")),
+            integer(key, value, "messages"),
+            Offset(integer(key, value, "first")),
+            integer(key, {"first_message": 0} | value, "first_message"),
+            {name: integer(key, writers, name) for name in writers},
+            Revision(integer(key, {"forgotten": 0} | value, "forgotten")),
             _segments(key, {"segments": []} | value),
         )
 
@@ -296,20 +299,20 @@ class Mark:
             value |= {"start": self.start, "first_message": self.first_message}
         if self.kind == self.SEAL:
             value["segments"] = _segment_rows(self.segments)
-        return _dump(value)
+        return dump(value)
 
     @classmethod
     def decode(cls, key: bytes, raw: bytes) -> Mark:
         """Parse; UnsupportedFormat for a kind of a later release."""
-        value = _load(key, raw)
-        kind, time_ns = _text(key, value, "kind"), _integer(key, value, "time")
+        value = load(key, raw)
+        kind, time_ns = _text(key, value, "kind"), integer(key, value, "time")
         if kind == cls.RESET:
             return cls(kind, time_ns)
         if kind not in (cls.SEAL, cls.TRIM):
             raise UnsupportedFormat(f"{key!r}: mark of kind {kind!r}; upgrade dnpipefs on this host")
-        start = Offset(_integer(key, value, "start"))
+        start = Offset(integer(key, value, "start"))
         segments = _segments(key, value) if kind == cls.SEAL else ()
-        return cls(kind, time_ns, start, _integer(key, value, "first_message"), segments)
+        return cls(kind, time_ns, start, integer(key, value, "first_message"), segments)
 
 
 _EMPTY_HEAD: Final = Head()
@@ -326,12 +329,12 @@ def decode_time(key: bytes, raw: bytes) -> int:
     """Parse the value of an epoch or last key."""
     if raw.startswith(b'{"time":') and raw.endswith(b"}") and (digits := raw[8:-1]).isdigit():
         return int(digits)  # as `encode_time` makes it: some thousands are read for a listing
-    return _integer(key, _load(key, raw), "time")
+    return integer(key, load(key, raw), "time")
 
 
 def encode_session(*, host: str, pid: int, mountpoint: str | None, version: str) -> bytes:
     """Return the value of a session key."""
-    return _dump({"host": host, "pid": pid, "mountpoint": mountpoint, "version": version})
+    return dump({"host": host, "pid": pid, "mountpoint": mountpoint, "version": version})
 
 
 @dataclass(frozen=True, slots=True)
@@ -346,11 +349,11 @@ class SessionRecord:
     @classmethod
     def decode(cls, key: bytes, raw: bytes) -> SessionRecord:
         """Parse the value of a session key."""
-        value = _load(key, raw)
+        value = load(key, raw)
         mountpoint = value.get("mountpoint")
         return cls(
             _text(key, value, "host"),
-            _integer(key, value, "pid"),
+            integer(key, value, "pid"),
             None if mountpoint is None else _text(key, value, "mountpoint"),
             _text(key, value, "version"),
         )

@@ -35,7 +35,7 @@ from dnpipefs import errors, etcd
 from dnpipefs.core.names import FileId, Offset
 from dnpipefs.fuse import readiness
 from dnpipefs.fuse.nodes import NodeId, NodeTable
-from dnpipefs.vfs import Attributes, FileSystem, Listing, TopicHandle
+from dnpipefs.vfs import Attributes, FileSystem, Listing, TopicHandle, ViewHandle
 
 logger: Final = logging.getLogger(__name__)
 
@@ -55,6 +55,8 @@ ERRNO: Final[tuple[tuple[type[Exception], int], ...]] = (
     (errors.NotInSequence, errno.ESPIPE),
     (errors.MessageTooLarge, errno.EMSGSIZE),
     (errors.NotPermitted, errno.EPERM),
+    (errors.AccessDenied, errno.EACCES),
+    (errors.WouldBlock, errno.EAGAIN),
     (errors.NotSupported, errno.EOPNOTSUPP),
     (errors.NoSuchAttribute, pyfuse3.ENOATTR),
     (errors.NotFound, errno.ENOENT),
@@ -80,6 +82,7 @@ _QUIET: Final = (
     errors.AlreadyExists,
     errors.NotEmpty,
     errors.NotADirectory,
+    errors.WouldBlock,
 )
 """What a caller did and sees in its errno; not worth a line in the log."""
 _SAID: Final = (errors.InvalidSetting,)
@@ -119,7 +122,7 @@ def _errno(operation: str, error: Exception) -> int:
 @dataclass(slots=True, eq=False)
 class _OpenFile:
     node: NodeId
-    handle: TopicHandle
+    handle: TopicHandle | ViewHandle
     counted: bool = False
     """The node table knows that it has written."""
 
@@ -326,6 +329,7 @@ class Adapter(pyfuse3.Operations):
             topic,
             read=access in (os.O_RDONLY, os.O_RDWR),
             append=bool(flags & os.O_APPEND),
+            wait=not flags & os.O_NONBLOCK,
         )
         self._nodes.opened(node, pid=ctx.pid)
         fh = next(self._next_handle)

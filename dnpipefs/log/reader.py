@@ -116,6 +116,25 @@ class Reader:
                 found = _messages(zip(entries, blocks, strict=True))
                 return (message for message in found if message.offset >= offset), entries[-1].end
 
+    async def ordinal(self, offset: Offset) -> tuple[Offset, int]:
+        """Return where the first message at or behind *offset* begins, and how many come before it.
+
+        Of the generation, those that retention removed included. Raises TopicGone, TimedOut.
+        """
+        view = await self.view()
+        start = max(offset, view.first)
+        entries = view.locate(start, 1)
+        if not entries:
+            return view.end, view.messages
+        entry = entries[0]
+        message = entry.first_message
+        messages, _ = await self.messages(entry.start, 1)
+        for found in messages:
+            if found.offset >= start:
+                return found.offset, message
+            message += 1
+        return entry.end, entry.end_message
+
     def _note(self, vanished: Vanished, before: Entry | None) -> Entry:
         """Return the entry that has vanished, unless it is what a view says that has caught up since."""
         entry = vanished.entry

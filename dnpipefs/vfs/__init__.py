@@ -7,5 +7,6 @@ translates both ways.
 from dnpipefs.vfs.filesystem import Attributes, FileSystem, Usage
 from dnpipefs.vfs.handles import TopicHandle
 from dnpipefs.vfs.listings import Listing
+from dnpipefs.vfs.views import ViewHandle
 
-__all__ = ["Attributes", "FileSystem", "Listing", "TopicHandle", "Usage"]
+__all__ = ["Attributes", "FileSystem", "Listing", "TopicHandle", "Usage", "ViewHandle"]

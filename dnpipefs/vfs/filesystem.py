@@ -11,15 +11,24 @@ from typing import Any, Final, NamedTuple
 import trio
 
 from dnpipefs.cluster import Cluster
-from dnpipefs.core.names import FileId, Kind
+from dnpipefs.core.names import FileId, Kind, Offset
 from dnpipefs.core.sizes import FRESH_S
 from dnpipefs.core.tree import Entry
-from dnpipefs.errors import DnpError, InvalidArgument, IsADirectory, NotPermitted, TopicGone
+from dnpipefs.errors import DnpError, InvalidArgument, IsADirectory, NotFound, NotPermitted, TopicGone
 from dnpipefs.log.budget import Budget
 from dnpipefs.log.failures import deadline
 from dnpipefs.log.log import TopicStat
 from dnpipefs.vfs.handles import HELD_LIMIT, OpenTopic, TopicHandle
 from dnpipefs.vfs.listings import Listing, Listings
+from dnpipefs.vfs.views import (
+    GroupHandle,
+    RewindHandle,
+    SubscriptionHandle,
+    View,
+    ViewHandle,
+    ViewTable,
+    parse_view,
+)
 from dnpipefs.vfs.xattrs import ExtendedAttributes
 
 logger: Final = logging.getLogger(__name__)
@@ -66,6 +75,7 @@ class FileSystem:
         self.xattrs: Final = ExtendedAttributes(cluster.namespace, cluster.log)
         self._listings: Final = Listings(cluster.log)
         self._open: dict[FileId, OpenTopic] = {}
+        self._views: Final = ViewTable()
         self._handles: set[TopicHandle] = set()
         self._held: Final = Budget(HELD_LIMIT)
 
@@ -74,6 +84,11 @@ class FileSystem:
 
         Raises NotFound (confirmed with etcd), NotADirectory, NameTooLong, TimedOut.
         """
+        if (parsed := parse_view(name)) is not None:
+            topic = await self._namespace.lookup(parent, parsed[0])
+            if topic.is_directory:
+                raise NotFound("directories have no views")
+            return self._view_attributes(self._views.id_of(View(topic.id, parsed[1])), topic)
         entry = await self._namespace.lookup(parent, name)
         found = None if entry.is_directory else self._log.peek(entry.id, self._fresh_s(entry))
         if found is not None and (opened := self._open.get(entry.id)) is not None:
@@ -82,6 +97,8 @@ class FileSystem:
 
     async def attributes(self, file: FileId) -> Attributes:
         """Return current attributes. Raises TopicGone, TimedOut."""
+        if (view := self._views.get(file)) is not None:
+            return self._view_attributes(file, await self._namespace.entry(view.topic))
         entry = await self._namespace.entry(file)
         if entry.is_directory:
             return self._attributes(entry, None)
@@ -139,7 +156,13 @@ class FileSystem:
         return self._attributes(entry, None)
 
     async def unlink(self, parent: FileId, name: bytes) -> None:
-        """Delete a topic. Raises NotFound, IsADirectory."""
+        """Delete a topic, or a consumer group. Raises NotFound, IsADirectory."""
+        if (parsed := parse_view(name)) is not None:
+            topic = await self._namespace.lookup(parent, parsed[0])
+            if parsed[1] is None:
+                raise NotPermitted("a subscription is not kept anywhere, so it cannot be removed")
+            await self._cluster.groups.delete(topic.id, parsed[1])
+            return
         self._log.forget(await self._namespace.unlink(parent, name))
 
     async def remove_directory(self, parent: FileId, name: bytes) -> None:
@@ -161,6 +184,9 @@ class FileSystem:
 
     async def truncate(self, topic: FileId, size: int) -> None:
         """Reset a topic (size 0), or do nothing (the current size). Raises InvalidArgument, IsADirectory."""
+        if (view := self._views.get(topic)) is not None:
+            await self._rewind(view, size)
+            return
         entry = await self._namespace.entry(topic)
         if entry.is_directory:
             raise IsADirectory("a directory cannot be truncated")
@@ -169,11 +195,15 @@ class FileSystem:
         elif size != (await self._log.stat(topic)).end:
             raise InvalidArgument("a topic can be truncated to 0 (reset) only")
 
-    async def open(self, topic: FileId, *, read: bool, append: bool) -> TopicHandle:
-        """Open a topic. For reading, everything acknowledged anywhere before is in it.
+    async def open(
+        self, topic: FileId, *, read: bool, append: bool, wait: bool = True
+    ) -> TopicHandle | ViewHandle:
+        """Open a topic or a view. For reading, everything acknowledged anywhere before is in it.
 
-        Raises TopicGone, IsADirectory, TimedOut.
+        *wait*: reads of a view wait for messages. Raises TopicGone, IsADirectory, TimedOut, OutOfSpace.
         """
+        if (view := self._views.get(topic)) is not None:
+            return await self._open_view(view, read=read, wait=wait)
         entry = await self._namespace.entry(topic)
         if entry.is_directory:
             raise IsADirectory("a directory cannot be opened as a topic")
@@ -202,14 +232,38 @@ class FileSystem:
         self._handles.add(handle)
         return handle
 
-    async def close(self, handle: TopicHandle) -> None:
-        """Close a handle. Raises as its last flush does; it is closed all the same."""
+    async def close(self, handle: TopicHandle | ViewHandle, *, well: bool = True) -> None:
+        """Close a handle. Raises as its last flush does; it is closed all the same.
+
+        *well*: whoever opened it lives, or ends with success.
+        """
+        if not isinstance(handle, TopicHandle):
+            await handle.close(well=well)
+            return
         self._handles.discard(handle)
         shared = self._open[handle.topic]
         shared.handles -= 1
         if not shared.handles:
             del self._open[handle.topic]
         await handle.close()
+
+    async def _open_view(self, view: View, *, read: bool, wait: bool) -> ViewHandle:
+        if not read:
+            return RewindHandle()
+        if view.group is None:
+            reader, live = await self._log.open_reader(view.topic)
+            return SubscriptionHandle(self._log, reader, live, wait=wait)
+        member = await self._cluster.groups.open(view.topic, view.group)
+        return GroupHandle(self._cluster.groups, member, self._namespace.config_of(view.topic), wait=wait)
+
+    async def _rewind(self, view: View, size: int) -> None:
+        if view.group is None:
+            raise InvalidArgument("a subscription cannot be rewound: use a group, topic@NAME")
+        await self._cluster.groups.rewind(view.topic, view.group, lambda _: Offset(size))
+
+    def _view_attributes(self, view: FileId, topic: Entry) -> Attributes:
+        """Return a view's attributes: the topic's, with no size, since nobody can tell what comes."""
+        return self._attributes(topic, None)._replace(id=view, exact=False)
 
     async def flush(self) -> None:
         """Commit what open handles hold behind the last newline, before the mount ends.

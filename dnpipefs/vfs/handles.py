@@ -54,6 +54,11 @@ class OpenTopic:
 class TopicHandle:
     """One open(2) of a topic."""
 
+    blocking: Final = False
+    """A read waits for messages."""
+    readable: Final = True
+    """A read would return at once."""
+
     def __init__(
         self,
         log: Log,
@@ -190,8 +195,8 @@ class TopicHandle:
         finally:
             self._lock.release()
 
-    async def close(self) -> None:
-        """Let go of the topic, whatever becomes of the last flush."""
+    async def close(self, *, well: bool = True) -> None:
+        """Let go of the topic, whatever becomes of the last flush and of whoever opened it."""
         try:
             await self.flush()
         finally:

@@ -1,0 +1,74 @@
+"""The values of a group's keys: JSON objects, as in `records.py`."""
+
+from __future__ import annotations
+
+from typing import Any, Final
+
+from dnpipefs.core.group import Cursor, Held, Returned, Term
+from dnpipefs.core.intervals import Stretch, Stretches
+from dnpipefs.core.names import Offset, Revision
+from dnpipefs.core.records import dump, integer, load
+from dnpipefs.errors import CorruptData
+
+_TERM: Final = ("generation", "rewinds")
+
+
+def encode_cursor(cursor: Cursor) -> bytes:
+    """Return the value of a group's ``cursor`` key."""
+    return dump({**_term(cursor.term), "offset": cursor.offset, "message": cursor.message})
+
+
+def decode_cursor(key: bytes, raw: bytes) -> Cursor:
+    """Parse the value of a ``cursor`` key. Raises CorruptData."""
+    value = load(key, raw)
+    return Cursor(
+        _decode_term(key, value), Offset(integer(key, value, "offset")), integer(key, value, "message")
+    )
+
+
+def encode_held(held: Held) -> bytes:
+    """Return the value of a ``member`` key."""
+    return dump({**_term(held.term), **_stretches(held.stretches), "messages": held.messages})
+
+
+def decode_held(key: bytes, raw: bytes) -> Held:
+    """Parse the value of a ``member`` key. Raises CorruptData."""
+    value = load(key, raw)
+    return Held(_decode_term(key, value), _decode_stretches(key, value), integer(key, value, "messages"))
+
+
+def encode_returned(returned: Returned) -> bytes:
+    """Return the value of a ``returned`` key."""
+    return dump({**_term(returned.term), **_stretches(returned.stretches), "messages": returned.messages})
+
+
+def decode_returned(key: bytes, raw: bytes) -> Returned:
+    """Parse the value of a ``returned`` key. Raises CorruptData."""
+    value = load(key, raw)
+    return Returned(_decode_term(key, value), _decode_stretches(key, value), integer(key, value, "messages"))
+
+
+def _term(term: Term) -> dict[str, object]:
+    return {"generation": f"{term.generation:x}", "rewinds": term.rewinds}
+
+
+def _decode_term(key: bytes, value: dict[str, Any]) -> Term:
+    try:
+        generation = Revision(int(value["generation"], 16))
+    except (KeyError, TypeError, ValueError):
+        raise CorruptData(f"{key!r}: field 'generation' is missing or not a hexadecimal number") from None
+    return Term(generation, integer(key, value, "rewinds"))
+
+
+def _stretches(stretches: Stretches) -> dict[str, object]:
+    return {"stretches": [list(stretch) for stretch in stretches]}
+
+
+def _decode_stretches(key: bytes, value: dict[str, Any]) -> Stretches:
+    found = value.get("stretches")
+    if not isinstance(found, list) or any(type(number) is not int for item in found for number in item):
+        raise CorruptData(f"{key!r}: field 'stretches' is missing or not a list of numbers")
+    try:
+        return Stretches(Stretch(Offset(start), Offset(end), deliveries) for start, end, deliveries in found)
+    except (TypeError, ValueError) as error:
+        raise CorruptData(f"{key!r}: field 'stretches' does not parse: {error}") from None

@@ -1,0 +1,310 @@
+"""The consumer groups that this host takes part in, and what can be done to any of them.
+
+Tasks, in the nursery of `Groups.run`: of each member the one that makes its changes (`Member.run`), one that
+follows its topic, two that watch its shared records, and one that looks for hosts that are gone; one
+watches all sessions.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
+from typing import Final, NamedTuple
+
+import trio
+
+from dnpipefs import etcd
+from dnpipefs.core.config import Start, TopicConfig
+from dnpipefs.core.group import Cursor, Returned, Term
+from dnpipefs.core.group_records import decode_cursor, decode_held, decode_returned
+from dnpipefs.core.keys import KeySchema
+from dnpipefs.core.names import FileId, Offset, SessionId
+from dnpipefs.core.view import TopicView
+from dnpipefs.errors import DnpError, NotFound, TopicGone
+from dnpipefs.groups.member import PATIENCE_S, Delivery, Member
+from dnpipefs.groups.records import GroupKeys
+from dnpipefs.log.failures import TRANSIENT, Backoff, deadline
+from dnpipefs.log.log import Log
+from dnpipefs.log.views import LiveView
+
+logger: Final = logging.getLogger(__name__)
+
+LINGER_S: Final = 5.0
+"""How long a member outlives its last reader: a shell loop that opens it again and again pays for one."""
+
+DeadLetter = Callable[[FileId, bytes, Delivery], Awaitable[None]]
+"""Puts a message that was delivered too often where dead letters go; then it is taken as done."""
+
+
+class GroupFacts(NamedTuple):
+    """What is known of a group."""
+
+    name: bytes
+    offset: Offset
+    """What lies before it has been claimed."""
+    message: int
+    """How many messages come before that offset."""
+    lag: int
+    """Messages that are not acknowledged: those nobody has had, those in somebody's hand, those returned."""
+    pending: int
+    """Messages that members have claimed and not acknowledged."""
+    returned: int
+    """Messages that came back and wait for another reader."""
+    members: tuple[SessionId, ...]
+    """Sessions of the hosts that have claimed something."""
+
+
+class Groups:
+    """All groups, from this host."""
+
+    def __init__(
+        self,
+        client: etcd.Client,
+        keys: KeySchema,
+        log: Log,
+        config_of: Callable[[FileId], TopicConfig],
+        dead_letter: DeadLetter,
+        *,
+        op_timeout: float,
+    ) -> None:
+        self._client: Final = client
+        self._keys: Final = keys
+        self._log: Final = log
+        self._config_of: Final = config_of
+        self._dead_letter: Final = dead_letter
+        self._op_timeout: Final = op_timeout
+        self._members: dict[tuple[FileId, bytes], Member] = {}
+        self._opening: Final = trio.Lock()
+        self._nursery: trio.Nursery | None = None
+        self._gone = trio.lowlevel.ParkingLot()
+        """Who looks for hosts that are gone."""
+
+    async def open(self, topic: FileId, name: bytes) -> Member:
+        """Take part in a group, which begins to exist if there was none; pair it with `close`.
+
+        Raises TopicGone, TimedOut, OutOfSpace.
+        """
+        async with self._opening:
+            member = self._members.get((topic, name))
+            if member is None or member.failure is not None or member.scope.deadline <= trio.current_time():
+                member = await self._begin(topic, name)
+            member.users += 1
+            member.scope.deadline = float("inf")
+            return member
+
+    def close(self, member: Member) -> None:
+        """End what `open` began."""
+        member.users -= 1
+        if not member.users:
+            member.scope.deadline = trio.current_time() + LINGER_S
+            member.stir()
+
+    @asynccontextmanager
+    async def reading(self, topic: FileId, name: bytes) -> AsyncIterator[Member]:
+        """Take part in a group until the block ends."""
+        member = await self.open(topic, name)
+        try:
+            yield member
+        finally:
+            self.close(member)
+
+    async def rewind(self, topic: FileId, name: bytes, place: Callable[[TopicView], Offset]) -> None:
+        """Let a group begin again at the first message at or behind a *place*; create it if there is none.
+
+        Raises TopicGone, TimedOut, OutOfSpace.
+        """
+        async with self.reading(topic, name) as member, self._log.reader(topic) as reader:
+            view = await reader.view()
+            offset, generation = max(view.first, min(view.end, place(view))), view.generation
+            offset, message = await reader.ordinal(offset)
+            await member.rewind_to(offset, message, generation)
+
+    async def delete(self, topic: FileId, name: bytes) -> None:
+        """Delete a group; its readers get TopicGone. Raises NotFound, TimedOut."""
+        with deadline(self._op_timeout):
+            backoff = Backoff()
+            while True:
+                try:
+                    found = await GroupKeys(self._client, self._keys, topic, name).delete()
+                    break
+                except TRANSIENT:
+                    await backoff.wait()  # done twice it does no harm, but the second one finds nothing
+        if not found:
+            raise NotFound("there is no such group: it begins to exist when somebody reads from it")
+
+    async def facts(self, topic: FileId) -> list[GroupFacts]:
+        """Return what is known of all groups of a topic, by name. Raises TopicGone, TimedOut."""
+        groups, keys = self._keys.groups(topic), self._keys
+        async with self._log.reader(topic) as reader:
+            view = await reader.view()
+            result = await self._client.range(groups.start, groups.end, timeout=self._op_timeout)
+        found: dict[bytes, list[tuple[bytes, etcd.KeyValue]]] = {}
+        for kv in result.kvs:
+            name, part = keys.parse_group(topic, kv.key)
+            found.setdefault(name, []).append((part, kv))
+        return [facts for name, parts in sorted(found.items()) if (facts := _facts(name, parts, view, keys))]
+
+    async def run(self, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
+        """Run the members of this host until cancelled."""
+        async with trio.open_nursery() as nursery:
+            self._nursery = nursery
+            nursery.start_soon(self._watch_sessions)
+            task_status.started()
+            await trio.sleep_forever()
+
+    async def _begin(self, topic: FileId, name: bytes) -> Member:
+        reader, live = await self._log.open_reader(topic)
+        try:
+            keys = GroupKeys(self._client, self._keys, topic, name)
+            with deadline(self._op_timeout):
+                await self._create(keys, await reader.view())
+            member = Member(
+                keys,
+                self._log.sessions,
+                reader,
+                live,
+                lambda: self._config_of(topic),
+                lambda delivery: self._bury(member, delivery),
+                op_timeout=self._op_timeout,
+            )
+        except BaseException:
+            self._log.close_reader(live)
+            raise
+        self._members[topic, name] = member
+        assert self._nursery is not None  # noqa: S101 - `run` starts before anybody can ask
+        self._nursery.start_soon(self._serve, member, live)
+        return member
+
+    async def _create(self, keys: GroupKeys, view: TopicView) -> None:
+        backoff = Backoff()
+        at_end = self._config_of(keys.topic).start is Start.LAST
+        while True:
+            try:
+                if await keys.read(await self._log.sessions.get()) is not None:
+                    return
+                await keys.create(view, at_end=at_end)
+            except TRANSIENT:
+                await backoff.wait()
+
+    async def _serve(self, member: Member, live: LiveView) -> None:
+        try:
+            async with trio.open_nursery() as nursery:
+                for key in (member.keys.cursor, member.keys.returned):
+                    await nursery.start(self._watch, member, key)
+                nursery.start_soon(self._follow, member, live)
+                nursery.start_soon(self._take_over, member)
+                await member.run()
+                nursery.cancel_scope.cancel()
+        except Exception as error:  # a fault of ours in one group must not end the others
+            logger.exception("group %s failed unexpectedly", member.keys.name.decode(errors="replace"))
+            member.fail(error if isinstance(error, DnpError) else TopicGone("the group failed; see the log"))
+        finally:
+            self._log.close_reader(live)
+            if member.failure is None:
+                member.fail(TopicGone("this host does not take part in the group any more"))
+            if self._members.get((member.keys.topic, member.keys.name)) is member:
+                del self._members[member.keys.topic, member.keys.name]
+
+    async def _watch(
+        self, member: Member, key: bytes, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED
+    ) -> None:
+        """Tell a member how one of the group's records changes."""
+        while True:
+            try:
+                async with self._client.watch(key) as watch:
+                    member.lost_sight()
+                    task_status.started()
+                    task_status = trio.TASK_STATUS_IGNORED
+                    async for batch in watch:
+                        for event in batch.events:
+                            if event.kind is etcd.EventKind.PUT:
+                                member.watched(event.kv)
+                            elif key == member.keys.cursor:
+                                member.fail(TopicGone("the group was deleted"))
+            except etcd.Compacted:
+                logger.info("what a group did was compacted before it was seen; looking again")
+
+    async def _follow(self, member: Member, live: LiveView) -> None:
+        """Tell a member when its topic grows, is reset or deleted."""
+        try:
+            while True:
+                view = await live.wait(lambda _: True)
+                seen = view.end, view.generation
+                member.stir()
+                await live.wait(lambda view, seen=seen: (view.end, view.generation) != seen)  # type: ignore[misc]
+        except DnpError as error:
+            member.fail(error)
+
+    async def _take_over(self, member: Member) -> None:
+        """Return to the group what hosts hold that are gone, whenever one may be."""
+        while True:
+            try:
+                if await member.keys.take_over():
+                    member.lost_sight()
+            except etcd.EtcdError as error:  # the next look comes, and other members look, too
+                logger.info("hosts that are gone are not looked for: %s", error)
+            with trio.move_on_after(PATIENCE_S):
+                await self._gone.park()
+
+    async def _watch_sessions(self) -> None:
+        sessions = self._keys.sessions
+        while True:
+            try:
+                async with self._client.watch(sessions.start, sessions.end) as watch:
+                    self._gone.unpark_all()
+                    async for batch in watch:
+                        if any(event.kind is etcd.EventKind.DELETE for event in batch.events):
+                            self._gone.unpark_all()
+            except etcd.Compacted:
+                continue
+
+    def _bury(self, member: Member, delivery: Delivery) -> None:
+        assert self._nursery is not None  # noqa: S101 - members run in it
+        self._nursery.start_soon(self._bury_one, member, delivery)
+
+    async def _bury_one(self, member: Member, delivery: Delivery) -> None:
+        try:
+            await self._dead_letter(member.keys.topic, member.keys.name, delivery)
+        except DnpError as error:
+            logger.warning(
+                "a message at offset %d was delivered %d times, and cannot be put to the dead letters: %s",
+                delivery.offset,
+                delivery.deliveries,
+                error,
+            )
+            await trio.sleep(1)
+            member.give_back(delivery, delivered=False)
+        else:
+            member.acknowledge(delivery)
+
+
+def _facts(
+    name: bytes, parts: list[tuple[bytes, etcd.KeyValue]], view: TopicView, keys: KeySchema
+) -> GroupFacts | None:
+    records = dict(parts)
+    kv = records.get(b"cursor")
+    if kv is None:
+        return None
+    cursor = decode_cursor(kv.key, kv.value)
+    if cursor.term.generation != view.generation:
+        cursor = Cursor(Term(view.generation))
+    kv = records.get(b"returned")
+    returned = decode_returned(kv.key, kv.value) if kv is not None else Returned()
+    came_back = returned.messages if returned.term == cursor.term else 0
+    held = [
+        (keys.parse_member(kv.key), decode_held(kv.key, kv.value))
+        for part, kv in parts
+        if part.startswith(b"member/")
+    ]
+    pending = sum([one.messages for _, one in held if one.term == cursor.term])
+    fresh = max(0, view.messages - max(cursor.message, view.first_message))
+    return GroupFacts(
+        name,
+        cursor.offset,
+        cursor.message,
+        fresh + pending + came_back,
+        pending,
+        came_back,
+        tuple(session for session, _ in held),
+    )

@@ -1,0 +1,511 @@
+"""This host's part in one consumer group: what it has claimed, who reads it, what is acknowledged.
+
+Readers take messages from the *stock* of what is claimed, and acknowledge or give back what they had. All
+changes in etcd are made by one task (`Member.run`), a transaction at a time: what readers did meanwhile goes
+into the next one. So slow readers have a claim of one message each, fast ones share a transaction.
+
+What is known here and what etcd holds are made to agree after each change that did not come through
+(`_adopt`): what is not held any more was rewound, or taken over since this host's session was lost, and its
+readers' acknowledgements mean nothing; what is held and not known is of a claim whose answer was lost, and
+goes back.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections import deque
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from typing import Final
+
+import trio
+
+from dnpipefs import etcd
+from dnpipefs.core.config import TopicConfig
+from dnpipefs.core.group import (
+    NO_TERM,
+    Fresh,
+    GivenBack,
+    Piece,
+    Records,
+    Term,
+    claim,
+    reconcile,
+    rewind,
+    settle,
+    share,
+    trim,
+)
+from dnpipefs.core.names import NO_GENERATION, Offset, SessionId
+from dnpipefs.core.view import TopicView
+from dnpipefs.errors import DnpError, NotFound, OutOfSpace, TimedOut, TopicGone
+from dnpipefs.groups.feed import Feed
+from dnpipefs.groups.records import GroupKeys, Known, moved
+from dnpipefs.log.failures import TRANSIENT, Backoff, deadline
+from dnpipefs.log.reader import Message, Reader
+from dnpipefs.log.session import SessionKeeper
+from dnpipefs.log.views import LiveView
+
+logger: Final = logging.getLogger(__name__)
+
+STOCK_MESSAGES: Final = 10_000
+"""Messages that a host holds ahead of its readers, at most."""
+STOCK_BYTES: Final = 1 << 20
+"""Likewise, bytes taken in one claim."""
+STOCK_S: Final = 1.0
+"""What nobody has taken from the stock for so long goes back to the group."""
+GATHER_S: Final = 0.02
+"""How long acknowledgements wait for others to go with, when nobody waits for a message."""
+PATIENCE_S: Final = 10.0
+"""How often a member looks for hosts that are gone, besides when a watch tells of one."""
+
+
+@dataclass(slots=True, eq=False)
+class Delivery:
+    """A message on its way to a reader."""
+
+    term: Term
+    offset: Offset
+    data: bytes
+    time_ns: int
+    """When it was pushed, nanoseconds since 1970 UTC."""
+    deliveries: int
+    """How often it was handed to a reader before and came back."""
+    deadline: float = float("inf")
+    """When it goes back to the group though its reader lives."""
+
+    @property
+    def piece(self) -> Piece:
+        """Where it lies."""
+        return Piece(self.offset, Offset(self.offset + len(self.data)), 1)
+
+
+class Member:
+    """One group on this host. `Groups` makes it, runs it, and ends it when nobody uses it."""
+
+    def __init__(
+        self,
+        keys: GroupKeys,
+        sessions: SessionKeeper,
+        reader: Reader,
+        live: LiveView,
+        config: Callable[[], TopicConfig],
+        bury: Callable[[Delivery], None],
+        *,
+        op_timeout: float,
+    ) -> None:
+        self.keys: Final = keys
+        self.users = 0
+        self.scope: Final = trio.CancelScope()
+        self.failure: DnpError | None = None
+        """Set once: the group or its topic was deleted."""
+        self._shown: Final = keys.name.decode(errors="replace")
+        self._sessions: Final = sessions
+        self._reader: Final = reader
+        self._live: Final = live
+        self._config: Final = config
+        self._bury: Final = bury
+        self._op_timeout: Final = op_timeout
+        self._feed: Final = Feed(reader)
+        self._session: SessionId | None = None
+        self._known: Known | None = None
+        """None when it has to be read (again)."""
+        self._news: list[etcd.KeyValue] = []
+        """What watches have brought while a change was under way."""
+        self._term: Term = NO_TERM
+        """Of all that is known here of messages."""
+        self._stale = False
+        """A watch may have missed something."""
+        self._unsettled = False
+        """A change may still be applied: another one has to come through before all is known."""
+        self._stock: deque[Delivery] = deque()
+        self._stocked_at = 0.0
+        self._in_hand: dict[Offset, Delivery] = {}
+        self._done: list[Piece] = []
+        self._back: list[GivenBack] = []
+        self._waiting = 0
+        self._ready: Final = trio.lowlevel.ParkingLot()
+        """Readers that wait for a message."""
+        self._work: Final = trio.lowlevel.ParkingLot()
+        """The task that makes changes, when it has nothing to do."""
+        self._stirred = False
+        self._asked = 0
+        """How many callers want to know for certain whether there is something."""
+        self._round = 0
+        self._rounds: Final = trio.lowlevel.ParkingLot()
+        self._taken = 0
+        self._per_second = 0.0
+        self._measured_at = trio.current_time()
+        self.redeliveries = 0
+        """Messages that were handed out and had been before."""
+
+    # For readers
+
+    @property
+    def readable(self) -> bool:
+        """Whether a read would return at once."""
+        return bool(self._stock) or self.failure is not None
+
+    async def take(self) -> Delivery:
+        """Wait for a message and hand it out. Raises TopicGone when there is none to come any more."""
+        while not self._stock:
+            self._check()
+            self._waiting += 1
+            self.stir()
+            try:
+                await self._ready.park()
+            finally:
+                self._waiting -= 1
+        return self._hand_out()
+
+    async def take_now(self) -> Delivery | None:
+        """Hand out a message if the group has one that nobody has, anywhere. Raises TopicGone, TimedOut."""
+        if not self._stock:
+            self._waiting += 1
+            self._asked += 1
+            try:
+                with deadline(self._op_timeout):
+                    wanted = self._round + 2  # the one under way may have begun too early
+                    while not self._stock and self._round < wanted:
+                        self._check()
+                        self.stir()
+                        await self._rounds.park()
+            finally:
+                self._asked -= 1
+                self._waiting -= 1
+        self._check()
+        return self._hand_out() if self._stock else None
+
+    def take_more(self) -> Delivery | None:
+        """Hand out another message if there is one in stock."""
+        return self._hand_out() if self._stock else None
+
+    def acknowledge(self, delivery: Delivery) -> bool:
+        """Take a message as done; False if it is not this reader's any more."""
+        if not self._take_back(delivery):
+            return False
+        self._done.append(delivery.piece)
+        self.stir()
+        return True
+
+    def give_back(self, delivery: Delivery, *, delivered: bool = True) -> bool:
+        """Let another reader have a message; False if it is not this reader's any more."""
+        if not self._take_back(delivery):
+            return False
+        self._back.append(GivenBack(delivery.piece, delivered))
+        self.stir()
+        return True
+
+    async def settled(self) -> None:
+        """Wait until what was acknowledged and given back is so in etcd. The caller sets the deadline."""
+        while self._done or self._back:
+            self._check()
+            self._asked += 1
+            self.stir()
+            try:
+                await self._rounds.park()
+            finally:
+                self._asked -= 1
+
+    async def rewind_to(self, offset: Offset, message: int, generation: int) -> None:
+        """Begin again at *offset*, which *message* messages come before; all that is in hand is void.
+
+        Raises NotFound if the group is gone, or the topic was reset since *generation*.
+        """
+        with deadline(self._op_timeout):
+            session = await self._sessions.get()
+            while True:
+                known = await self.keys.read(session)
+                if known is None:
+                    raise NotFound("the group was deleted")
+                records = known.records.current()
+                if records.generation != generation:
+                    raise TopicGone("the topic was reset meanwhile")
+                if await self.keys.rewind(known, rewind(records, offset, message)):
+                    break
+        self._known = None
+        self.stir()
+
+    def watched(self, kv: etcd.KeyValue) -> None:
+        """Take in what a watch has brought."""
+        if self._known is not None:
+            self._known = moved(self._known, kv, self.keys)
+        else:
+            self._news.append(kv)
+        self.stir()
+
+    def lost_sight(self) -> None:
+        """Take in that a watch has missed something."""
+        self._stale = True
+        self.stir()
+
+    def stir(self) -> None:
+        """Tell the task that there may be something to do."""
+        self._stirred = True
+        self._work.unpark()
+
+    def fail(self, error: DnpError) -> None:
+        """End it: the group or its topic is gone."""
+        self.failure = self.failure or error
+        self._drop_all()
+        self._ready.unpark_all()
+        self._rounds.unpark_all()
+
+    def _check(self) -> None:
+        if self.failure is not None:
+            raise self.failure
+
+    def _hand_out(self) -> Delivery:
+        delivery = self._stock.popleft()
+        self._in_hand[delivery.offset] = delivery
+        timeout_ns = self._config().visibility_timeout_ns
+        now = trio.current_time()
+        delivery.deadline = now + timeout_ns / 1e9 if timeout_ns is not None else float("inf")
+        self._stocked_at = now
+        self._taken += 1
+        self.redeliveries += delivery.deliveries > 0
+        if timeout_ns is not None or len(self._stock) * 2 < self._per_second / 10:
+            self.stir()
+        return delivery
+
+    def _take_back(self, delivery: Delivery) -> bool:
+        if self._in_hand.get(delivery.offset) is not delivery:
+            return False
+        del self._in_hand[delivery.offset]
+        return True
+
+    # The task
+
+    async def run(self) -> None:
+        """Make changes until cancelled; then what is acknowledged is put, and the stock goes back."""
+        backoff = Backoff()
+        try:
+            with self.scope:
+                while True:
+                    await self._until_stirred()
+                    try:
+                        await self._change()
+                        backoff = Backoff()
+                    except (*TRANSIENT, TimedOut) as error:
+                        self._not_through(error)
+                        await backoff.wait()
+                    except etcd.SpaceExceeded as error:
+                        self._not_through(error)
+                        logger.warning("group %s cannot go on: %s", self._shown, error)
+                        await backoff.wait()
+        except TopicGone as error:
+            self.fail(error)
+        except DnpError as error:
+            logger.warning("group %s ends: %s", self._shown, error)
+            self.fail(error)
+        finally:
+            with trio.move_on_after(1, shield=True):
+                await self._leave()
+
+    async def _until_stirred(self) -> None:
+        if not self._stirred:
+            wait_s = PATIENCE_S if self._waiting else STOCK_S if self._stock else float("inf")
+            first = min((delivery.deadline for delivery in self._in_hand.values()), default=float("inf"))
+            with trio.move_on_after(min(wait_s, max(0.0, first - trio.current_time()))):
+                await self._work.park()
+        urgent = self._asked or self._unsettled or (self._waiting and not self._stock)
+        if not urgent and (self._done or self._back):
+            with trio.move_on_after(GATHER_S):
+                while not ((self._waiting and not self._stock) or self._asked):
+                    await self._work.park()
+        self._stirred = False
+
+    async def _change(self) -> None:
+        """Make one change if there is any to be made."""
+        asked = self._asked
+        session = await self._sessions.get()
+        if session != self._session:
+            self._session, self._known = session, None
+            self._drop_all()
+        view = await (self._reader.confirm() if asked else self._reader.view())
+        if self._known is None or self._stale:
+            self._stale = False
+            await self._adopt(session)
+        known = self._known
+        assert known is not None  # noqa: S101 - just read
+        if known.records.generation != view.generation:
+            # Either knows of a reset before the other does.
+            self._known = replace(known, records=replace(known.records, generation=view.generation))
+            known = self._known
+        before = known.records.current()
+        if before.cursor.term != self._term:
+            self._drop_void(before)
+        self._expire()
+        done, back = self._done[:], self._back[:]
+        after = trim(settle(before, done, back), view.first)
+        claimed = await self._claim(after, view) if view.generation != NO_GENERATION else []
+        after = _with(after, claimed, view)
+        if not (done or back or claimed or self._unsettled):
+            self._end_round()
+            return
+        self._known = None  # until the answer is here
+        self._news.clear()
+        result = await self.keys.change(session, replace(known, records=before), after)
+        if result is None:
+            self._unsettled = False  # somebody else's change came between; what is read next is all there is
+            self.stir()
+            return
+        for kv in self._news:
+            result = moved(result, kv, self.keys)
+        self._known, self._unsettled = result, False
+        del self._done[: len(done)], self._back[: len(back)]
+        self._stock_up(claimed, after.cursor.term)
+        self._end_round()
+
+    async def _claim(self, records: Records, view: TopicView) -> list[tuple[Message, int, bool]]:
+        """Return what to claim: messages, how often each was delivered, whether it is behind the cursor."""
+        config = self._config()
+        start = max(records.cursor.offset, view.first)
+        available = max(0, view.messages - max(records.cursor.message, view.first_message))
+        returned = records.returned.messages if records.returned.stretches else 0
+        wanted = share(
+            available + returned,
+            waiting=self._waiting,
+            in_stock=len(self._stock),
+            # Exact counts of deliveries need claims that are delivered.
+            per_second=self._rate() if config.max_deliveries is None else 0.0,
+            bound=STOCK_MESSAGES,
+        )
+        found: list[tuple[Message, int, bool]] = []
+        size = STOCK_BYTES
+        for stretch in records.returned.stretches:
+            if wanted - len(found) <= 0 or size <= 0:
+                return found
+            for message in await self._feed.take(
+                view.generation, stretch.start, stretch.end, count=wanted - len(found), size=size
+            ):
+                found.append((message, stretch.deliveries, False))
+                size -= len(message.data)
+        if wanted - len(found) > 0 and size > 0 and view.end > start:
+            fresh = await self._feed.take(
+                view.generation, start, view.end, count=wanted - len(found), size=size
+            )
+            found += [(message, 0, True) for message in fresh]
+        return found
+
+    def _stock_up(self, claimed: list[tuple[Message, int, bool]], term: Term) -> None:
+        limit = self._config().max_deliveries
+        for message, deliveries, _ in claimed:
+            delivery = Delivery(term, message.offset, message.data, message.time_ns, deliveries)
+            if limit is not None and deliveries >= limit:
+                self._in_hand[delivery.offset] = delivery
+                self._bury(delivery)
+            else:
+                self._stock.append(delivery)
+        if claimed:
+            self._stocked_at = trio.current_time()
+            self._ready.unpark(count=len(self._stock))
+
+    async def _adopt(self, session: SessionId) -> None:
+        """Read the records, and make what is known here agree with them."""
+        known = await self.keys.read(session)
+        if known is None:
+            raise TopicGone("the group was deleted")
+        held = known.records.current().held
+        self._known = known
+        self._drop_void(known.records.current())
+        pieces = [
+            *(delivery.piece for delivery in (*self._stock, *self._in_hand.values())),
+            *self._done,
+            *(back.piece for back in self._back),
+        ]
+        orphans = list(reconcile(held, [(piece.start, piece.end) for piece in pieces]))
+        left = held.messages - len(pieces)
+        for index, orphan in enumerate(orphans):
+            count = left if index == len(orphans) - 1 else 0
+            self._back.append(GivenBack(Piece(orphan.start, orphan.end, count), delivered=False))
+
+    def _drop_void(self, records: Records) -> None:
+        """Forget what is not held any more."""
+        term, held = records.cursor.term, records.held.stretches
+        self._term = term
+
+        def valid(delivery: Delivery) -> bool:
+            start, end, _ = delivery.piece
+            return delivery.term == term and held.covers(start, end)
+
+        self._stock = deque(delivery for delivery in self._stock if valid(delivery))
+        self._in_hand = {offset: delivery for offset, delivery in self._in_hand.items() if valid(delivery)}
+        self._done = [piece for piece in self._done if held.covers(piece.start, piece.end)]
+        self._back = [back for back in self._back if held.covers(back.piece.start, back.piece.end)]
+
+    def _drop_all(self) -> None:
+        self._stock.clear()
+        self._in_hand.clear()
+        self._done.clear()
+        self._back.clear()
+
+    def _expire(self) -> None:
+        """Give back what nobody has taken for long, and what readers have had for too long."""
+        now = trio.current_time()
+        if self._stock and not self._waiting and now - self._stocked_at >= STOCK_S:
+            self._back += [GivenBack(delivery.piece, delivered=False) for delivery in self._stock]
+            self._stock.clear()
+        for delivery in [late for late in self._in_hand.values() if late.deadline <= now]:
+            del self._in_hand[delivery.offset]
+            self._back.append(GivenBack(delivery.piece, delivered=True))
+
+    def _rate(self) -> float:
+        """Return how many messages a second readers take, lately."""
+        now = trio.current_time()
+        elapsed = now - self._measured_at
+        if elapsed >= 0.02:
+            weight = min(1.0, elapsed / 0.2)
+            self._per_second += weight * (self._taken / elapsed - self._per_second)
+            self._taken, self._measured_at = 0, now
+        return self._per_second
+
+    def _end_round(self) -> None:
+        self._round += 1
+        self._rounds.unpark_all()
+
+    def _not_through(self, error: DnpError) -> None:
+        logger.info("group %s: a change did not come through: %s", self._shown, error)
+        self._known = None
+        self._unsettled = True
+        self.stir()
+
+    async def _leave(self) -> None:
+        """Put what is acknowledged; the stock goes back. What is in hand goes back with the session."""
+        session = self._session
+        if session is None or self.failure is not None:
+            return
+        try:
+            if self._known is None:
+                await self._adopt(session)
+            known = self._known
+            assert known is not None  # noqa: S101 - just read
+            before = known.records.current()
+            self._drop_void(before)
+            self._back += [GivenBack(delivery.piece, delivered=False) for delivery in self._stock]
+            self._stock.clear()
+            after = settle(before, self._done, self._back)
+            result: Known | None = known
+            if self._done or self._back:
+                result = await self.keys.change(session, known, after)
+            if result is not None and not after.held.stretches and result.held_at:
+                await self.keys.leave(session, result)
+        except (DnpError, OutOfSpace) as error:
+            logger.info("what was not acknowledged in time is delivered again: %s", error)
+
+
+def _with(records: Records, claimed: Sequence[tuple[Message, int, bool]], view: TopicView) -> Records:
+    """Return what claiming messages makes of *records*."""
+    if not claimed:
+        return records
+    again = [_piece(message) for message, _, is_fresh in claimed if not is_fresh]
+    fresh = [_piece(message) for message, _, is_fresh in claimed if is_fresh]
+    if not fresh:
+        return claim(records, None, again)
+    skips = fresh[0].start > records.cursor.offset
+    first_message = view.first_message if skips else records.cursor.message
+    return claim(records, Fresh(Piece(fresh[0].start, fresh[-1].end, len(fresh)), first_message), again)
+
+
+def _piece(message: Message) -> Piece:
+    return Piece(message.offset, Offset(message.offset + len(message.data)), 1)

@@ -1,0 +1,217 @@
+"""The transactions of a group: reading its records, and putting changed ones under comparison.
+
+What a change is, `core/group.py` says; when one is made, `member.py`.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import Final
+
+from dnpipefs import etcd
+from dnpipefs.core.group import Cursor, Held, Records, Returned, Term, take_over
+from dnpipefs.core.group_records import (
+    decode_cursor,
+    decode_held,
+    decode_returned,
+    encode_cursor,
+    encode_held,
+    encode_returned,
+)
+from dnpipefs.core.keys import KeySchema
+from dnpipefs.core.names import NO_GENERATION, FileId, Revision, SessionId
+from dnpipefs.core.view import TopicView
+
+
+@dataclass(frozen=True, slots=True)
+class Known:
+    """A group's records, and the revisions they have in etcd (0: there is none)."""
+
+    records: Records
+    cursor_at: Revision
+    held_at: Revision
+    returned_at: Revision
+
+
+class GroupKeys:
+    """One group's keys and transactions. Every method raises EtcdError, those that read CorruptData."""
+
+    def __init__(self, client: etcd.Client, keys: KeySchema, topic: FileId, name: bytes) -> None:
+        self._client: Final = client
+        self._keys: Final = keys
+        self.topic: Final = topic
+        self.name: Final = name
+        self.cursor: Final = keys.cursor(topic, name)
+        self.returned: Final = keys.returned(topic, name)
+
+    async def read(self, session: SessionId) -> Known | None:
+        """Return the records that one member has to know; None if there is no such group."""
+        own = self._keys.member(self.topic, self.name, session)
+        epoch, cursor, held, returned = await self._read(
+            self._keys.epoch(self.topic), self.cursor, own, self.returned
+        )
+        if cursor is None:
+            return None
+        return Known(
+            Records(
+                _revision(epoch),
+                decode_cursor(cursor.key, cursor.value),
+                decode_held(held.key, held.value) if held is not None else Held(),
+                decode_returned(returned.key, returned.value) if returned is not None else Returned(),
+            ),
+            _revision(cursor),
+            _revision(held),
+            _revision(returned),
+        )
+
+    async def create(self, view: TopicView, *, at_end: bool) -> None:
+        """Begin a group at the first message of *view*, or behind the last; not if there is one."""
+        term = Term(view.generation)
+        cursor = (
+            Cursor(term, view.end, view.messages) if at_end else Cursor(term, view.first, view.first_message)
+        )
+        await self._client.transaction(
+            [
+                etcd.compare_version(self.cursor) == 0,
+                etcd.compare_mod_revision(self._keys.epoch(self.topic)) == view.generation,
+                etcd.compare_version(self._keys.last(self.topic)) > 0,
+            ],
+            [etcd.put(self.cursor, encode_cursor(cursor))],
+        )
+
+    async def change(self, session: SessionId, before: Known, after: Records) -> Known | None:
+        """Put what differs between *before* and *after*; None if somebody was faster or the session is gone.
+
+        The member's own record is always put: the answer to a change that was lost is known when the next
+        one is through.
+        """
+        own = self._keys.member(self.topic, self.name, session)
+        compares = [
+            etcd.compare_version(self._keys.session(session)) > 0,
+            etcd.compare_mod_revision(own) == before.held_at,
+        ]
+        puts = [etcd.put(own, encode_held(after.held))]
+        cursor_moves, returned_changes = (
+            after.cursor != before.records.cursor,
+            after.returned != before.records.returned,
+        )
+        if cursor_moves:
+            compares.append(etcd.compare_mod_revision(self.cursor) == before.cursor_at)
+            compares.append(etcd.compare_mod_revision(self._keys.epoch(self.topic)) == after.generation)
+            puts.append(etcd.put(self.cursor, encode_cursor(after.cursor)))
+        if returned_changes:
+            compares.append(etcd.compare_mod_revision(self.returned) == before.returned_at)
+            puts.append(etcd.put(self.returned, encode_returned(after.returned)))
+        result = await self._client.transaction(compares, puts)
+        if not result.succeeded:
+            return None
+        at = Revision(result.revision)
+        return Known(
+            after,
+            at if cursor_moves else before.cursor_at,
+            at,
+            at if returned_changes else before.returned_at,
+        )
+
+    async def rewind(self, before: Known, after: Records) -> bool:
+        """Put the cursor of a new term; False if somebody was faster."""
+        result = await self._client.transaction(
+            [
+                etcd.compare_mod_revision(self.cursor) == before.cursor_at,
+                etcd.compare_mod_revision(self._keys.epoch(self.topic)) == after.generation,
+            ],
+            [etcd.put(self.cursor, encode_cursor(after.cursor))],
+        )
+        return result.succeeded
+
+    async def leave(self, session: SessionId, known: Known) -> None:
+        """Delete a member that holds nothing."""
+        own = self._keys.member(self.topic, self.name, session)
+        await self._client.transaction([etcd.compare_mod_revision(own) == known.held_at], [etcd.delete(own)])
+
+    async def delete(self) -> bool:
+        """Delete the group; False if there is none."""
+        whole = self._keys.group(self.topic, self.name)
+        return (await self._client.delete(whole.start, whole.end)).deleted > 0
+
+    async def members(self) -> dict[SessionId, tuple[Held, Revision, bool]]:
+        """Return what each member holds, the revision of its record, and whether its host lives."""
+        members, sessions = self._keys.members(self.topic, self.name), self._keys.sessions
+        result = await self._client.transaction(
+            (),
+            [
+                etcd.get(members.start, members.end),
+                etcd.get(sessions.start, sessions.end, keys_only=True),
+            ],
+        )
+        found, alive = [response for response in result.responses if isinstance(response, etcd.RangeResult)]
+        living = {kv.key for kv in alive.kvs}
+        return {
+            session: (
+                decode_held(kv.key, kv.value),
+                Revision(kv.mod_revision),
+                self._keys.session(session) in living,
+            )
+            for kv in found.kvs
+            for session in [self._keys.parse_member(kv.key)]
+        }
+
+    async def take_over(self) -> bool:
+        """Return to the group what hosts hold that are gone; tell whether there was any."""
+        taken = False
+        for session, (_, _, alive) in (await self.members()).items():
+            while not alive and not await self._take_over(session):
+                taken = True
+        return taken
+
+    async def _take_over(self, session: SessionId) -> bool:
+        """Try once; True when there is nothing left to take over."""
+        key = self._keys.member(self.topic, self.name, session)
+        epoch, cursor, member, returned = await self._read(
+            self._keys.epoch(self.topic), self.cursor, key, self.returned
+        )
+        if member is None:
+            return True
+        held = decode_held(member.key, member.value)
+        compares = [
+            etcd.compare_version(self._keys.session(session)) == 0,
+            etcd.compare_mod_revision(key) == member.mod_revision,
+        ]
+        changes = [etcd.delete(key)]
+        if cursor is not None:
+            before = Records(
+                _revision(epoch),
+                decode_cursor(cursor.key, cursor.value),
+                held,
+                decode_returned(returned.key, returned.value) if returned is not None else Returned(),
+            ).current()
+            after = take_over(before.returned, before.held)
+            if before.held.stretches:
+                compares.append(etcd.compare_mod_revision(self.returned) == _revision(returned))
+                changes.append(etcd.put(self.returned, encode_returned(after)))
+        await self._client.transaction(compares, changes)
+        return False
+
+    async def _read(self, *keys: bytes) -> list[etcd.KeyValue | None]:
+        result = await self._client.transaction((), [etcd.get(key) for key in keys])
+        return [
+            response.kvs[0] if response.kvs else None
+            for response in result.responses
+            if isinstance(response, etcd.RangeResult)
+        ]
+
+
+def moved(known: Known, kv: etcd.KeyValue, keys: GroupKeys) -> Known:
+    """Return *known* with a newer cursor or returned record that a watch has brought."""
+    at = Revision(kv.mod_revision)
+    if kv.key == keys.cursor and at > known.cursor_at:
+        cursor = decode_cursor(kv.key, kv.value)
+        return replace(known, records=replace(known.records, cursor=cursor), cursor_at=at)
+    if kv.key == keys.returned and at > known.returned_at:
+        returned = decode_returned(kv.key, kv.value)
+        return replace(known, records=replace(known.records, returned=returned), returned_at=at)
+    return known
+
+
+def _revision(kv: etcd.KeyValue | None) -> Revision:
+    return Revision(kv.mod_revision) if kv is not None else NO_GENERATION

@@ -1,0 +1,270 @@
+"""Views of topics, ``topic@`` and ``topic@group``: which there are, and what an open one does.
+
+A view exists wherever its topic exists, and is listed nowhere. Its id is this host's own: above all ids of
+topics, and the same for the same view as long as it is remembered.
+
+==========================  =====================================  ======================================
+an open view                ``topic@``                             ``topic@group``
+==========================  =====================================  ======================================
+read                        waits for what is pushed after the     waits for a message for this reader;
+                            open                                   acknowledges those before the offset
+read, not to wait           WouldBlock                             WouldBlock, confirmed with etcd
+write                       AccessDenied                           AccessDenied
+last close                                                         acknowledges or gives back (`ack`)
+==========================  =====================================  ======================================
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections import OrderedDict, deque
+from typing import Final, NamedTuple
+
+import trio
+
+from dnpipefs.core.config import Ack, TopicConfig
+from dnpipefs.core.names import MAX_FILE_ID, START, VIEW_SEPARATOR, FileId, Offset
+from dnpipefs.errors import AccessDenied, InvalidName, TopicGone, WouldBlock
+from dnpipefs.groups import Delivery, Groups, Member
+from dnpipefs.log.log import Log
+from dnpipefs.log.reader import Reader
+from dnpipefs.log.views import LiveView
+
+VIEWS_LIMIT: Final = 100_000
+"""Views whose ids are remembered; of those beyond, the one looked up longest ago has to be looked up."""
+_FIRST_ID: Final = 2 * MAX_FILE_ID
+"""Aliases of topics (`fuse/nodes.py`) lie between the topics and the views."""
+
+
+class View(NamedTuple):
+    """A view of a topic."""
+
+    topic: FileId
+    group: bytes | None
+    """None: a subscription, ``topic@``."""
+
+
+def parse_view(name: bytes) -> tuple[bytes, bytes | None] | None:
+    """Return the topic's name and the group's that a file name means; None if it is no view.
+
+    Raises InvalidName for what can be neither.
+    """
+    topic, at, group = name.partition(VIEW_SEPARATOR)
+    if not at:
+        return None
+    if not topic or VIEW_SEPARATOR in group:
+        raise InvalidName(f"{name!r} is no view: there are topic@ and topic@group")
+    return topic, group or None
+
+
+class ViewTable:
+    """The views that somebody on this host has looked up."""
+
+    def __init__(self) -> None:
+        self._views: OrderedDict[FileId, View] = OrderedDict()
+
+    def id_of(self, view: View) -> FileId:
+        """Return a view's id, and remember it."""
+        text = b"%x@%b" % (view.topic, b"" if view.group is None else b"@" + view.group)
+        digest = int.from_bytes(hashlib.blake2b(text, digest_size=8).digest(), "big")
+        number = FileId(_FIRST_ID + digest % _FIRST_ID)
+        while self._views.get(number, view) != view:
+            number = FileId(number + 1)
+        self._views[number] = view
+        self._views.move_to_end(number)
+        if len(self._views) > VIEWS_LIMIT:
+            self._views.popitem(last=False)
+        return number
+
+    def get(self, file: FileId) -> View | None:
+        """Return the view of an id; None if it is a topic's or directory's. Raises TopicGone if forgotten."""
+        if file < _FIRST_ID:
+            return None
+        found = self._views.get(file)
+        if found is None:
+            raise TopicGone("the view was not used for long; open it again")
+        return found
+
+
+class SubscriptionHandle:
+    """One open(2) of ``topic@``."""
+
+    blocking: Final = True
+
+    def __init__(self, log: Log, reader: Reader, live: LiveView, *, wait: bool) -> None:
+        self._log: Final = log
+        self._reader: Final = reader
+        self._live: Final = live
+        self._wait: Final = wait
+        view = live.view
+        assert view is not None  # noqa: S101 - the reader has confirmed it
+        self._generation = view.generation
+        self._base: int = view.end
+        """Offset in the topic of the handle's offset 0."""
+
+    @property
+    def readable(self) -> bool:
+        """Whether a read at the end of what was read would return at once; what a reset leaves counts."""
+        view = self._live.view
+        return self._live.failure is not None or (
+            view is not None and (view.generation != self._generation or view.end > self._read_to)
+        )
+
+    _read_to: int = 0
+
+    async def read(self, offset: Offset, size: int) -> bytes:
+        """Return bytes that were pushed since the open; wait for some. Raises TopicGone, WouldBlock."""
+        while True:
+            view = await self._reader.view()
+            if view.generation != self._generation:
+                # What was pushed after the reset is new to everybody.
+                self._generation, self._base = view.generation, START - offset
+            start = Offset(max(self._base + offset, START))
+            if view.end > start:
+                span = await self._reader.read(start, size)
+                if span.data and (await self._reader.view()).generation == self._generation:
+                    self._base += span.offset - start  # retention was faster
+                    self._read_to = span.offset + len(span.data)
+                    return span.data
+                continue
+            if not self._wait:
+                before = view.end, view.generation
+                view = await self._reader.confirm()
+                if (view.end, view.generation) == before:
+                    raise WouldBlock("nothing was pushed since the last read")
+                continue
+            await self._reader.wait_beyond(start, self._generation)
+
+    async def write(self, offset: int, data: bytes) -> int:
+        """Refuse."""
+        raise AccessDenied("a subscription cannot be written to: write to the topic")
+
+    async def flush(self) -> None:
+        """Nothing is held."""
+
+    async def close(self, *, well: bool) -> None:
+        """Let go of the topic."""
+        self._log.close_reader(self._live)
+
+
+class _Part(NamedTuple):
+    """A message that was handed out on a handle, and where it stands in the handle's offsets."""
+
+    start: int
+    delivery: Delivery
+
+    @property
+    def end(self) -> int:
+        return self.start + len(self.delivery.data)
+
+
+class GroupHandle:
+    """One open(2) of ``topic@group`` for reading.
+
+    The handle's offsets count the bytes that were read from it, not those of the topic: what is delivered
+    again comes out of order.
+    """
+
+    blocking: Final = True
+
+    def __init__(self, groups: Groups, member: Member, config: TopicConfig, *, wait: bool) -> None:
+        self._groups: Final = groups
+        self._member: Final = member
+        self._config: Final = config
+        self._wait: Final = wait
+        self._parts: deque[_Part] = deque()
+        """What is in hand, in the order of the handle's offsets."""
+        self._end = 0
+        self._lock: Final = trio.Lock()
+
+    @property
+    def readable(self) -> bool:
+        """Whether a read would return at once."""
+        return bool(self._parts) or self._member.readable
+
+    async def read(self, offset: Offset, size: int) -> bytes:
+        """Acknowledge what ends at or before *offset*, and return a message, or the rest of one.
+
+        Waits for one. Raises TopicGone, WouldBlock, TimedOut.
+        """
+        async with self._lock:  # two threads that read at once: one after the other
+            self._acknowledge(offset)
+            if self._parts and self._parts[0].start <= offset:
+                return self._in_hand(offset, size)
+            first = await self._take()
+            self._end = max(self._end, offset)
+            self._add(first)
+            data = self._in_hand(offset, size)
+            more = self._config.batch - 1
+            while more and len(data) < size:
+                delivery = self._member.take_more()
+                if delivery is None:
+                    break
+                self._add(delivery)
+                data += delivery.data[: size - len(data)]
+                more -= 1
+            return data
+
+    async def write(self, offset: int, data: bytes) -> int:
+        """Refuse."""
+        raise AccessDenied("a consumer group cannot be written to: write to the topic")
+
+    async def flush(self) -> None:
+        """Nothing is held that could be written."""
+
+    async def close(self, *, well: bool) -> None:
+        """Acknowledge what is in hand if the reader ended *well*, else give it back."""
+        done = well and self._config.ack is Ack.EXIT_STATUS
+        for part in self._parts:
+            if done:
+                self._member.acknowledge(part.delivery)
+            else:
+                self._member.give_back(part.delivery)
+        self._parts.clear()
+        self._groups.close(self._member)
+
+    async def _take(self) -> Delivery:
+        if self._wait:
+            return await self._member.take()
+        delivery = await self._member.take_now()
+        if delivery is None:
+            raise WouldBlock("there is no message for this reader now")
+        return delivery
+
+    def _add(self, delivery: Delivery) -> None:
+        self._parts.append(_Part(self._end, delivery))
+        self._end += len(delivery.data)
+        if self._config.ack is Ack.DELIVERY:
+            self._member.acknowledge(delivery)
+
+    def _acknowledge(self, offset: int) -> None:
+        while self._parts and self._parts[0].end <= offset:
+            self._member.acknowledge(self._parts.popleft().delivery)
+
+    def _in_hand(self, offset: int, size: int) -> bytes:
+        start, delivery = next(part for part in self._parts if part.start <= offset < part.end)
+        return delivery.data[offset - start : offset - start + size]
+
+
+class RewindHandle:
+    """One open(2) of a view that does not read: truncate(1) opens so."""
+
+    blocking: Final = False
+    readable: Final = False
+
+    async def read(self, offset: Offset, size: int) -> bytes:
+        """Refuse."""
+        raise AccessDenied("this handle was not opened for reading")
+
+    async def write(self, offset: int, data: bytes) -> int:
+        """Refuse."""
+        raise AccessDenied("a view cannot be written to: write to the topic")
+
+    async def flush(self) -> None:
+        """Nothing is held."""
+
+    async def close(self, *, well: bool) -> None:
+        """Nothing is held."""
+
+
+ViewHandle = SubscriptionHandle | GroupHandle | RewindHandle
