@@ -34,6 +34,7 @@ from pyfuse3 import (
 from dnpipefs import errors, etcd
 from dnpipefs.core.names import FileId, Offset
 from dnpipefs.fuse import readiness
+from dnpipefs.fuse.interrupts import Interrupts
 from dnpipefs.fuse.nodes import NodeId, NodeTable
 from dnpipefs.vfs import Attributes, FileSystem, Listing, TopicHandle
 
@@ -64,6 +65,7 @@ ERRNO: Final[tuple[tuple[type[Exception], int], ...]] = (
     (errors.NotEmpty, errno.ENOTEMPTY),
     (errors.TopicGone, errno.ESTALE),
     (errors.OutOfSpace, errno.ENOSPC),
+    (errors.Interrupted, errno.EINTR),
     (errors.TimedOut, errno.ETIMEDOUT),
     (etcd.PermissionDenied, errno.EACCES),
     (etcd.AuthenticationFailed, errno.EACCES),
@@ -80,6 +82,7 @@ _QUIET: Final = (
     errors.AlreadyExists,
     errors.NotEmpty,
     errors.NotADirectory,
+    errors.Interrupted,
 )
 """What a caller did and sees in its errno; not worth a line in the log."""
 _SAID: Final = (errors.InvalidSetting,)
@@ -132,15 +135,19 @@ class _OpenDirectory:
 
 
 class Adapter(pyfuse3.Operations):
-    """The handlers. One task of pyfuse3 runs each request."""
+    """The handlers. One task of pyfuse3 runs each request.
+
+    A handler that waits for other processes, as long as it takes, does so under the guard of *interrupts*.
+    """
 
     supports_dot_lookup = False
     enable_writeback_cache = False
     enable_acl = False
 
-    def __init__(self, files: FileSystem) -> None:
+    def __init__(self, files: FileSystem, interrupts: Interrupts) -> None:
         super().__init__()
         self._files: Final = files
+        self._interrupts: Final = interrupts
         self._nodes: Final = NodeTable()
         self._handles: dict[FileHandleT, _OpenFile] = {}
         self._listings: dict[FileHandleT, _OpenDirectory] = {}
@@ -467,25 +474,28 @@ async def serve(
 ) -> None:
     """Mount, call *ready*, and answer requests until unmounted, or *stop* is set; then unmount.
 
-    On *stop* requests under way are answered first, for at most STOP_GRACE_S; what has not been
+    On *stop* blocked reads end (EINTR), and requests under way are answered, for at most STOP_GRACE_S; what has not been
     answered by then fails at its caller (a write that was not acknowledged may be in the topic, once).
     Lines without newline that open handles hold are committed.
 
     Raises RuntimeError when the kernel refuses the mount.
     """
-    readiness.install()
-    pyfuse3.init(Adapter(files), mountpoint, {*pyfuse3.default_options, *options})
+    interrupts = Interrupts()
+    operations = readiness.install(Adapter(files, interrupts), on_silent=interrupts.hint)
+    pyfuse3.init(operations, mountpoint, {*pyfuse3.default_options, *options})
     try:
         ready()
         async with trio.open_nursery() as nursery:
 
             async def end_on_stop() -> None:
                 await stop.wait()
+                interrupts.close()
                 pyfuse3.terminate()
                 await trio.sleep(STOP_GRACE_S)
                 files.give_up()
                 nursery.cancel_scope.cancel()
 
+            nursery.start_soon(interrupts.run)
             nursery.start_soon(end_on_stop)
             await pyfuse3.main(min_tasks=MIN_IDLE_TASKS, max_tasks=MAX_TASKS)
             nursery.cancel_scope.cancel()
