@@ -79,7 +79,7 @@ class TopicGone(DnpError):
 
 
 class Interrupted(DnpError):
-    """A signal for the caller, or the end of the mount, ended a wait; nothing was taken. Not raised for timeouts."""
+    """A signal for the caller, or the end of the mount, ended a wait. Not raised for timeouts."""
 
 
 class ClusterError(DnpError):

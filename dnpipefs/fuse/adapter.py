@@ -474,8 +474,9 @@ async def serve(
 ) -> None:
     """Mount, call *ready*, and answer requests until unmounted, or *stop* is set; then unmount.
 
-    On *stop* blocked reads end (EINTR), and requests under way are answered, for at most STOP_GRACE_S; what has not been
-    answered by then fails at its caller (a write that was not acknowledged may be in the topic, once).
+    On *stop* blocked reads end (EINTR) and requests under way are answered, for at most STOP_GRACE_S; what
+    has not been answered by then fails at its caller (a write that was not acknowledged may be in the
+    topic, once).
     Lines without newline that open handles hold are committed.
 
     Raises RuntimeError when the kernel refuses the mount.

@@ -27,8 +27,7 @@ SCAN_FRESH_S: Final = 0.25
 """How long the table of all processes is used, on kernels that do not list a thread's children."""
 
 _EXITING: Final = 0x4
-_SIGNALED: Final = 0x400
-"""PF_EXITING, PF_SIGNALED of Linux' sched.h."""
+"""PF_EXITING of Linux' sched.h."""
 _FUSE_WAITS: Final = frozenset(
     {b"request_wait_answer", b"__fuse_request_send", b"__fuse_simple_request", b"fuse_simple_request"}
 )
@@ -79,8 +78,9 @@ def resolve(tid: int) -> Opener | None:
 def fate(opener: Opener) -> Fate:
     """Say how a process ends. To be asked while it closes its files: it is gone soon after.
 
-    A process exits when its last thread does. Without the permission to trace it the exit status reads 0:
-    it is not believed then, but that a signal kills it is there for everybody to see.
+    A process exits when its last thread does. Without the permission to trace it the exit status reads 0
+    and is not believed. PF_SIGNALED, which everybody sees, does not help: when one thread ends the process
+    with status 0 the others have it, too.
     """
     traceable = _may_trace(opener.pid)  # first: one that is gone after this is not found below either
     process = _stat(str(opener.pid))
@@ -92,8 +92,6 @@ def fate(opener: Opener) -> Fate:
     # A main thread that has ended before the others is a zombie in a process that lives.
     if not all(thread.flags & _EXITING for thread in threads[1:] or threads):
         return Fate.ALIVE
-    if any(thread.flags & _SIGNALED for thread in threads):
-        return Fate.FAILED
     if not traceable:
         return Fate.UNKNOWN
     # Linux before 5.18 says of each thread how that one ended; later ones how the process did.
@@ -139,7 +137,7 @@ def _disturbed(thread: str) -> bool:
         deaf |= _IGNORED_BY_DEFAULT & ~caught
         if pending & (~deaf | _ALWAYS):
             return True
-    # Tracers and freezers interrupt without a signal. Whom the kernel has told the daemon of sleeps on deeper.
+    # Tracers and freezers interrupt without a signal. After an interruption the sleep is a deeper one.
     return state == b"D" and _read(f"{thread}/wchan") in _FUSE_WAITS
 
 
@@ -164,9 +162,7 @@ def _stat(process: str) -> _Stat | None:
     if text is None:
         return None
     fields = text[text.rindex(b")") + 2 :].split()  # the name before may hold anything
-    return _Stat(
-        fields[0], int(fields[1]), int(fields[6]), int(fields[17]), int(fields[19]), int(fields[49])
-    )
+    return _Stat(fields[0], int(fields[1]), int(fields[6]), int(fields[17]), int(fields[19]), int(fields[49]))
 
 
 def _family(opener: Opener) -> Iterator[tuple[int, _Stat]]:

@@ -11,9 +11,10 @@ request wakes WAKE_MORE of the parked, so that a burst of requests is taken in f
 scheduler. Only one thread ever reads the descriptor, and between the look and the read nothing
 else runs: what was seen is there to be read.
 
-It also shows when the kernel tells of a signal for the caller of a request. libfuse keeps that (FUSE_INTERRUPT)
-for itself, so a request is taken and no handler is asked for: `watched` sees which are, and `install` takes
-what to call if none is. The same comes of the few requests that libfuse refuses itself, such as an ioctl.
+It also shows when the kernel tells of a signal for the caller of a request (FUSE_INTERRUPT). libfuse keeps
+that for itself: a request is taken, and no handler is asked for. `install` takes what to call then. The few
+requests that libfuse refuses itself look the same, such as an ioctl, by which Python's `open` asks whether
+a file is a terminal.
 """
 
 from __future__ import annotations

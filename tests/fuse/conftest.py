@@ -1,5 +1,4 @@
 from collections.abc import Callable, Iterator
-from pathlib import Path
 
 import pytest
 
@@ -16,10 +15,10 @@ def make_blocking_mount(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Mo
         pytest.skip(reason)
     mounts: list[BlockingMount] = []
 
-    def make(*, hints: bool = True, uid: int = 0) -> BlockingMount:
+    def make(*, hints: bool = True, looks: bool = True, uid: int = 0) -> BlockingMount:
         directory = tmp_path_factory.mktemp("blocking")
         directory.chmod(0o755)
-        mounts.append(BlockingMount(directory / "mnt", hints=hints, uid=uid))
+        mounts.append(BlockingMount(directory / "mnt", hints=hints, looks=looks, uid=uid))
         return mounts[-1]
 
     yield make

@@ -1,4 +1,4 @@
-"""Blocked reads end with a signal, on a real mount with real programs; when to look, with made-up processes."""
+"""Blocked reads end with a signal: on a real mount with real programs. When to look: with made-up ones."""
 
 import os
 import pty
@@ -21,7 +21,8 @@ from tests.fuse.conftest import MountMaker
 from tests.support.blocking_mount import BlockingMount
 from tests.support.waiting import WITHIN_S, eventually
 
-PYTHON = sys.executable
+PYTHON = [sys.executable, "-I", "-c"]
+"""Isolated: every name is a file of the mount, so an import from the working directory would find it."""
 ENDING = [signal.SIGINT, signal.SIGTERM, signal.SIGKILL, signal.SIGQUIT]
 
 
@@ -108,16 +109,14 @@ def test_a_reader_who_has_left_the_openers_family_can_be_killed(blocking: Blocki
 
 
 @pytest.mark.parametrize("deafness", ["ignored", "blocked"])
-def test_a_signal_that_its_process_does_not_take_ends_nothing(
-    blocking: BlockingMount, deafness: str
-) -> None:
+def test_a_signal_that_its_process_does_not_take_ends_nothing(blocking: BlockingMount, deafness: str) -> None:
     name = f"deaf-{deafness}"
     deafen = {
         "ignored": "signal.signal(signal.SIGTERM, signal.SIG_IGN)",
         "blocked": "signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGTERM])",
     }[deafness]
     script = f"import os, signal; {deafen}; print(os.read(os.open({name!r}, os.O_RDONLY), 100))"
-    program = blocking.start_reading([PYTHON, "-c", script], name)
+    program = blocking.start_reading([*PYTHON, script], name)
     program.terminate()
     program.send_signal(signal.SIGCHLD)
     # Time enough for looks: another reader is ended by one of them.
@@ -143,7 +142,7 @@ def test_a_handler_runs_and_the_program_reads_on(blocking: BlockingMount) -> Non
         signal.setitimer(signal.ITIMER_REAL, 0.01)
         print(os.read(file, 100))
     """
-    program = blocking.start_reading([PYTHON, "-c", script], "alarms")
+    program = blocking.start_reading([*PYTHON, script], "alarms")
     assert program.stdout is not None
     assert [program.stdout.readline() for _ in range(3)] == ["alarm\n"] * 3
     blocking.push("alarms", "a message")

@@ -1,4 +1,4 @@
-"""A small mount whose reads block, in a process of its own: every name is a file, what is written is read once.
+"""A small mount whose reads block, in a process of its own. Every name is a file, each write is read once.
 
 It says on standard output what comes to pass, a JSON list each: ["read", "name"] and so on. `BlockingMount`
 is the test's end of it.
@@ -15,6 +15,7 @@ import sys
 import threading
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from itertools import count
 from pathlib import Path
 from typing import Any
@@ -51,6 +52,8 @@ class _File:
 class _Open:
     file: _File
     opener: Opener | None
+    pushes: bool
+    """Of a push nothing is told."""
     poll: Poll = field(default_factory=Poll)
 
 
@@ -89,7 +92,9 @@ class BlockingOperations(pyfuse3.Operations):
 
     async def open(self, inode: InodeT, flags: FlagT, ctx: RequestContext) -> FileInfo:
         handle = next(self._numbers)
-        self._open[handle] = _Open(self._files[inode], processes.resolve(ctx.pid))
+        self._open[handle] = _Open(
+            self._files[inode], processes.resolve(ctx.pid), flags & os.O_ACCMODE == os.O_WRONLY
+        )
         return FileInfo(fh=FileHandleT(handle), direct_io=True, keep_cache=False)
 
     async def read(self, fh: FileHandleT, off: int, size: int) -> bytes:
@@ -129,13 +134,17 @@ class BlockingOperations(pyfuse3.Operations):
 
     async def flush(self, fh: FileHandleT) -> None:
         opened = self._open[fh]
-        tell("flush", opened.file.name, processes.fate(opened.opener).name if opened.opener else "NOBODY")
+        if not opened.pushes:
+            fate = processes.fate(opened.opener).name if opened.opener else "NOBODY"
+            tell("flush", opened.file.name, fate)
 
     async def release(self, fh: FileHandleT) -> None:
-        tell("release", self._open.pop(fh).file.name)
+        opened = self._open.pop(fh)
+        if not opened.pushes:
+            tell("release", opened.file.name)
 
 
-async def _serve(interrupts: Interrupts) -> None:
+async def _serve(interrupts: Interrupts, *, looks: bool) -> None:
     async with trio.open_nursery() as nursery:
 
         async def end_on_signal() -> None:
@@ -146,7 +155,8 @@ async def _serve(interrupts: Interrupts) -> None:
             pyfuse3.terminate()
 
         nursery.start_soon(end_on_signal)
-        nursery.start_soon(interrupts.run)
+        if looks:
+            nursery.start_soon(interrupts.run)
         await pyfuse3.main(min_tasks=64, max_tasks=10_000)
         nursery.cancel_scope.cancel()
 
@@ -168,7 +178,7 @@ def main() -> None:
         os.setresuid(settings["uid"], settings["uid"], settings["uid"])
     tell("ready")
     try:
-        trio.run(_serve, interrupts)
+        trio.run(partial(_serve, interrupts, looks=settings["looks"]))
     finally:
         pyfuse3.close(unmount=True)
 
@@ -176,13 +186,16 @@ def main() -> None:
 class BlockingMount:
     """The daemon, what it has told, and the programs that the test runs on it."""
 
-    def __init__(self, path: Path, *, hints: bool = True, uid: int = 0) -> None:
-        """Without *hints* the daemon hears nothing of signals; with *uid* it serves as that user."""
+    def __init__(self, path: Path, *, hints: bool = True, looks: bool = True, uid: int = 0) -> None:
+        """Without *hints* the daemon hears nothing of signals, without *looks* it cares for none.
+
+        With *uid* it serves as that user.
+        """
         path.mkdir(exist_ok=True)
         self.path = path
         self.events: list[list[str]] = []
         self._programs: list[subprocess.Popen[str]] = []
-        arguments = json.dumps({"path": str(path), "hints": hints, "uid": uid})
+        arguments = json.dumps({"path": str(path), "hints": hints, "looks": looks, "uid": uid})
         self.daemon = subprocess.Popen(
             [sys.executable, "-W", "error", "-m", "tests.support.blocking_mount", arguments],
             cwd=REPOSITORY,
@@ -227,7 +240,9 @@ class BlockingMount:
         return program
 
     def push(self, name: str, text: str) -> None:
-        descriptor = os.open(self.path / name, os.O_WRONLY | os.O_APPEND)  # `open` asks for a terminal (ioctl)
+        descriptor = os.open(
+            self.path / name, os.O_WRONLY | os.O_APPEND
+        )  # `open` asks for a terminal (ioctl)
         try:
             os.write(descriptor, text.encode())
         finally:
