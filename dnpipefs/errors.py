@@ -86,6 +86,10 @@ class TopicGone(DnpError):
     """The topic of an open handle was deleted; open the name again."""
 
 
+class Interrupted(DnpError):
+    """A signal for the caller, or the end of the mount, ended a wait. Not raised for timeouts."""
+
+
 class ClusterError(DnpError):
     """The fault lies with etcd, the network, or what is stored there."""
 

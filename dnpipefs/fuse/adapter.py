@@ -10,9 +10,10 @@ from __future__ import annotations
 import errno
 import logging
 import os
+import select
 import stat
 from collections.abc import Callable, Coroutine, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import update_wrapper
 from itertools import count
 from typing import Any, Concatenate, Final, ParamSpec, TypeVar
@@ -33,8 +34,11 @@ from pyfuse3 import (
 
 from dnpipefs import errors, etcd
 from dnpipefs.core.names import FileId, Offset
-from dnpipefs.fuse import readiness
+from dnpipefs.fuse import processes, readiness
+from dnpipefs.fuse.interrupts import Interrupts
 from dnpipefs.fuse.nodes import NodeId, NodeTable
+from dnpipefs.fuse.polls import Poll
+from dnpipefs.fuse.processes import Fate, Opener
 from dnpipefs.vfs import Attributes, FileSystem, Listing, TopicHandle, ViewHandle
 
 logger: Final = logging.getLogger(__name__)
@@ -66,6 +70,7 @@ ERRNO: Final[tuple[tuple[type[Exception], int], ...]] = (
     (errors.NotEmpty, errno.ENOTEMPTY),
     (errors.TopicGone, errno.ESTALE),
     (errors.OutOfSpace, errno.ENOSPC),
+    (errors.Interrupted, errno.EINTR),
     (errors.TimedOut, errno.ETIMEDOUT),
     (etcd.PermissionDenied, errno.EACCES),
     (etcd.AuthenticationFailed, errno.EACCES),
@@ -76,6 +81,7 @@ ERRNO: Final[tuple[tuple[type[Exception], int], ...]] = (
 )
 """The one table of errors: the first class that fits."""
 
+_WRITABLE: Final = select.POLLOUT | select.POLLWRNORM
 _QUIET: Final = (
     errors.UsageError,
     errors.NotFound,
@@ -83,6 +89,7 @@ _QUIET: Final = (
     errors.NotEmpty,
     errors.NotADirectory,
     errors.WouldBlock,
+    errors.Interrupted,
 )
 """What a caller did and sees in its errno; not worth a line in the log."""
 _SAID: Final = (errors.InvalidSetting,)
@@ -125,6 +132,13 @@ class _OpenFile:
     handle: TopicHandle | ViewHandle
     counted: bool = False
     """The node table knows that it has written."""
+    opener: Opener | None = None
+    """Of a file whose reads wait."""
+    poll: Poll = field(default_factory=Poll)
+    fate: Fate = Fate.UNKNOWN
+    """Of the opener, at the last close of a descriptor; once seen failing it stays so."""
+    closed: trio.CancelScope = field(default_factory=trio.CancelScope)
+    """Of whoever waits for it to become readable."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -135,15 +149,21 @@ class _OpenDirectory:
 
 
 class Adapter(pyfuse3.Operations):
-    """The handlers. One task of pyfuse3 runs each request."""
+    """The handlers. One task of pyfuse3 runs each request.
+
+    A handler that waits for other processes, as long as it takes, does so under the guard of *interrupts*.
+    """
 
     supports_dot_lookup = False
     enable_writeback_cache = False
     enable_acl = False
 
-    def __init__(self, files: FileSystem) -> None:
+    def __init__(self, files: FileSystem, interrupts: Interrupts) -> None:
         super().__init__()
+        self.nursery: trio.Nursery | None = None
+        """For the tasks that wake whoever polls; it is there before the first request is."""
         self._files: Final = files
+        self._interrupts: Final = interrupts
         self._nodes: Final = NodeTable()
         self._handles: dict[FileHandleT, _OpenFile] = {}
         self._listings: dict[FileHandleT, _OpenDirectory] = {}
@@ -333,13 +353,45 @@ class Adapter(pyfuse3.Operations):
         )
         self._nodes.opened(node, pid=ctx.pid)
         fh = next(self._next_handle)
-        self._handles[fh] = _OpenFile(node, handle)
+        opener = processes.resolve(ctx.pid) if handle.blocking else None
+        self._handles[fh] = _OpenFile(node, handle, opener=opener)
         return FileInfo(fh=fh, direct_io=True, keep_cache=False, nonseekable=False)
 
     @_answers
     async def read(self, fh: FileHandleT, off: int, size: int) -> bytes:
-        """Answer bytes; none only at the confirmed end."""
-        return await self._handles[fh].handle.read(Offset(off), size)
+        """Answer bytes; none only at the confirmed end. A view waits for some."""
+        opened = self._handles[fh]
+        handle = opened.handle
+        if not handle.blocking:
+            return await handle.read(Offset(off), size)
+        return await self._interrupts.guard(opened.opener, lambda: handle.read(Offset(off), size))
+
+    @_answers
+    async def poll(
+        self,
+        inode: InodeT,
+        fh: FileHandleT,
+        poll_handle: pyfuse3.PollHandle | None,
+        ctx: RequestContext,
+    ) -> int:
+        """Answer whether a read would return; if not, wake whoever polls once it would."""
+        opened = self._handles[fh]
+        waited = opened.poll.wanted
+        opened.poll.wait(poll_handle)
+        if opened.handle.readable:
+            return select.POLLIN | select.POLLRDNORM | _WRITABLE
+        if opened.poll.wanted and not waited:
+            assert self.nursery is not None  # noqa: S101 - see there
+            self.nursery.start_soon(self._wake, opened)
+        return _WRITABLE
+
+    async def _wake(self, opened: _OpenFile) -> None:
+        with opened.closed:
+            try:
+                await opened.handle.until_readable()
+            except errors.DnpError as error:  # the read that follows says so
+                logger.debug("poll: %s", error)
+            opened.poll.notify()
 
     @_answers
     async def write(self, fh: FileHandleT, off: int, buf: bytes) -> int:
@@ -352,8 +404,15 @@ class Adapter(pyfuse3.Operations):
 
     @_answers
     async def flush(self, fh: FileHandleT) -> None:
-        """One of maybe many close(2)s of the descriptor: commit the part without newline."""
-        await self._handles[fh].handle.flush()
+        """One of maybe many close(2)s of the descriptor: commit the part without newline.
+
+        The kernel lets the process go on when this is answered: until then its fate can be read. What the
+        last one before RELEASE shows is what counts, since children inherit descriptors.
+        """
+        opened = self._handles[fh]
+        if opened.handle.blocking and opened.fate is not Fate.FAILED:
+            opened.fate = processes.fate(opened.opener) if opened.opener is not None else Fate.UNKNOWN
+        await opened.handle.flush()
 
     @_answers
     async def fsync(self, fh: FileHandleT, datasync: bool) -> None:
@@ -366,7 +425,8 @@ class Adapter(pyfuse3.Operations):
         opened = self._handles.pop(fh)
         if opened.counted:
             self._nodes.stopped_writing(opened.node)
-        await self._files.close(opened.handle)
+        opened.closed.cancel()
+        await self._files.close(opened.handle, well=opened.fate in (Fate.ALIVE, Fate.ENDED_WELL))
 
     # Open directories
 
@@ -471,25 +531,31 @@ async def serve(
 ) -> None:
     """Mount, call *ready*, and answer requests until unmounted, or *stop* is set; then unmount.
 
-    On *stop* requests under way are answered first, for at most STOP_GRACE_S; what has not been
-    answered by then fails at its caller (a write that was not acknowledged may be in the topic, once).
+    On *stop* blocked reads end (EINTR) and requests under way are answered, for at most STOP_GRACE_S; what
+    has not been answered by then fails at its caller (a write that was not acknowledged may be in the
+    topic, once).
     Lines without newline that open handles hold are committed.
 
     Raises RuntimeError when the kernel refuses the mount.
     """
-    readiness.install()
-    pyfuse3.init(Adapter(files), mountpoint, {*pyfuse3.default_options, *options})
+    interrupts = Interrupts()
+    adapter = Adapter(files, interrupts)
+    operations = readiness.install(adapter, on_silent=interrupts.hint)
+    pyfuse3.init(operations, mountpoint, {*pyfuse3.default_options, *options})
     try:
         ready()
         async with trio.open_nursery() as nursery:
 
             async def end_on_stop() -> None:
                 await stop.wait()
+                interrupts.close()
                 pyfuse3.terminate()
                 await trio.sleep(STOP_GRACE_S)
                 files.give_up()
                 nursery.cancel_scope.cancel()
 
+            adapter.nursery = nursery
+            nursery.start_soon(interrupts.run)
             nursery.start_soon(end_on_stop)
             await pyfuse3.main(min_tasks=MIN_IDLE_TASKS, max_tasks=MAX_TASKS)
             nursery.cancel_scope.cancel()

@@ -10,13 +10,19 @@ there is none, one task waits for the descriptor as trio does, the others are pa
 request wakes WAKE_MORE of the parked, so that a burst of requests is taken in few turns of the
 scheduler. Only one thread ever reads the descriptor, and between the look and the read nothing
 else runs: what was seen is there to be read.
+
+It also shows when the kernel tells of a signal for the caller of a request (FUSE_INTERRUPT). libfuse keeps
+that for itself: a request is taken, and no handler is asked for. `install` takes what to call then. The few
+requests that libfuse refuses itself look the same, such as an ioctl, by which Python's `open` asks whether
+a file is a terminal.
 """
 
 from __future__ import annotations
 
 import select
+from collections.abc import Callable
 from types import TracebackType
-from typing import Any, Final
+from typing import Any, Final, cast
 
 import pyfuse3
 import trio
@@ -42,7 +48,10 @@ class _NoLock:
 class _LowLevel:
     """trio.lowlevel with a `wait_readable` for the one descriptor that pyfuse3 waits for."""
 
-    def __init__(self) -> None:
+    def __init__(self, on_silent: Callable[[], None]) -> None:
+        self._on_silent: Final = on_silent
+        self.unclaimed = False
+        """A request was taken, and no handler asked for so far."""
         self._poll: Final = select.poll()
         self._registered: int | None = None
         self._waiting = False
@@ -51,6 +60,7 @@ class _LowLevel:
         self._in_a_row = 0
 
     async def wait_readable(self, fd: int) -> None:
+        self._notice_silence()
         if self._registered != fd:
             self._register(fd)
         if self._in_a_row >= IN_A_ROW:
@@ -63,8 +73,16 @@ class _LowLevel:
                 await self._parked.park()
             else:
                 await self._wait(fd)
+            self._notice_silence()  # of a task that has ended after it
         self._in_a_row += 1
+        self.unclaimed = True
         self._parked.unpark(count=WAKE_MORE)
+
+    def _notice_silence(self) -> None:
+        # A task runs without a break from taking a request to asking for its handler or for the next request.
+        if self.unclaimed:
+            self.unclaimed = False
+            self._on_silent()
 
     async def _wait(self, fd: int) -> None:
         self._waiting = True
@@ -95,13 +113,30 @@ class _Trio:
 
     Lock = _NoLock
 
-    def __init__(self) -> None:
-        self.lowlevel: Final = _LowLevel()
+    def __init__(self, on_silent: Callable[[], None]) -> None:
+        self.lowlevel: Final = _LowLevel(on_silent)
 
     def __getattr__(self, name: str) -> Any:
         return getattr(trio, name)
 
 
-def install() -> None:
-    """Let pyfuse3 wait this way from the next `pyfuse3.init` on."""
-    pyfuse3.trio = _Trio()  # type: ignore[attr-defined]
+class _Watched:
+    """Operations whose every use is noticed."""
+
+    def __init__(self, operations: pyfuse3.Operations, lowlevel: _LowLevel) -> None:
+        self._operations: Final = operations
+        self._lowlevel: Final = lowlevel
+
+    def __getattr__(self, name: str) -> Any:
+        self._lowlevel.unclaimed = False
+        return getattr(self._operations, name)
+
+
+def install(operations: pyfuse3.Operations, on_silent: Callable[[], None]) -> pyfuse3.Operations:
+    """Let pyfuse3 wait this way from the next `pyfuse3.init` on, which is to be given what this returns.
+
+    *on_silent* is called, soon after, for each request that asked for no handler.
+    """
+    stand_in = _Trio(on_silent)
+    pyfuse3.trio = stand_in  # type: ignore[attr-defined]
+    return cast(pyfuse3.Operations, _Watched(operations, stand_in.lowlevel))

@@ -158,6 +158,17 @@ class Member:
                 self._waiting -= 1
         return self._hand_out()
 
+    async def until_readable(self) -> None:
+        """Wait until a read would return at once, or would fail."""
+        while not self.readable:
+            self._waiting += 1
+            self.stir()
+            try:
+                await self._ready.park()
+            finally:
+                self._waiting -= 1
+        self._ready.unpark()  # it was woken in the place of a reader, perhaps
+
     async def take_now(self) -> Delivery | None:
         """Hand out a message if the group has one that nobody has, anywhere. Raises TopicGone, TimedOut."""
         if not self._stock:

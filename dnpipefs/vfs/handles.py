@@ -59,6 +59,9 @@ class TopicHandle:
     readable: Final = True
     """A read would return at once."""
 
+    async def until_readable(self) -> None:
+        """Wait until a read would return at once."""
+
     def __init__(
         self,
         log: Log,

@@ -101,6 +101,8 @@ class SubscriptionHandle:
         self._generation = view.generation
         self._base: int = view.end
         """Offset in the topic of the handle's offset 0."""
+        self._read_to: int = view.end
+        """Where the last read ended in the topic."""
 
     @property
     def readable(self) -> bool:
@@ -110,7 +112,9 @@ class SubscriptionHandle:
             view is not None and (view.generation != self._generation or view.end > self._read_to)
         )
 
-    _read_to: int = 0
+    async def until_readable(self) -> None:
+        """Wait until `readable`. Raises TopicGone."""
+        await self._live.wait(lambda _: self.readable)
 
     async def read(self, offset: Offset, size: int) -> bytes:
         """Return bytes that were pushed since the open; wait for some. Raises TopicGone, WouldBlock."""
@@ -182,6 +186,10 @@ class GroupHandle:
         """Whether a read would return at once."""
         return bool(self._parts) or self._member.readable
 
+    async def until_readable(self) -> None:
+        """Wait until `readable`. Raises TopicGone."""
+        await self._member.until_readable()
+
     async def read(self, offset: Offset, size: int) -> bytes:
         """Acknowledge what ends at or before *offset*, and return a message, or the rest of one.
 
@@ -251,6 +259,9 @@ class RewindHandle:
 
     blocking: Final = False
     readable: Final = False
+
+    async def until_readable(self) -> None:
+        """Return: a read fails at once."""
 
     async def read(self, offset: Offset, size: int) -> bytes:
         """Refuse."""

@@ -31,10 +31,14 @@ class Workers:
 
     def __init__(self, kernel: socket.socket) -> None:
         self.device = _PEERS[kernel.fileno()]
-        self.trio = _Trio()
+        self.silent = 0
+        self.trio = _Trio(self.count_silent)
         self.taken: list[int] = []
         self.ended = 0
         self.answer = trio.Event()
+
+    def count_silent(self) -> None:
+        self.silent += 1
 
     async def work(self) -> None:
         lock = self.trio.Lock()

@@ -1,0 +1,46 @@
+"""select(2), poll(2) and epoll(7) on open files: who is to be woken once a file becomes readable.
+
+The kernel gives a handle with a POLL request only if somebody waits, a new one each time, and any of
+them wakes all who wait for that open file. They ask again then, so a notification too many costs a
+request, and one too few leaves them asleep.
+"""
+
+from __future__ import annotations
+
+import logging
+
+from pyfuse3 import PollHandle
+
+logger = logging.getLogger(__name__)
+
+
+class Poll:
+    """The poll handle of one open file: at most one."""
+
+    __slots__ = ("_handle",)
+
+    def __init__(self) -> None:
+        self._handle: PollHandle | None = None
+
+    @property
+    def wanted(self) -> bool:
+        """Whether somebody waits."""
+        return self._handle is not None
+
+    def wait(self, handle: PollHandle | None) -> None:
+        """Keep the handle of a POLL request that is answered with "not ready", in the place of the last.
+
+        To be called before looking whether the file is ready, so that what comes in between is not lost.
+        """
+        if handle is not None:
+            self._handle = handle  # pyfuse3 destroys the other when nothing refers to it
+
+    def notify(self) -> None:
+        """The file has become readable: wake whoever waits, once."""
+        handle, self._handle = self._handle, None
+        if handle is None:
+            return
+        try:
+            handle.notify()
+        except OSError as error:  # the mount ends: the kernel wakes them itself
+            logger.debug("nobody is woken: %s", error)
