@@ -8,8 +8,9 @@ The Python API::
             print(message.data)
 """
 
-from dnpipefs.api import Config, Dnp, PullStart, Stat, Writer, connect
+from dnpipefs.api import Config, Dnp, PullStart, Stat, connect
 from dnpipefs.cluster import VERSION as __version__  # noqa: N811 - Python's name for it
+from dnpipefs.consumer import Consumer, Job
 from dnpipefs.core.config import Compression, Framing, TopicConfig, TopicFacts
 from dnpipefs.errors import (
     AlreadyExists,
@@ -35,23 +36,28 @@ from dnpipefs.errors import (
     UsageError,
 )
 from dnpipefs.etcd import Credentials, EtcdError, Tls
+from dnpipefs.groups import GroupFacts
 from dnpipefs.log.reader import Message
+from dnpipefs.writer import Writer
 
 __all__ = [
     "AlreadyExists",
     "ClusterError",
     "Compression",
     "Config",
+    "Consumer",
     "CorruptData",
     "Credentials",
     "Dnp",
     "DnpError",
     "EtcdError",
     "Framing",
+    "GroupFacts",
     "InvalidArgument",
     "InvalidName",
     "InvalidSetting",
     "IsADirectory",
+    "Job",
     "Message",
     "MessageTooLarge",
     "NameTooLong",

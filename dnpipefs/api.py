@@ -14,42 +14,49 @@ from collections.abc import (
     AsyncIterator,
     Awaitable,
     Callable,
-    Iterable,
     Iterator,
     Mapping,
     Sequence,
 )
 from contextlib import aclosing, asynccontextmanager, suppress
 from dataclasses import dataclass, replace
-from datetime import UTC, datetime, timedelta
+from datetime import datetime
 from itertools import chain, dropwhile
 from pathlib import Path
-from typing import Final, Literal, TypeVar
+from typing import Final, TypeVar
 
 import trio
 
 from dnpipefs import etcd
 from dnpipefs.cluster import Cluster, Settings, default_data_dir, open_cluster
-from dnpipefs.core.batch import Chunk
-from dnpipefs.core.config import DEFAULTS, READ_ONLY, SETTINGS, Framing, TopicConfig, TopicFacts
-from dnpipefs.core.framing import begin, follow
+from dnpipefs.consumer import Consumer
+from dnpipefs.core.config import READ_ONLY, SETTINGS, Framing, TopicConfig, TopicFacts
 from dnpipefs.core.keys import DEFAULT_PREFIX
-from dnpipefs.core.names import ROOT, START, VIEW_SEPARATOR, FileId, Kind, Offset, parse_path
+from dnpipefs.core.names import (
+    ROOT,
+    START,
+    VIEW_SEPARATOR,
+    FileId,
+    Kind,
+    Offset,
+    parse_group,
+    parse_path,
+)
+from dnpipefs.core.places import Place, nanoseconds
 from dnpipefs.core.tree import Entry
 from dnpipefs.errors import (
     AlreadyExists,
     InvalidArgument,
     InvalidName,
     IsADirectory,
-    MessageTooLarge,
     NotADirectory,
     NotFound,
     TopicGone,
 )
-from dnpipefs.log.appender import BATCH_LIMIT
+from dnpipefs.groups import GroupFacts
 from dnpipefs.log.failures import DEFAULT_OP_TIMEOUT_S
-from dnpipefs.log.log import Log
 from dnpipefs.log.reader import Message
+from dnpipefs.writer import Writer, gather
 
 PAGE_BYTES: Final = 256 << 10
 """How much a pull takes from the log at once, bytes; whole batches, so at most one batch more."""
@@ -59,10 +66,8 @@ STATS_AT_ONCE: Final = 32
 SURVEYED_AT_ONCE: Final = 250
 """How many topics' sizes `Dnp.ls` asks for together: those that it looks at before they are old."""
 
-PullStart = Literal["first", "last"] | int | datetime
-"""Where a pull begins: all there is, only what comes, a byte offset, or a time."""
-
-_EPOCH: Final = datetime(1970, 1, 1, tzinfo=UTC)
+PullStart = Place
+"""Where a pull begins."""
 _T = TypeVar("_T")
 
 
@@ -136,6 +141,8 @@ class Dnp:
     def __init__(self, cluster: Cluster) -> None:
         self._log: Final = cluster.log
         self._namespace: Final = cluster.namespace
+        self._groups: Final = cluster.groups
+        self._op_timeout: Final = cluster.settings.op_timeout
 
     async def push(self, topic: str | bytes, *messages: str | bytes) -> None:
         """Append messages, in order; return once all of them are committed.
@@ -151,8 +158,8 @@ class Dnp:
         were not acknowledged be in the topic all the same, each at most once.
         """
         async with self.writer(topic) as writer:
-            for chunk in _gather(messages, writer.config.max_message):
-                await writer._commit(chunk)
+            for chunk in gather(messages, writer.config.max_message):
+                await writer.commit(chunk)
 
     @asynccontextmanager
     async def writer(self, topic: str | bytes, *, framing: Framing | None = None) -> AsyncIterator[Writer]:
@@ -206,7 +213,7 @@ class Dnp:
 
         For callers that do something after each page, such as flushing an output. A page may be empty.
         """
-        since_ns = _nanoseconds(start) if isinstance(start, datetime) else None
+        since_ns = nanoseconds(start) if isinstance(start, datetime) else None
         if isinstance(start, int) and start < 0:
             raise InvalidArgument(f"offset {start}: offsets begin at 0")
         reader, live = await self._with_topic(topic, lambda entry: self._log.open_reader(entry.id))
@@ -234,6 +241,51 @@ class Dnp:
                 await trio.lowlevel.checkpoint()  # cached pages come without one
         finally:
             self._log.close_reader(live)
+
+    @asynccontextmanager
+    async def consumer(self, topic: str | bytes, group: str | bytes) -> AsyncIterator[Consumer]:
+        """Take part in a consumer group, which begins to exist if there was none.
+
+            async with dnp.consumer("jobs", "workers") as consumer:
+                async for message in consumer.messages(): ...
+
+        Raises NotFound, IsADirectory, InvalidName.
+        """
+        member = await self._with_topic(topic, lambda entry: self._groups.open(entry.id, parse_group(group)))
+        consumer = Consumer(member, op_timeout=self._op_timeout)
+        try:
+            yield consumer
+        finally:
+            consumer.close()
+            self._groups.close(member)
+
+    async def group(self, topic: str | bytes, group: str | bytes) -> AsyncGenerator[Message, None]:
+        """Iterate over messages for this reader of a group; wait for more for ever.
+
+            async for message in dnp.group("jobs", "workers"): ...
+
+        A message is acknowledged when its body ends and the next one is asked for; a body that raises, or
+        is left by `break`, gives it back. Raises as `consumer` does.
+        """
+        async with self.consumer(topic, group) as consumer, aclosing(consumer.messages()) as messages:
+            async for message in messages:
+                yield message
+
+    async def groups(self, topic: str | bytes) -> list[GroupFacts]:
+        """Return what is known of all consumer groups of a topic, by name. Raises NotFound."""
+        return await self._with_topic(topic, lambda entry: self._groups.facts(entry.id))
+
+    async def seek(self, topic: str | bytes, group: str | bytes, place: Place) -> None:
+        """Let a group go on from a place; what its readers have in hand is void. Raises NotFound."""
+        await self._with_topic(topic, lambda entry: self._groups.rewind(entry.id, parse_group(group), place))
+
+    async def redrive(self, topic: str | bytes, group: str | bytes) -> tuple[int, int]:
+        """Give a group its dead letters again; return how many, and how many are gone. Raises NotFound."""
+        return await self._with_topic(topic, lambda entry: self._groups.redrive(entry.id, parse_group(group)))
+
+    async def remove_group(self, topic: str | bytes, group: str | bytes) -> None:
+        """Delete a consumer group; its readers get TopicGone. Raises NotFound."""
+        await self._with_topic(topic, lambda entry: self._groups.delete(entry.id, parse_group(group)))
 
     async def reset(self, topic: str | bytes) -> None:
         """Remove all messages of a topic, atomically for everybody. Raises NotFound, IsADirectory."""
@@ -438,122 +490,11 @@ class Dnp:
         )
 
 
-class Writer:
-    """Pushes a stream of bytes, a message a line or a `write`; made by `Dnp.writer`."""
-
-    def __init__(
-        self,
-        log: Log,
-        topic: Entry,
-        reopen: Callable[[], Awaitable[Entry]],
-        config_of: Callable[[FileId, TopicConfig], TopicConfig],
-    ) -> None:
-        self._log: Final = log
-        self._topic = topic
-        self._reopen: Final = reopen
-        self._config_of: Final = config_of
-        self._begun = False
-        self._config = config_of(topic.id, DEFAULTS)
-        self._framer = begin(self._config)
-
-    @property
-    def config(self) -> TopicConfig:
-        """The topic's settings now; of a deleted one its last."""
-        return self._config_of(self._topic.id, self._config)
-
-    async def write(self, data: bytes) -> None:
-        """Push the messages that *data* completes; return once they are committed. The rest waits here.
-
-        Raises as `Dnp.push` does; after MessageTooLarge the rest of *data* is dropped, too.
-        """
-        config = self.config
-        if config is not self._config:
-            self._config, self._framer = config, follow(self._framer, config)
-        while data:
-            framed = self._framer.feed(data)
-            for piece in framed.pieces:
-                await self._commit(piece.chunk)
-            if framed.too_large:
-                limit, self._framer = self._framer.limit, framed.state
-                raise _too_large(limit)
-            self._framer = framed.state
-            data = data[framed.consumed :]
-
-    async def flush(self) -> None:
-        """Push what has come since the last newline, as a message without one."""
-        held, self._framer = self._framer.flush()
-        if held is not None:
-            await self._commit(held)
-
-    async def _commit(self, chunk: Chunk) -> None:
-        try:
-            await self._append(chunk)
-        except TopicGone:
-            if self._begun:  # as with an open file: what was begun belongs to the topic that is gone
-                raise
-            self._topic = await self._reopen()
-            await self._append(chunk)
-        self._begun = True
-
-    async def _append(self, chunk: Chunk) -> None:
-        topic, compress = self._topic, self._config.compress
-        await self._log.append(topic.id, chunk, born=topic.revision, compress=compress)
-
-
-def _gather(messages: Iterable[str | bytes], limit: int) -> Iterator[Chunk]:
-    """Make chunks of messages, newlines added, as few as possible; MessageTooLarge behind what is before.
-
-    *limit*: bytes of the largest message.
-    """
-    lines: list[bytes] = []
-    size = 0
-
-    def gathered() -> Iterator[Chunk]:
-        if lines:
-            yield Chunk(b"".join(lines), len(lines))
-            lines.clear()
-
-    for message in messages:
-        data = _encoded(message)
-        several = data.find(b"\n") + 1 < len(data)
-        if several or len(data) > limit or size + len(data) > BATCH_LIMIT:
-            yield from gathered()
-            size = 0
-        if len(data) > limit:
-            raise _too_large(limit)
-        if several:
-            yield Chunk.of_message(data)
-        else:
-            lines.append(data)
-            size += len(data)
-    yield from gathered()
-
-
-def _encoded(message: str | bytes) -> bytes:
-    if isinstance(message, str):
-        try:
-            message = message.encode("utf-8", "surrogateescape")
-        except UnicodeEncodeError as error:
-            raise InvalidArgument(f"a message is not text: {error}") from None
-    return message if message.endswith(b"\n") else message + b"\n"
-
-
-def _too_large(limit: int) -> MessageTooLarge:
-    return MessageTooLarge(
-        f"a message is larger than {limit} bytes: nothing of it is stored, what came before it is"
-    )
-
-
 def _since(page: Iterator[Message], since_ns: int) -> tuple[Iterator[Message], int | None]:
     """Drop the messages before a time; None instead of the time once one was found."""
     rest = dropwhile(lambda message: message.time_ns < since_ns, page)
     first = next(rest, None)
     return (iter(()), since_ns) if first is None else (chain((first,), rest), None)
-
-
-def _nanoseconds(moment: datetime) -> int:
-    """Return nanoseconds since 1970 UTC; a naive *moment* is local time."""
-    return (moment.astimezone(UTC) - _EPOCH) // timedelta(microseconds=1) * 1000
 
 
 def _shown(path: Sequence[bytes]) -> str:

@@ -1,7 +1,8 @@
 """The command line: arguments, output and exit codes; `dnpipefs.api` and `dnpipefs.mount` do the work.
 
-`program` puts the commands together and answers for their failures, `topics`, `listing`, `mounts`, `doctor`
-and `bench` are the commands, `options` what they share, `running` how one of them runs and is interrupted.
+`program` puts the commands together and answers for their failures, `topics`, `groups`, `listing`,
+`mounts`, `doctor` and `bench` are the commands, `workers` what `pull --group` does, `options` what they
+share, `running` how one of them runs and is interrupted.
 """
 
 from dnpipefs.cli.program import main

@@ -41,6 +41,12 @@ def config_topic(
     retention.messages=NUMBER|none   keep at least so many
     max_message=SIZE                 refuse larger messages: 1 to 16MiB
     compression=zstd|none            of what is stored, where it helps
+    start=first|last                 where a new consumer group begins
+    ack=exit-status|next-read|delivery  what tells that a reader of a group is done
+    batch=NUMBER                     messages of a group that one read returns
+    visibility_timeout=TIME|none     give a message that a reader has for so long to another one
+    max_deliveries=NUMBER|none       then a message is a dead letter
+    dead_letter=TOPIC|none           where those go; none: to TOPIC.dead beside the topic
     """
     wanted: dict[str, str | None] = dict.fromkeys(unset)
     for change in changes:

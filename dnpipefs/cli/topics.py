@@ -4,18 +4,21 @@ from __future__ import annotations
 
 import base64
 import json
-import re
+from collections.abc import Callable
 from contextlib import aclosing
 from datetime import UTC, datetime
 from itertools import islice
-from typing import Final, cast
+from typing import Final
 
 import click
 
 from dnpipefs.api import Dnp, PullStart
 from dnpipefs.cli.options import Connection, connection_options
 from dnpipefs.cli.running import read_input, run_connected, write_output
+from dnpipefs.cli.workers import Work, work
 from dnpipefs.core.config import Framing
+from dnpipefs.core.places import parse_place
+from dnpipefs.errors import InvalidArgument
 from dnpipefs.log.reader import Message
 
 MESSAGES_AT_ONCE: Final = 4096
@@ -45,24 +48,17 @@ def push(connection: Connection, topic: str, messages: tuple[str, ...]) -> None:
     run_connected(connection, operation)
 
 
-class _Start(click.ParamType[PullStart]):
-    name = "start"
+class PlaceType(click.ParamType[PullStart]):
+    """Where to begin, from what users write."""
+
+    name = "place"
 
     def convert(self, value: object, param: click.Parameter | None, ctx: click.Context | None) -> PullStart:
-        text = str(value)
-        if text in ("first", "last"):
-            return cast("PullStart", text)
-        if re.fullmatch(r"[0-9]+", text):
-            return int(text)
+        """Parse."""
         try:
-            return datetime.fromisoformat(text)
-        except ValueError:
-            self.fail(
-                f"{text!r} is neither 'first', 'last', an offset in bytes nor a time such as "
-                "2026-11-21 or 2026-11-21T08:00:00Z",
-                param,
-                ctx,
-            )
+            return parse_place(str(value))
+        except InvalidArgument as error:
+            self.fail(str(error), param, ctx)
 
 
 @click.command()
@@ -71,7 +67,7 @@ class _Start(click.ParamType[PullStart]):
 @click.option(
     "--from",
     "start",
-    type=_Start(),
+    type=PlaceType(),
     default="first",
     show_default=True,
     metavar="first|last|OFFSET|TIMESTAMP",
@@ -89,12 +85,44 @@ class _Start(click.ParamType[PullStart]):
     help="raw: the bytes as they are. json: an object a line, with offset, time, and data, or data_base64 "
     "if it is not UTF-8.",
 )
+@click.option("-g", "--group", metavar="NAME", help="Share the messages with all readers of a group.")
+@click.option(
+    "--exec",
+    "command",
+    metavar="CMD",
+    help="With --group: run a shell command for each message, with the message as standard input.",
+)
+@click.option(
+    "-j", "--jobs", type=click.IntRange(1, 1000), default=1, help="How many commands to run at once."
+)
+@click.option("--no-wait", is_flag=True, help="With --group: end when there is no message left.")
 @connection_options
 def pull(
-    connection: Connection, topic: str, *, start: PullStart, follow: bool, count: int | None, form: str
+    connection: Connection,
+    topic: str,
+    *,
+    start: PullStart,
+    follow: bool,
+    count: int | None,
+    form: str,
+    group: str | None,
+    command: str | None,
+    jobs: int,
+    no_wait: bool,
 ) -> None:
-    """Print the messages of a topic. They stay there: pulling removes nothing."""
-    render = _as_json if form == "json" else _as_it_is
+    """Print the messages of a topic. They stay there: pulling removes nothing.
+
+    With --group share them with all who read the group, on all hosts: each message goes to one of them, and
+    is acknowledged when it is printed, or when CMD ends with status 0. Otherwise it goes to another one.
+    """
+    if group is not None:
+        if follow or start != "first":
+            raise click.UsageError("--group goes on where the group is, and waits: see 'dnpipefs seek'")
+        work(connection, Work(topic, group, command, jobs, count, wait=not no_wait, render=_RENDER[form]))
+        return
+    if command is not None or jobs != 1 or no_wait:
+        raise click.UsageError("--exec, --jobs and --no-wait need --group")
+    render = _RENDER[form]
 
     async def operation(dnp: Dnp) -> None:
         left = count
@@ -131,6 +159,9 @@ def _as_json(message: Message) -> bytes:
     except UnicodeDecodeError:
         record["data_base64"] = base64.b64encode(message.data).decode()
     return json.dumps(record, ensure_ascii=False).encode() + b"\n"
+
+
+_RENDER: Final[dict[str, Callable[[Message], bytes]]] = {"raw": _as_it_is, "json": _as_json}
 
 
 def _timestamp(time_ns: int) -> str:

@@ -105,6 +105,14 @@ class Piece(NamedTuple):
     messages: int
 
 
+class DeadLetter(NamedTuple):
+    """A message that was delivered too often and taken out of its group."""
+
+    term: Term
+    piece: Piece
+    reason: str
+
+
 class Fresh(NamedTuple):
     """Messages behind the cursor, to be claimed."""
 
@@ -222,6 +230,15 @@ def take_over(returned: Returned, held: Held) -> Returned:
             Stretch(start, end, deliveries + 1) for start, end, deliveries in held.stretches
         ),
         messages=returned.messages + held.messages,
+    )
+
+
+def put_back(returned: Returned, pieces: Sequence[Piece]) -> Returned:
+    """Return what was returned with dead letters, as if they had never been delivered."""
+    return replace(
+        returned,
+        stretches=returned.stretches.added(Stretch(start, end, 0) for start, end, _ in pieces),
+        messages=returned.messages + sum([piece.messages for piece in pieces]),
     )
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any, Final
 
-from dnpipefs.core.group import Cursor, Held, Returned, Term
+from dnpipefs.core.group import Cursor, DeadLetter, Held, Piece, Returned, Term
 from dnpipefs.core.intervals import Stretch, Stretches
 from dnpipefs.core.names import Offset, Revision
 from dnpipefs.core.records import dump, integer, load
@@ -46,6 +46,19 @@ def decode_returned(key: bytes, raw: bytes) -> Returned:
     """Parse the value of a ``returned`` key. Raises CorruptData."""
     value = load(key, raw)
     return Returned(_decode_term(key, value), _decode_stretches(key, value), integer(key, value, "messages"))
+
+
+def encode_dead_letter(letter: DeadLetter) -> bytes:
+    """Return the value of a ``dead`` key."""
+    start, end, _ = letter.piece
+    return dump({**_term(letter.term), "offset": start, "end": end, "reason": letter.reason})
+
+
+def decode_dead_letter(key: bytes, raw: bytes) -> DeadLetter:
+    """Parse the value of a ``dead`` key. Raises CorruptData."""
+    value = load(key, raw)
+    start, end = Offset(integer(key, value, "offset")), Offset(integer(key, value, "end"))
+    return DeadLetter(_decode_term(key, value), Piece(start, end, 1), str(value.get("reason", "")))
 
 
 def _term(term: Term) -> dict[str, object]:

@@ -368,6 +368,14 @@ class KeySchema:
         """All members of a group."""
         return prefix_range(self._group_base(topic, name) + b"member/")
 
+    def dead_letter(self, topic: FileId, name: bytes, generation: Revision, offset: Offset) -> bytes:
+        """Note of a message that was delivered too often."""
+        return self._group_base(topic, name) + b"dead/%016x/%016x" % (generation, offset)
+
+    def dead_letters(self, topic: FileId, name: bytes) -> KeyRange:
+        """All such notes of a group."""
+        return prefix_range(self._group_base(topic, name) + b"dead/")
+
     def parse_group(self, topic: FileId, key: bytes) -> tuple[bytes, bytes]:
         """Return a group's name and what of it the key is, such as ``cursor``. Raises CorruptData."""
         base = self._group + _hex(topic) + b"/"

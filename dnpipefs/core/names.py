@@ -70,6 +70,14 @@ def check_new_name(name: bytes) -> bytes:
     return name
 
 
+def parse_group(name: str | bytes) -> bytes:
+    """Return the name of a consumer group. Raises InvalidName, NameTooLong."""
+    raw = name.encode("utf-8", "surrogateescape") if isinstance(name, str) else name
+    if VIEW_SEPARATOR in raw:
+        raise InvalidName(f"{raw!r} is no name of a group: '@' divides it from its topic's")
+    return check_component(raw)
+
+
 def parse_path(path: str | bytes) -> tuple[bytes, ...]:
     """Split a topic path such as ``team/jobs`` (a leading slash is allowed) into components.
 

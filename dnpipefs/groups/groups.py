@@ -10,6 +10,7 @@ from __future__ import annotations
 import logging
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
+from datetime import datetime
 from typing import Final, NamedTuple
 
 import trio
@@ -20,6 +21,7 @@ from dnpipefs.core.group import Cursor, Returned, Term
 from dnpipefs.core.group_records import decode_cursor, decode_held, decode_returned
 from dnpipefs.core.keys import KeySchema
 from dnpipefs.core.names import FileId, Offset, SessionId
+from dnpipefs.core.places import Place, nanoseconds
 from dnpipefs.core.view import TopicView
 from dnpipefs.errors import DnpError, NotFound, TopicGone
 from dnpipefs.groups.member import PATIENCE_S, Delivery, Member
@@ -109,16 +111,38 @@ class Groups:
         finally:
             self.close(member)
 
-    async def rewind(self, topic: FileId, name: bytes, place: Callable[[TopicView], Offset]) -> None:
-        """Let a group begin again at the first message at or behind a *place*; create it if there is none.
+    async def rewind(self, topic: FileId, name: bytes, place: Place) -> None:
+        """Let a group go on from the first message at or behind a *place*; create it if there is none.
 
-        Raises TopicGone, TimedOut, OutOfSpace.
+        What its readers have in hand is void: it comes again if it lies there. Raises TopicGone, TimedOut,
+        OutOfSpace.
         """
         async with self.reading(topic, name) as member, self._log.reader(topic) as reader:
             view = await reader.view()
-            offset, generation = max(view.first, min(view.end, place(view))), view.generation
-            offset, message = await reader.ordinal(offset)
+            generation, since_ns = view.generation, 0
+            if isinstance(place, datetime):
+                since_ns = nanoseconds(place)
+                start = view.since(since_ns)
+            elif isinstance(place, int):
+                start = Offset(place)
+            else:
+                start = view.end if place == "last" else view.first
+            offset, message = await reader.find(start, since_ns)
             await member.rewind_to(offset, message, generation)
+
+    async def redrive(self, topic: FileId, name: bytes) -> tuple[int, int]:
+        """Give a group its dead letters again, as if they had never been delivered.
+
+        Returns how many it gets, and how many it cannot get, since retention or a reset has removed them from
+        the topic; those stay among the dead letters. Raises NotFound, TopicGone, TimedOut, OutOfSpace.
+        """
+        keys = GroupKeys(self._client, self._keys, topic, name)
+        async with self.reading(topic, name) as member, self._log.reader(topic) as reader:
+            first = (await reader.view()).first
+            with deadline(self._op_timeout):
+                found = await keys.redrive(first)
+            member.lost_sight()
+        return found
 
     async def delete(self, topic: FileId, name: bytes) -> None:
         """Delete a group; its readers get TopicGone. Raises NotFound, TimedOut."""
@@ -275,8 +299,19 @@ class Groups:
             )
             await trio.sleep(1)
             member.give_back(delivery, delivered=False)
-        else:
-            member.acknowledge(delivery)
+            return
+        member.acknowledge(delivery)
+        try:
+            with deadline(self._op_timeout):
+                await member.settled()
+                # Only now: what is remembered as dead can be given to the group again.
+                await member.keys.remember_dead(delivery.term, delivery.piece, self._reason(delivery))
+        except DnpError as error:
+            logger.warning("a dead letter cannot be redriven, what it was is not noted: %s", error)
+
+    @staticmethod
+    def _reason(delivery: Delivery) -> str:
+        return f"delivered {delivery.deliveries} times without acknowledgement"
 
 
 def _facts(

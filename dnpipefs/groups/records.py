@@ -9,18 +9,34 @@ from dataclasses import dataclass, replace
 from typing import Final
 
 from dnpipefs import etcd
-from dnpipefs.core.group import Cursor, Held, Records, Returned, Term, take_over
+from dnpipefs.core.group import (
+    Cursor,
+    DeadLetter,
+    Held,
+    Piece,
+    Records,
+    Returned,
+    Term,
+    put_back,
+    take_over,
+)
 from dnpipefs.core.group_records import (
     decode_cursor,
+    decode_dead_letter,
     decode_held,
     decode_returned,
     encode_cursor,
+    encode_dead_letter,
     encode_held,
     encode_returned,
 )
 from dnpipefs.core.keys import KeySchema
-from dnpipefs.core.names import NO_GENERATION, FileId, Revision, SessionId
+from dnpipefs.core.names import NO_GENERATION, FileId, Offset, Revision, SessionId
 from dnpipefs.core.view import TopicView
+from dnpipefs.errors import NotFound
+
+DEAD_AT_ONCE: Final = 60
+"""Dead letters redriven in one transaction: a comparison and a deletion each, below etcd's 128 operations."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -133,6 +149,62 @@ class GroupKeys:
         """Delete the group; False if there is none."""
         whole = self._keys.group(self.topic, self.name)
         return (await self._client.delete(whole.start, whole.end)).deleted > 0
+
+    async def remember_dead(self, term: Term, piece: Piece, reason: str) -> None:
+        """Note that a message is a dead letter, and why, for whoever looks and for `redrive`."""
+        key = self._keys.dead_letter(self.topic, self.name, term.generation, piece.start)
+        await self._client.put(key, encode_dead_letter(DeadLetter(term, piece, reason)))
+
+    async def redrive(self, first: Offset) -> tuple[int, int]:
+        """Return to the group what is noted as dead; tell how many messages, and how many are not there.
+
+        Those are before *first*, of an older generation, or of before a rewind, which brings them anyway.
+        """
+        dead, gone = self._keys.dead_letters(self.topic, self.name), 0
+        again = 0
+        start = dead.start
+        while kvs := (await self._client.range(start, dead.end, limit=DEAD_AT_ONCE)).kvs:
+            start = kvs[-1].key + b"\0"
+            letters = [decode_dead_letter(kv.key, kv.value) for kv in kvs]
+            while True:
+                epoch, cursor, returned = await self._read(
+                    self._keys.epoch(self.topic), self.cursor, self.returned
+                )
+                if cursor is None:
+                    raise NotFound("there is no such group")
+                records = Records(
+                    _revision(epoch),
+                    decode_cursor(cursor.key, cursor.value),
+                    Held(),
+                    decode_returned(returned.key, returned.value) if returned is not None else Returned(),
+                ).current()
+                back = [
+                    (kv, letter)
+                    for kv, letter in zip(kvs, letters, strict=True)
+                    if letter.term == records.cursor.term and letter.piece.start >= first
+                ]
+                if not back:
+                    break
+                after = put_back(records.returned, [letter.piece for _, letter in back])
+                result = await self._client.transaction(
+                    [
+                        etcd.compare_mod_revision(self.cursor) == cursor.mod_revision,
+                        etcd.compare_mod_revision(self.returned) == _revision(returned),
+                        *(etcd.compare_mod_revision(kv.key) == kv.mod_revision for kv, _ in back),
+                    ],
+                    [
+                        etcd.put(self.returned, encode_returned(after)),
+                        *(etcd.delete(kv.key) for kv, _ in back),
+                    ],
+                )
+                if result.succeeded:
+                    break
+                if await self._client.get(back[0][0].key) is None:  # somebody else redrives
+                    back = []
+                    break
+            again += len(back)
+            gone += len(kvs) - len(back)
+        return again, gone
 
     async def members(self) -> dict[SessionId, tuple[Held, Revision, bool]]:
         """Return what each member holds, the revision of its record, and whether its host lives."""

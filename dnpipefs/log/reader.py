@@ -116,24 +116,27 @@ class Reader:
                 found = _messages(zip(entries, blocks, strict=True))
                 return (message for message in found if message.offset >= offset), entries[-1].end
 
-    async def ordinal(self, offset: Offset) -> tuple[Offset, int]:
-        """Return where the first message at or behind *offset* begins, and how many come before it.
+    async def find(self, offset: Offset, since_ns: int = 0) -> tuple[Offset, int]:
+        """Return where the first message begins that is at or behind *offset*, and how many come before it.
 
-        Of the generation, those that retention removed included. Raises TopicGone, TimedOut.
+        *since_ns*: and that was pushed at that time or later, nanoseconds since 1970 UTC. Those that come
+        before are the generation's, with what retention has removed. Raises TopicGone, TimedOut.
         """
-        view = await self.view()
-        start = max(offset, view.first)
-        entries = view.locate(start, 1)
-        if not entries:
-            return view.end, view.messages
-        entry = entries[0]
-        message = entry.first_message
-        messages, _ = await self.messages(entry.start, 1)
-        for found in messages:
-            if found.offset >= start:
-                return found.offset, message
-            message += 1
-        return entry.end, entry.end_message
+        start = offset
+        while True:
+            view = await self.view()
+            start = max(start, view.first)
+            entries = view.locate(start, 1)
+            if not entries:
+                return view.end, view.messages
+            entry = entries[0]
+            message = entry.first_message
+            messages, _ = await self.messages(entry.start, 1)
+            for found in messages:
+                if found.offset >= start and found.time_ns >= since_ns:
+                    return found.offset, message
+                message += 1
+            start = entry.end
 
     def _note(self, vanished: Vanished, before: Entry | None) -> Entry:
         """Return the entry that has vanished, unless it is what a view says that has caught up since."""

@@ -11,7 +11,7 @@ from typing import Any, Final, NamedTuple
 import trio
 
 from dnpipefs.cluster import Cluster
-from dnpipefs.core.names import FileId, Kind, Offset
+from dnpipefs.core.names import FileId, Kind
 from dnpipefs.core.sizes import FRESH_S
 from dnpipefs.core.tree import Entry
 from dnpipefs.errors import DnpError, InvalidArgument, IsADirectory, NotFound, NotPermitted, TopicGone
@@ -72,10 +72,10 @@ class FileSystem:
         self._cluster: Final = cluster
         self._log: Final = cluster.log
         self._namespace: Final = cluster.namespace
-        self.xattrs: Final = ExtendedAttributes(cluster.namespace, cluster.log)
         self._listings: Final = Listings(cluster.log)
         self._open: dict[FileId, OpenTopic] = {}
         self._views: Final = ViewTable()
+        self.xattrs: Final = ExtendedAttributes(cluster, self._views)
         self._handles: set[TopicHandle] = set()
         self._held: Final = Budget(HELD_LIMIT)
 
@@ -259,7 +259,7 @@ class FileSystem:
     async def _rewind(self, view: View, size: int) -> None:
         if view.group is None:
             raise InvalidArgument("a subscription cannot be rewound: use a group, topic@NAME")
-        await self._cluster.groups.rewind(view.topic, view.group, lambda _: Offset(size))
+        await self._cluster.groups.rewind(view.topic, view.group, size)
 
     def _view_attributes(self, view: FileId, topic: Entry) -> Attributes:
         """Return a view's attributes: the topic's, with no size, since nobody can tell what comes."""

@@ -9,6 +9,9 @@ name                            get                      set             remove
 ``user.dnp.`` and other names   NoSuchAttribute          InvalidSetting  NoSuchAttribute
 other names in ``user.``        NoSuchAttribute          NotSupported    NoSuchAttribute
 other namespaces                NotSupported             NotSupported    NotSupported
+of a group: `GROUP_FACTS`       of a group that exists   ReadOnly-       NotPermitted
+                                                         Setting
+of a group: ``user.dnp.seek``   NoSuchAttribute          rewinds         NotPermitted
 ==============================  =======================  ==============  ================
 
 NotSupported, because it makes programs such as ls ask for access control lists and capabilities
@@ -19,27 +22,40 @@ from __future__ import annotations
 
 from typing import Final
 
+from dnpipefs.cluster import Cluster
 from dnpipefs.core.config import READ_ONLY, SETTINGS, format_id, format_value
 from dnpipefs.core.names import FileId
+from dnpipefs.core.places import parse_place
 from dnpipefs.core.tree import Entry
-from dnpipefs.errors import NoSuchAttribute, NotSupported
-from dnpipefs.log.log import Log
-from dnpipefs.namespace import Namespace
+from dnpipefs.errors import NoSuchAttribute, NotPermitted, NotSupported, ReadOnlySetting
+from dnpipefs.groups import GroupFacts
+from dnpipefs.vfs.views import View, ViewTable
 
 PREFIX: Final = b"user.dnp."
+GROUP_FACTS: Final = ("lag", "offset", "message", "pending", "returned", "members")
+"""What is known of a group; `members` is how many hosts have something in hand."""
+SEEK: Final = "seek"
+"""Setting it rewinds a group."""
 _USER: Final = b"user."
 
 
 class ExtendedAttributes:
     """The extended attributes of topics and directories."""
 
-    def __init__(self, namespace: Namespace, log: Log) -> None:
-        self._namespace: Final = namespace
-        self._log: Final = log
+    def __init__(self, cluster: Cluster, views: ViewTable) -> None:
+        self._namespace: Final = cluster.namespace
+        self._log: Final = cluster.log
+        self._groups: Final = cluster.groups
+        self._views: Final = views
 
     async def get(self, file: FileId, name: bytes) -> bytes:
         """Return a value. Raises NoSuchAttribute, NotSupported, TopicGone, TimedOut."""
         own = _own_name(name)
+        if (view := self._views.get(file)) is not None:
+            facts = await self._facts_of(view)
+            if facts is None or own not in GROUP_FACTS:
+                raise NoSuchAttribute(f"there is no attribute user.dnp.{own} here")
+            return str(len(facts.members) if own == "members" else getattr(facts, own)).encode()
         entry = await self._namespace.entry(file)
         if own in SETTINGS:
             return format_value(own, entry.inode.config.effective).encode()
@@ -53,19 +69,42 @@ class ExtendedAttributes:
         """Change a setting. Raises NotSupported, and as `Namespace.configure` does."""
         if not name.startswith(PREFIX):
             raise NotSupported("topics have extended attributes user.dnp.* only")
+        if (view := self._views.get(file)) is not None:
+            await self._set_of(view, _own_name(name), value)
+            return
         await self._namespace.configure(file, {_own_name(name): value.decode(errors="backslashreplace")})
 
     async def remove(self, file: FileId, name: bytes) -> None:
         """Take a setting back to its default. Raises NoSuchAttribute, and as `set` does."""
         own = _own_name(name)
+        if self._views.get(file) is not None:
+            raise NotPermitted("settings belong to the topic, not to its views")
         if own not in SETTINGS and own not in READ_ONLY:
             raise NoSuchAttribute(f"there is no attribute user.dnp.{own}")
         await self._namespace.configure(file, {own: None})
 
     async def list(self, file: FileId) -> list[bytes]:
         """Return the names of all there are: settings, whether set or not, and facts."""
+        if (view := self._views.get(file)) is not None:
+            names = GROUP_FACTS if await self._facts_of(view) is not None else ()
+            return [PREFIX + name.encode() for name in names]
         entry = await self._namespace.entry(file)
         return [PREFIX + name.encode() for name in (*SETTINGS, *_facts(entry))]
+
+    async def _facts_of(self, view: View) -> GroupFacts | None:
+        """Return what is known of a group; None of a subscription, and of a group that does not exist yet."""
+        if view.group is None:
+            return None
+        found = await self._groups.facts(view.topic)
+        return next((facts for facts in found if facts.name == view.group), None)
+
+    async def _set_of(self, view: View, own: str, value: bytes) -> None:
+        if own in GROUP_FACTS:
+            raise ReadOnlySetting(f"{own} cannot be set: it says what is so")
+        if own != SEEK or view.group is None:
+            raise NotPermitted("settings belong to the topic; a group has user.dnp.seek")
+        place = parse_place(value.decode(errors="backslashreplace").strip())
+        await self._groups.rewind(view.topic, view.group, place)
 
 
 def _facts(entry: Entry) -> tuple[str, ...]:

@@ -16,7 +16,7 @@ from dnpipefs import (
     NotADirectory,
     NotFound,
     TopicGone,
-    api,
+    writer,
 )
 from dnpipefs.core.config import DEFAULTS
 
@@ -149,13 +149,13 @@ async def test_a_topic_deleted_between_messages_is_gone(dnp: Dnp, other: Dnp) ->
 @pytest.fixture(scope="module")
 def small_limit() -> Iterator[int]:
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(api, "BATCH_LIMIT", 16)
+        patch.setattr(writer, "BATCH_LIMIT", 16)
         yield 16
 
 
 @given(st.lists(st.text("ab\n", max_size=15)))
 def test_chunks_hold_the_messages_in_order_and_within_the_limit(small_limit: int, texts: list[str]) -> None:
-    chunks = list(api._gather(texts, small_limit))
+    chunks = list(writer.gather(texts, small_limit))
     messages: list[bytes] = []
     for chunk in chunks:
         assert 0 < len(chunk.data) <= small_limit

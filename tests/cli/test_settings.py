@@ -25,6 +25,12 @@ def test_what_is_printed(dnp: Command) -> None:
         r"retention.messages  none              \(default\)\n"
         r"max_message         8MiB              \(default\)\n"
         r"compression         zstd              \(default\)\n"
+        r"start               first             \(default\)\n"
+        r"ack                 exit-status       \(default\)\n"
+        r"batch               1                 \(default\)\n"
+        r"visibility_timeout  none              \(default\)\n"
+        r"max_deliveries      none              \(default\)\n"
+        r"dead_letter         none              \(default\)\n"
         r"id                  [0-9a-f]{16}  \(read-only\)\n"
         r"generation          [0-9]+ +\(read-only\)\n"
         r"messages            1                 \(read-only\)\n"
@@ -46,7 +52,10 @@ def test_json(dnp: Command) -> None:
         "retention.age": None,
         "max_message": 8 << 20,
     }
-    assert found["defaults"] == ["framing", "retention.age", "max_message", "compression"]
+    assert found["defaults"] == [
+        *("framing", "retention.age", "max_message", "compression"),
+        *("start", "ack", "batch", "visibility_timeout", "max_deliveries", "dead_letter"),
+    ]
     assert found.keys() >= FACTS
     assert (found["messages"], found["end_offset"]) == (1, 4)
 
@@ -57,6 +66,7 @@ def test_unset(dnp: Command) -> None:
     dnp.out("config-topic", "t", "--unset", "framing", "--unset", "max_message", "compression=none")
     assert shown(dnp, "t")["defaults"] == [
         *("framing", "retention.bytes", "retention.age", "retention.messages", "max_message"),
+        *("start", "ack", "batch", "visibility_timeout", "max_deliveries", "dead_letter"),
     ]
 
 

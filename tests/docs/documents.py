@@ -72,12 +72,14 @@ ARCHITECTURE = Document("docs/architecture.md")
 FORMAT = Document("docs/format.md")
 SEMANTICS = Document("docs/semantics.md")
 FSCK = Document("docs/fsck.md")
+GROUPS = Document("docs/groups.md")
 DOCUMENTS = (
     README,
     ARCHITECTURE,
     FORMAT,
     SEMANTICS,
     FSCK,
+    GROUPS,
     Document("docs/benchmarks.md"),
     Document("CHANGELOG.md"),
 )

@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import signal
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -11,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from dnpipefs import etcd
-from tests.docs.documents import FORMAT, README, SEMANTICS
+from tests.docs.documents import FORMAT, GROUPS, README, SEMANTICS
 from tests.docs.test_docs import example
 from tests.support.etcd_http import keys_below
 from tests.support.etcd_process import EtcdProcess
@@ -143,7 +144,7 @@ def test_the_command_line_of_the_readme(directory: Path, tmp_path: Path) -> None
             if " doctor " in command:
                 assert "\n0 problems, " in said
                 continue
-            assert said == "" or re.search(" (ls|fsck) ", command), said
+            assert said == "" or re.search(" (ls|fsck|groups) ", command), said
             assert said.endswith(" builds\n") == (" ls " in command), said
     assert mounts_below(directory) == []
 
@@ -247,3 +248,42 @@ def test_the_python_of_the_readme(server: EtcdProcess, tmp_path: Path) -> None:
     script = tmp_path / "program.py"
     script.write_text(program.replace("http://etcd1:2379", server.endpoint))
     assert output(f"python {script}").rstrip().endswith("b'build 9 is done\\n'")
+
+
+@needs_mounts
+def test_the_recipes_for_groups(
+    mount: Mount, server: EtcdProcess, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In the order of the document; what waits is ended as a user would end it."""
+    monkeypatch.setenv("DONE", str(tmp_path))
+
+    def recipe(label: str) -> str:
+        text = placed(GROUPS.labelled(label), mount.path)
+        return re.sub(r"^dnpipefs [\w-]+", rf"\g<0> --endpoints {server.endpoint}", text, flags=re.MULTILINE)
+
+    def until_it_waits(label: str, expected: str) -> None:
+        with subprocess.Popen(
+            ["bash", "-c", recipe(label)], stdout=subprocess.PIPE, text=True, start_new_session=True
+        ) as worker:
+            try:
+                assert worker.stdout is not None
+                assert worker.stdout.read(len(expected)) == expected
+            finally:
+                os.killpg(worker.pid, signal.SIGTERM)
+
+    jobs, orders = mount.path / "jobs", mount.path / "orders"
+    jobs.write_text("one\ntwo\n")
+    until_it_waits("work queue", "working on one\nworking on two\n")
+    output(f"truncate -s 0 {jobs}@workers")
+    assert output(recipe("one job")) == "one\n"
+    assert output(recipe("exec")) == ""
+    assert output(recipe("subscription")) == ""
+    output(recipe("replay"))
+    *table, lag = output(recipe("lag")).splitlines()
+    assert [line.split()[:3] for line in table] == [["TOPIC", "GROUP", "LAG"], ["jobs", "workers", "2"]]
+    assert lag == "2"
+    output(recipe("dead letters"))
+    assert output(recipe("redrive")) == "0 messages go to jobs@workers again\n"
+    output(recipe("timeout"))
+    orders.write_text("17\n17\n18\n")
+    until_it_waits("exactly once", "billing 17\nbilling 18\n")

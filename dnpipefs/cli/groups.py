@@ -1,0 +1,124 @@
+"""groups, seek and redrive."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Sequence
+
+import click
+
+from dnpipefs.api import Dnp, PullStart
+from dnpipefs.cli.options import Connection, connection_options
+from dnpipefs.cli.running import run_connected, write_output
+from dnpipefs.cli.topics import PlaceType
+from dnpipefs.groups import GroupFacts
+
+HEADINGS = ("TOPIC", "GROUP", "LAG", "PENDING", "RETURNED", "MEMBERS", "OFFSET")
+
+
+@click.command()
+@click.argument("topic", required=False)
+@click.option(
+    "--format",
+    "form",
+    type=click.Choice(["text", "json"]),
+    default="text",
+    show_default=True,
+    help="json: an object a line for each group.",
+)
+@connection_options
+def groups(connection: Connection, topic: str | None, *, form: str) -> None:
+    r"""List the consumer groups of a topic, or of all topics in the root directory.
+
+    \b
+    LAG        messages that are not acknowledged, the following two included
+    PENDING    messages that hosts have claimed for their readers
+    RETURNED   messages that came back and wait for another reader
+    MEMBERS    hosts that have claimed something
+    OFFSET     where in the topic the next claim begins
+    """
+
+    async def operation(dnp: Dnp) -> None:
+        names = [topic] if topic is not None else await _topics(dnp)
+        found = [(name, facts) for name in names for facts in await dnp.groups(name)]
+        await write_output((_as_json(found) if form == "json" else _as_table(found)).encode())
+
+    run_connected(connection, operation)
+
+
+@click.command()
+@click.argument("topic")
+@click.argument("group")
+@click.argument("place", type=PlaceType(), metavar="first|last|OFFSET|TIMESTAMP")
+@connection_options
+def seek(connection: Connection, topic: str, group: str, *, place: PullStart) -> None:
+    """Let a consumer group go on from another place of its topic.
+
+    What its readers have in hand is void: nobody can acknowledge it any more, and it comes again if it lies
+    behind that place.
+    """
+    run_connected(connection, lambda dnp: dnp.seek(topic, group, place))
+
+
+@click.command()
+@click.argument("topic")
+@click.argument("group")
+@connection_options
+def redrive(connection: Connection, topic: str, group: str) -> None:
+    """Give a consumer group its dead letters again, as if they had never been delivered.
+
+    They stay in the topic of dead letters, too, which is a log like any other. Prints how many there were.
+    """
+
+    async def operation(dnp: Dnp) -> None:
+        again, gone = await dnp.redrive(topic, group)
+        missing = f"; {gone} are not in the topic any more" if gone else ""
+        await write_output(f"{again} messages go to {topic}@{group} again{missing}\n".encode())
+
+    run_connected(connection, operation)
+
+
+async def _topics(dnp: Dnp) -> list[str]:
+    return [entry.name for entry in await dnp.ls(sizes=False) if not entry.is_directory]
+
+
+def _as_table(found: Sequence[tuple[str, GroupFacts]]) -> str:
+    if not found:
+        return ""
+    rows = [
+        (
+            name,
+            os.fsdecode(facts.name),
+            *map(str, (facts.lag, facts.pending, facts.returned, len(facts.members), facts.offset)),
+        )
+        for name, facts in found
+    ]
+    widths = [max(map(len, column)) for column in zip(HEADINGS, *rows, strict=True)]
+    return "".join(
+        "  ".join(
+            f"{cell:{'<' if column < 2 else '>'}{width}}"
+            for column, (cell, width) in enumerate(zip(row, widths, strict=True))
+        ).rstrip()
+        + "\n"
+        for row in (HEADINGS, *rows)
+    )
+
+
+def _as_json(found: Sequence[tuple[str, GroupFacts]]) -> str:
+    return "".join(
+        json.dumps(
+            {
+                "topic": name,
+                "group": os.fsdecode(facts.name),
+                "lag": facts.lag,
+                "pending": facts.pending,
+                "returned": facts.returned,
+                "members": [f"{session:x}" for session in facts.members],
+                "offset": facts.offset,
+                "message": facts.message,
+            }
+        )
+        + "\n"
+        for name, facts in found
+    )

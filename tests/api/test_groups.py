@@ -1,0 +1,154 @@
+"""Consumer groups as Python programs use them, on two hosts of a real etcd."""
+
+from __future__ import annotations
+
+from contextlib import aclosing
+
+import pytest
+import trio
+
+from dnpipefs import Dnp, InvalidName, NotFound, TopicGone
+from tests.api.conftest import Connect
+
+
+async def taken(dnp: Dnp, topic: str, group: str, count: int | None = None) -> list[bytes]:
+    """Return what a reader gets that does not wait, acknowledged."""
+    found: list[bytes] = []
+    async with dnp.consumer(topic, group) as consumer:
+        while count is None or len(found) < count:
+            job = await consumer.take_now()
+            if job is None:
+                break
+            found.append(job.message.data)
+            assert consumer.acknowledge(job)
+        await consumer.settled()
+    return found
+
+
+async def test_what_is_acknowledged_on_one_host_is_so_on_the_other(dnp: Dnp, other: Dnp) -> None:
+    await dnp.push("jobs", "1", "2", "3")
+    assert await taken(dnp, "jobs", "w", 2) == [b"1\n", b"2\n"]
+    assert await taken(other, "jobs", "w") == [b"3\n"]
+    assert await taken(dnp, "jobs", "w") == []
+
+
+async def test_a_body_that_raises_gives_back(dnp: Dnp, other: Dnp) -> None:
+    await dnp.push("jobs", "1", "2")
+    seen: list[bytes] = []
+
+    async def work() -> None:
+        async with aclosing(dnp.group("jobs", "w")) as messages:
+            async for message in messages:
+                seen.append(message.data)
+                if len(seen) == 2:
+                    raise ZeroDivisionError
+
+    with pytest.raises(ZeroDivisionError):
+        await work()
+    assert seen == [b"1\n", b"2\n"]
+    with trio.fail_after(10):
+        async with aclosing(other.group("jobs", "w")) as messages:
+            assert (await anext(messages)).data == b"2\n"
+
+
+async def test_readers_wait_for_what_is_pushed_elsewhere(dnp: Dnp, other: Dnp) -> None:
+    await dnp.push("jobs", "first")
+    async with dnp.consumer("jobs", "w") as consumer, trio.open_nursery() as nursery:
+        assert (await consumer.take()).message.data == b"first\n"
+        nursery.start_soon(other.push, "jobs", "second")
+        with trio.fail_after(10):
+            assert (await consumer.take()).message.data == b"second\n"
+
+
+async def test_two_hosts_divide_the_work(dnp: Dnp, other: Dnp) -> None:
+    await dnp.push("jobs", *map(str, range(300)))
+    got: dict[Dnp, list[bytes]] = {dnp: [], other: []}
+
+    async def work(host: Dnp) -> None:
+        async with host.consumer("jobs", "w") as consumer:
+            while (job := await consumer.take_now()) is not None:
+                got[host].append(job.message.data)
+                await trio.lowlevel.checkpoint()
+                consumer.acknowledge(job)
+
+    async with trio.open_nursery() as nursery:
+        for _ in range(4):
+            nursery.start_soon(work, dnp)
+            nursery.start_soon(work, other)
+    assert sorted([*got[dnp], *got[other]], key=int) == [b"%d\n" % n for n in range(300)]
+
+
+async def test_a_rewound_group_knows_no_old_hands(dnp: Dnp, other: Dnp) -> None:
+    await dnp.push("jobs", "1", "2")
+    async with dnp.consumer("jobs", "w") as consumer:
+        job = await consumer.take()
+        await other.seek("jobs", "w", "first")
+        assert await taken(other, "jobs", "w") == [b"1\n", b"2\n"]
+        again = await consumer.take_now()
+        assert again is None
+        assert not consumer.acknowledge(job)
+
+
+async def test_a_reset_rewinds(dnp: Dnp, other: Dnp) -> None:
+    await dnp.push("jobs", "old", "older")
+    async with dnp.consumer("jobs", "w") as consumer:
+        held = await consumer.take()
+        await other.reset("jobs")
+        await other.push("jobs", "new")
+        with trio.fail_after(10):
+            job = await consumer.take()
+        assert job.message.data == b"new\n"
+        assert not consumer.acknowledge(held)
+        assert consumer.acknowledge(job)
+    (facts,) = await other.groups("jobs")
+    assert facts.name == b"w"
+
+
+async def test_removing_a_group_ends_its_readers(dnp: Dnp, other: Dnp) -> None:
+    await dnp.push("jobs", "1")
+    async with dnp.consumer("jobs", "w") as consumer:
+        consumer.acknowledge(await consumer.take())
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(other.remove_group, "jobs", "w")
+            with pytest.raises(TopicGone), trio.fail_after(10):
+                await consumer.take()
+    with pytest.raises(NotFound):
+        await other.remove_group("jobs", "w")
+    assert await taken(other, "jobs", "w") == [b"1\n"], "a new one begins at the first message"
+
+
+async def test_deleting_the_topic_ends_its_readers(dnp: Dnp, other: Dnp) -> None:
+    await dnp.push("jobs", "1")
+    async with dnp.consumer("jobs", "w") as consumer:
+        consumer.acknowledge(await consumer.take())
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(other.remove, "jobs")
+            with pytest.raises(TopicGone), trio.fail_after(10):
+                await consumer.take()
+
+
+async def test_what_a_host_holds_comes_back_when_it_goes(dnp: Dnp, connect: Connect) -> None:
+    await dnp.push("jobs", "1")
+    async with connect() as leaving, leaving.consumer("jobs", "w") as consumer:
+        await consumer.take()
+    with trio.fail_after(10):
+        async with dnp.consumer("jobs", "w") as consumer:
+            job = await consumer.take()
+            assert (job.message.data, job.deliveries) == (b"1\n", 1)
+
+
+async def test_start_last(dnp: Dnp) -> None:
+    await dnp.push("jobs", "old")
+    await dnp.configure("jobs", start="last")
+    assert await taken(dnp, "jobs", "w") == []
+    await dnp.push("jobs", "new")
+    assert await taken(dnp, "jobs", "w") == [b"new\n"]
+
+
+async def test_names(dnp: Dnp) -> None:
+    await dnp.push("jobs", "1")
+    for wrong in ("", "a@b", "a/b"):
+        with pytest.raises(InvalidName):
+            await taken(dnp, "jobs", wrong)
+    with pytest.raises(NotFound):
+        await taken(dnp, "missing", "w")

@@ -1,0 +1,105 @@
+"""pull --group, groups, seek and redrive: real processes that share a queue."""
+
+import json
+import signal
+from pathlib import Path
+
+from tests.cli.conftest import WITHIN_S, Command
+from tests.support.waiting import eventually
+
+
+def test_a_group_gets_each_message_once(dnp: Command) -> None:
+    dnp.out("push", "jobs", "1", "2", "3")
+    assert dnp.out("pull", "jobs", "--group", "w", "--count", "2") == b"1\n2\n"
+    assert dnp.out("pull", "jobs", "--group", "w", "--no-wait") == b"3\n"
+    assert dnp.out("pull", "jobs", "--group", "w", "--no-wait") == b""
+    assert dnp.out("pull", "jobs", "--group", "v", "--no-wait") == b"1\n2\n3\n"
+    assert dnp.out("pull", "jobs") == b"1\n2\n3\n", "nothing is removed"
+
+
+def test_json(dnp: Command) -> None:
+    dnp.out("push", "jobs", "one")
+    shown = json.loads(dnp.out("pull", "jobs", "--group", "w", "--no-wait", "--format", "json"))
+    assert (shown["offset"], shown["data"]) == (0, "one\n")
+
+
+def test_a_command_for_each_message(dnp: Command, tmp_path: Path) -> None:
+    dnp.out("push", "jobs", *map(str, range(20)))
+    done = dnp.run(
+        "pull", "jobs", "--group", "w", "--exec", f"cat >> {tmp_path}/done", "--jobs", "4", "--no-wait"
+    )
+    assert (done.returncode, done.stdout, done.stderr) == (0, b"", b"")
+    assert sorted((tmp_path / "done").read_text().split(), key=int) == [str(n) for n in range(20)]
+    assert json.loads(dnp.out("groups", "jobs", "--format", "json"))["lag"] == 0
+
+
+def test_a_command_that_fails_gives_its_message_back(dnp: Command, tmp_path: Path) -> None:
+    dnp.out("push", "jobs", "1", "2")
+    failing = f"read -r job; echo $job >> {tmp_path}/tried; exit 3"
+    done = dnp.run("pull", "jobs", "--group", "w", "--exec", failing, "--count", "1", "--no-wait")
+    assert done.stderr == b"dnpipefs: the command ended with status 3: offset 0 goes back\n"
+    (facts,) = [json.loads(line) for line in dnp.out("groups", "jobs", "--format", "json").splitlines()]
+    assert (facts["lag"], facts["returned"], facts["members"]) == (2, 1, [])
+    assert dnp.out("pull", "jobs", "--group", "w", "--no-wait") == b"1\n2\n"
+    assert (tmp_path / "tried").read_text() == "1\n"
+
+
+def test_dead_letters_and_back(dnp: Command) -> None:
+    dnp.out("push", "jobs", "bad", "good")
+    dnp.out("config-topic", "jobs", "max_deliveries=2")
+    for _ in range(2):
+        dnp.run("pull", "jobs", "--group", "w", "--exec", "exit 1", "--count", "1", "--no-wait")
+    assert dnp.out("pull", "jobs", "--group", "w", "--count", "1") == b"good\n"
+    eventually(lambda: b"jobs.dead" in dnp.out("ls") and dnp.out("pull", "jobs.dead") == b"bad\n")
+    assert b'"lag": 0' in dnp.out("groups", "jobs", "--format", "json")
+    assert dnp.out("redrive", "jobs", "w") == b"1 messages go to jobs@w again\n"
+    assert dnp.out("pull", "jobs", "--group", "w", "--no-wait") == b"bad\n"
+    assert dnp.out("redrive", "jobs", "w") == b"0 messages go to jobs@w again\n"
+
+
+def test_seek(dnp: Command) -> None:
+    dnp.out("push", "jobs", "one", "two", "three")
+    dnp.out("seek", "jobs", "w", "4")
+    assert dnp.out("pull", "jobs", "--group", "w", "--no-wait") == b"two\nthree\n"
+    dnp.out("seek", "jobs", "w", "first")
+    assert dnp.out("pull", "jobs", "--group", "w", "--count", "1") == b"one\n"
+    dnp.out("seek", "jobs", "w", "last")
+    assert dnp.out("pull", "jobs", "--group", "w", "--no-wait") == b""
+    dnp.out("seek", "jobs", "w", "2001-01-01T00:00:00Z")
+    assert dnp.out("pull", "jobs", "--group", "w", "--no-wait") == b"one\ntwo\nthree\n"
+    dnp.out("seek", "jobs", "w", "2999-01-01T00:00:00Z")
+    assert dnp.out("pull", "jobs", "--group", "w", "--no-wait") == b""
+
+
+def test_groups_as_a_table(dnp: Command) -> None:
+    assert dnp.out("groups") == b""
+    dnp.out("push", "jobs", "one", "two")
+    dnp.out("pull", "jobs", "--group", "w", "--count", "1")
+    assert dnp.out("groups") == (
+        b"TOPIC  GROUP  LAG  PENDING  RETURNED  MEMBERS  OFFSET\n"
+        b"jobs   w        1        0         0        0       4\n"
+    )
+
+
+def test_one_that_waits_ends_with_a_signal_and_loses_nothing(dnp: Command) -> None:
+    dnp.out("push", "jobs", "one")
+    worker = dnp.start("pull", "jobs", "--group", "w", "--exec", "cat; exec sleep 1000")
+    assert worker.stdout is not None
+    assert worker.stdout.readline() == b"one\n"
+    worker.send_signal(signal.SIGINT)
+    assert worker.wait(WITHIN_S) == 130
+    assert dnp.out("pull", "jobs", "--group", "w", "--no-wait") == b"one\n"
+
+
+def test_what_makes_no_sense_is_refused(dnp: Command) -> None:
+    dnp.out("push", "jobs", "one")
+    for wrong in (
+        ("pull", "jobs", "--exec", "true"),
+        ("pull", "jobs", "--no-wait"),
+        ("pull", "jobs", "--group", "w", "--follow"),
+        ("pull", "jobs", "--group", "w", "--jobs", "0"),
+        ("pull", "jobs", "--group", "a@b", "--no-wait"),
+        ("seek", "jobs", "w", "yesterday"),
+    ):
+        assert dnp.run(*wrong).returncode == 2, wrong
+    assert dnp.run("pull", "missing", "--group", "w", "--no-wait").returncode == 1
