@@ -15,7 +15,7 @@ import trio
 import trio.testing
 
 from dnpipefs.errors import Interrupted
-from dnpipefs.fuse.interrupts import LOOKING_S, TICK_S, Interrupts
+from dnpipefs.fuse.interrupts import LOOKING_S, PAUSE_FACTOR, TICK_S, Interrupts
 from dnpipefs.fuse.processes import Opener
 from tests.fuse.conftest import MountMaker
 from tests.support.blocking_mount import BlockingMount
@@ -313,7 +313,6 @@ async def test_nobody_is_looked_at_while_nobody_waits(autojump_clock: trio.testi
 
 
 async def test_a_flood_of_hints_leaves_time_for_others(autojump_clock: trio.testing.MockClock) -> None:
-    """A look at all takes as long as a second of looking would: one fifth of the time at most."""
     family = Family()
     interrupts = family.interrupts()
     async with trio.open_nursery() as nursery:
@@ -324,7 +323,7 @@ async def test_a_flood_of_hints_leaves_time_for_others(autojump_clock: trio.test
         for _ in range(1000):
             interrupts.hint()
             await trio.sleep(0.01)
-        assert 2 <= len(family.looks) <= 4
+        assert 2 <= len(family.looks) <= 1 + 10 / PAUSE_FACTOR
         nursery.cancel_scope.cancel()
 
 
