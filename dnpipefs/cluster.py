@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, field
 from importlib.metadata import version
@@ -188,9 +188,22 @@ async def _join(settings: Settings, mountpoint: str | None) -> AsyncIterator[Clu
             DeadLetters(namespace, log).put,
             op_timeout=op_timeout,
         )
-        nursery.start_soon(sessions.run)
+        # What members of groups give back when all is cancelled is fenced by the session: it ends after them.
+        stack.callback((await nursery.start(_shielded, sessions.run)).cancel)
         nursery.start_soon(barrier.run)
         await nursery.start(namespace.run)
         await nursery.start(log.run)
-        await nursery.start(groups.run)
+        taking_part = await stack.enter_async_context(trio.open_nursery())
+        stack.callback(taking_part.cancel_scope.cancel)
+        await taking_part.start(groups.run)
         yield Cluster(settings, client, log, namespace, groups)
+
+
+async def _shielded(
+    service: Callable[[], Awaitable[None]],
+    task_status: trio.TaskStatus[trio.CancelScope] = trio.TASK_STATUS_IGNORED,
+) -> None:
+    """Run a service until the scope is cancelled that this starts with, and not before."""
+    with trio.CancelScope(shield=True) as scope:
+        task_status.started(scope)
+        await service()

@@ -64,7 +64,7 @@ class Consumer:
     async def settled(self) -> None:
         """Wait until what was acknowledged and given back is so in etcd. Raises TopicGone, TimedOut."""
         with deadline(self._op_timeout):
-            await self._member.settled()
+            await self._member.quiet()
 
     async def messages(self, *, wait: bool = True) -> AsyncGenerator[Message, None]:
         """Iterate over messages, each acknowledged when the next one is asked for.

@@ -28,12 +28,12 @@ from dnpipefs.errors import Interrupted
 from dnpipefs.fuse import processes
 from dnpipefs.fuse.processes import Opener
 
-TICK_S: Final = 0.1
+TICK_S: Final = 0.2
 LOOKING_S: Final = 0.001
-"""Time a tick may spend on looking: one percent of a core, however many readers there are."""
+"""Time a tick may spend on looking: half a percent of a core, however many readers there are."""
 RELOOK_S: Final = 0.05
-PAUSE_FACTOR: Final = 4
-"""After a look at all readers this many times as long passes before the next: 1,000 take 30 ms."""
+PAUSE_FACTOR: Final = 2
+"""After a look at all readers this many times as long passes before the next: 1,000 take 45 ms."""
 SLICE_S: Final = 0.005
 """Other tasks get their turn after this long."""
 

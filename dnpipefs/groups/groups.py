@@ -183,6 +183,7 @@ class Groups:
             keys = GroupKeys(self._client, self._keys, topic, name)
             with deadline(self._op_timeout):
                 await self._create(keys, await reader.view())
+                await keys.take_over()  # Who does not wait would miss what somebody has left just now.
             member = Member(
                 keys,
                 self._log.sessions,
@@ -288,6 +289,12 @@ class Groups:
         self._nursery.start_soon(self._bury_one, member, delivery)
 
     async def _bury_one(self, member: Member, delivery: Delivery) -> None:
+        try:
+            await self._put_to_dead_letters(member, delivery)
+        finally:
+            member.buried(delivery)
+
+    async def _put_to_dead_letters(self, member: Member, delivery: Delivery) -> None:
         try:
             await self._dead_letter(member.keys.topic, member.keys.name, delivery)
         except DnpError as error:

@@ -121,6 +121,8 @@ class Member:
         self._stock: deque[Delivery] = deque()
         self._stocked_at = 0.0
         self._in_hand: dict[Offset, Delivery] = {}
+        self._buried: set[Delivery] = set()
+        """Dead letters on their way."""
         self._done: list[Piece] = []
         self._back: list[GivenBack] = []
         self._waiting = 0
@@ -209,7 +211,14 @@ class Member:
 
     async def settled(self) -> None:
         """Wait until what was acknowledged and given back is so in etcd. The caller sets the deadline."""
-        while self._done or self._back:
+        await self._until(lambda: not (self._done or self._back))
+
+    async def quiet(self) -> None:
+        """Likewise, and until no dead letter is under way."""
+        await self._until(lambda: not (self._done or self._back or self._buried))
+
+    async def _until(self, condition: Callable[[], bool]) -> None:
+        while not condition():
             self._check()
             self._asked += 1
             self.stir()
@@ -284,6 +293,11 @@ class Member:
             return False
         del self._in_hand[delivery.offset]
         return True
+
+    def buried(self, delivery: Delivery) -> None:
+        """Tell that a dead letter is where it belongs, or back in the group."""
+        self._buried.discard(delivery)
+        self.stir()
 
     # The task
 
@@ -405,6 +419,7 @@ class Member:
             delivery = Delivery(term, message.offset, message.data, message.time_ns, deliveries)
             if limit is not None and deliveries >= limit:
                 self._in_hand[delivery.offset] = delivery
+                self._buried.add(delivery)
                 self._bury(delivery)
             else:
                 self._stock.append(delivery)

@@ -3,12 +3,14 @@
 import itertools
 import socket
 from collections.abc import Iterator
+from typing import cast
 
+import pyfuse3
 import pytest
 import trio
 import trio.testing
 
-from dnpipefs.fuse.readiness import IN_A_ROW, _Trio
+from dnpipefs.fuse.readiness import IN_A_ROW, _Trio, install
 
 
 @pytest.fixture
@@ -120,4 +122,55 @@ async def test_a_cancelled_waiter_hands_its_place_over(kernel: socket.socket) ->
         kernel.send(b"x")
         await trio.testing.wait_all_tasks_blocked()
         assert workers.taken == list(b"x")
+        nursery.cancel_scope.cancel()
+
+
+async def test_a_request_that_asks_for_no_handler_is_noticed(kernel: socket.socket) -> None:
+    workers = Workers(kernel)
+    workers.answer.set()
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(workers.work)
+        await trio.testing.wait_all_tasks_blocked()
+        assert workers.silent == 0
+        kernel.send(b"xyz")
+        await trio.testing.wait_all_tasks_blocked()
+        assert workers.silent == 3
+        nursery.cancel_scope.cancel()
+
+
+async def test_a_request_that_asks_for_a_handler_is_not(
+    kernel: socket.socket, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(pyfuse3, "trio", trio)  # to be put back
+    workers = Workers(kernel)
+    operations = install(pyfuse3.Operations(), workers.count_silent)
+    workers.trio = cast(_Trio, pyfuse3.trio)  # type: ignore[attr-defined]
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(workers.work)
+        await trio.testing.wait_all_tasks_blocked()
+        kernel.send(b"x")
+        await trio.testing.wait_all_tasks_blocked()
+        assert operations.read is not None
+        workers.answer.set()
+        await trio.testing.wait_all_tasks_blocked()
+        assert (workers.taken, workers.silent) == (list(b"x"), 0)
+        nursery.cancel_scope.cancel()
+
+
+async def test_it_is_noticed_by_others_if_its_task_ends(kernel: socket.socket) -> None:
+    """As pyfuse3's do when many are idle."""
+    workers = Workers(kernel)
+
+    async def work_once() -> None:
+        await workers.trio.lowlevel.wait_readable(workers.device.fileno())
+        workers.device.recv(1)
+
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(work_once)
+        await trio.testing.wait_all_tasks_blocked()
+        nursery.start_soon(workers.work)
+        await trio.testing.wait_all_tasks_blocked()
+        kernel.send(b"x")
+        await trio.testing.wait_all_tasks_blocked()
+        assert workers.silent == 1
         nursery.cancel_scope.cancel()
