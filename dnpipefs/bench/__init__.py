@@ -10,9 +10,10 @@ from typing import Final
 
 from dnpipefs.bench.growth import GROWTH
 from dnpipefs.bench.measurements import BESIDE_RAW, Measurement, Scale
+from dnpipefs.bench.queues import QUEUES
 from dnpipefs.bench.report import Report, as_json, as_table
 from dnpipefs.bench.runner import run_bench
 
-MEASUREMENTS: Final = (*BESIDE_RAW, GROWTH)
+MEASUREMENTS: Final = (*BESIDE_RAW, GROWTH, QUEUES)
 
 __all__ = ["MEASUREMENTS", "Measurement", "Report", "Scale", "as_json", "as_table", "run_bench"]

@@ -160,6 +160,19 @@ class Host:
 
         return await _delays(values())
 
+    async def consume(self, topic: str, group: str, start: float, work_s: float) -> Reply:
+        """Take what there is in a group and work so long on each message, until nothing is left."""
+        await _wait_until(start)
+        begun, count = time.monotonic_ns(), 0
+        async with self._dnp.consumer(topic, group) as consumer:
+            async with aclosing(consumer.messages(wait=False)) as messages:
+                async for _ in messages:
+                    count += 1
+                    if work_s:
+                        await trio.sleep(work_s)
+            await consumer.settled()
+        return {"count": count, "nanoseconds": time.monotonic_ns() - begun}
+
     async def fill(self, topic: str, messages: int, size: int) -> Reply:
         """Make a long topic: pushes of all sizes, sealed in the end."""
         await self._dnp.push(topic)

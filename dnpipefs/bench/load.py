@@ -19,6 +19,8 @@ from typing import Any
 
 STAMP_DIGITS = 20
 """A message that carries the time it was sent begins with it, in nanoseconds; zero ends the stream."""
+CONSUME_BYTES = 64 << 10
+"""The same of a worker, which reads a message at a time: the kernel pins the whole buffer for each read."""
 PATIENCE_S = 20.0
 """How long a reader waits for the message that ends the stream."""
 READ_BYTES = 1 << 20
@@ -117,6 +119,21 @@ def _write_when_told(control: int, report: int, number: int, path: str, size: in
     os._exit(0)
 
 
+def _consume(path: str, report: int, number: int) -> None:
+    """Count the messages that this process gets, and end it."""
+    count = code = 0
+    try:
+        fd = os.open(path, os.O_RDONLY | os.O_NONBLOCK)
+        while os.read(fd, CONSUME_BYTES):
+            count += 1
+    except BlockingIOError:
+        pass
+    except OSError as error:
+        code = error.errno or -1
+    os.write(report, _OUTCOME.pack(number, count, code))
+    os._exit(0)
+
+
 def _write_until(fd: int, data: bytes, end: float) -> int:
     count = 0
     while True:
@@ -206,6 +223,41 @@ class Load:
             while count := file.readinto(buffer):
                 size += count
         return {"nanoseconds": time.monotonic_ns() - begun, "bytes": size}
+
+    def consume(self, path: str, workers: int) -> Reply:
+        """Let processes share a group's messages until nothing is left."""
+        outcomes, report = os.pipe()
+        begun = time.monotonic_ns()
+        pids = []
+        for number in range(workers):
+            pid = os.fork()
+            if not pid:
+                _consume(path, report, number)
+            pids.append(pid)
+        found = [_OUTCOME.unpack(os.read(outcomes, _OUTCOME.size)) for _ in pids]
+        took = time.monotonic_ns() - begun
+        for pid in pids:
+            os.waitpid(pid, 0)
+        os.close(outcomes)
+        os.close(report)
+        for _, _, code in found:
+            if code:
+                raise OSError(code, os.strerror(code))
+        return {"count": sum(count for _, count, _ in found), "nanoseconds": took}
+
+    def take_stamped(self, path: str) -> Reply:
+        """Read from a group, a message at a time; tell how long ago what comes was sent."""
+        delays: list[int] = []
+        with open(path, "rb", buffering=0) as file:
+            while True:
+                data = file.read(READ_BYTES)
+                now = time.monotonic_ns()
+                if not data[:STAMP_DIGITS].isdigit():  # the topic's first message
+                    continue
+                sent = int(data[:STAMP_DIGITS])
+                if not sent:
+                    return {"delays": delays}
+                delays.append(now - sent)
 
     def write_stamped(self, path: str, size: int, start: float, end: float, interval: float) -> Reply:
         """Write messages that say when they were sent, one every *interval* seconds; then the last one."""

@@ -147,7 +147,7 @@ async def _join(load: Child, group: str, paths: Sequence[str]) -> None:
 
 
 async def _written(load: Child, group: str, seconds: float) -> Sample:
-    start, end = _period(seconds)
+    start, end = period(seconds)
     counts = (await load.ask("run", group=group, start=start, end=end))["counts"]
     return Sample(sum(counts), seconds)
 
@@ -306,37 +306,39 @@ async def _delivery_arms(stage: Stage, _scale: Scale) -> AsyncIterator[Arms]:
         await sender.ask("create", topics=["followed", "polled"])
 
         async def put(seconds: float) -> Sample:
-            pace = _pace(seconds)
-            return await _delivered(
-                lambda: sender.ask("put_stamped", **pace), lambda: receiver.ask("watch_stamped")
+            paced = pace(seconds)
+            return await delivered(
+                lambda: sender.ask("put_stamped", **paced), lambda: receiver.ask("watch_stamped")
             )
 
         async def follow(seconds: float) -> Sample:
-            pace = _pace(seconds)
-            return await _delivered(
-                lambda: writer.ask("write_stamped", path=str(here / "followed"), **pace),
+            paced = pace(seconds)
+            return await delivered(
+                lambda: writer.ask("write_stamped", path=str(here / "followed"), **paced),
                 lambda: receiver.ask("follow_stamped", topic="followed"),
             )
 
         async def poll(seconds: float) -> Sample:
-            pace = _pace(seconds)
-            return await _delivered(
-                lambda: writer.ask("write_stamped", path=str(here / "polled"), **pace),
+            paced = pace(seconds)
+            return await delivered(
+                lambda: writer.ask("write_stamped", path=str(here / "polled"), **paced),
                 lambda: poller.ask(
-                    "read_stamped", path=str(there / "polled"), size=MESSAGE_BYTES, start=pace["start"]
+                    "read_stamped", path=str(there / "polled"), size=MESSAGE_BYTES, start=paced["start"]
                 ),
             )
 
         yield {"raw": Arm(put), "api": Arm(follow), "poll": Arm(poll)}
 
 
-def _pace(seconds: float) -> dict[str, float]:
+def pace(seconds: float) -> dict[str, float]:
+    """Return when and how often a sender of single messages sends, from a moment on."""
     start = time.monotonic() + LONG_LEAD_S
     return {"size": MESSAGE_BYTES, "start": start, "end": start + seconds, "interval": PACE_S}
 
 
-async def _delivered(send: Callable[[], Awaitable[Reply]], receive: Callable[[], Awaitable[Reply]]) -> Sample:
-    sent, received = await _together([send, receive])
+async def delivered(send: Callable[[], Awaitable[Reply]], receive: Callable[[], Awaitable[Reply]]) -> Sample:
+    """Send and receive at once; return how long each message took. Raises MeasurementFailed."""
+    sent, received = await together([send, receive])
     delays = received["delays"]
     if len(delays) != sent["count"]:
         raise MeasurementFailed(f"{sent['count']} messages were sent and {len(delays)} received")
@@ -361,8 +363,8 @@ async def _hosts_arms(stage: Stage, scale: Scale) -> AsyncIterator[Arms]:
         await hosts[0].ask("create", topics=["shared"])
 
         async def all_of(op: str, seconds: float, **fields: str) -> Sample:
-            start, end = _period(seconds, LONG_LEAD_S)
-            replies = await _together(
+            start, end = period(seconds, LONG_LEAD_S)
+            replies = await together(
                 [
                     lambda host=host: host.ask(op, size=MESSAGE_BYTES, start=start, end=end, **fields)  # type: ignore[misc]
                     for host in hosts
@@ -377,19 +379,20 @@ async def _hosts_arms(stage: Stage, scale: Scale) -> AsyncIterator[Arms]:
         }
 
 
-def _period(seconds: float, lead: float = LEAD_S) -> tuple[float, float]:
+def period(seconds: float, lead: float = LEAD_S) -> tuple[float, float]:
+    """Return when to start and to end what begins together."""
     start = time.monotonic() + lead
     return start, start + seconds
 
 
 async def timed(child: Child, op: str, seconds: float, **fields: object) -> Sample:
     """Let a process repeat an operation for some seconds and say how long each one took."""
-    start, end = _period(seconds)
+    start, end = period(seconds)
     reply = await child.ask(op, size=MESSAGE_BYTES, start=start, end=end, **fields)
     return Sample(len(reply["latencies"]), seconds, reply["latencies"])
 
 
-async def _together(calls: Sequence[Callable[[], Awaitable[Reply]]]) -> list[Reply]:
+async def together(calls: Sequence[Callable[[], Awaitable[Reply]]]) -> list[Reply]:
     """Do calls side by side and return their replies in order; the first failure ends all."""
     replies: dict[int, Reply] = {}
     failure: Exception | None = None
