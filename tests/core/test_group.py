@@ -178,10 +178,16 @@ class Group(RuleBasedStateMachine):
             if answered:
                 member.mine = {a: b for a, b in member.mine.items() if kinds[a] == "k"}
                 member.mine |= dict(waiting) | dict(taken)
-                member.known = self.store.read(member.session)
+                member.known = self.put_as(known, after)
                 return
             member.lost = True
         member.known = None  # it has to read before it makes another one
+
+    def put_as(self, known: Known, after: Records) -> Known:
+        """What was just put, as its member knows it."""
+        moves, returns = after.cursor != known.records.cursor, after.returned != known.records.returned
+        at = self.store.revision
+        return Known(after, at if moves else known.cursor_at, at, at if returns else known.returned_at)
 
     def generation_differs(self, known: Known) -> bool:
         return known.records.generation != self.store.generation
@@ -293,7 +299,7 @@ class Group(RuleBasedStateMachine):
         for member in self.members:
             if member.known is not None and member.known.records.cursor.term == self.term:
                 at, held = self.store.held.get(member.session, (0, Held()))
-                if at == member.known.held_at and not member.lost:
+                if held.term == self.term and at == member.known.held_at and not member.lost:
                     assert sorted(self.pieces(held.stretches)) == sorted(member.mine.items())
 
 

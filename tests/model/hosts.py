@@ -121,6 +121,7 @@ class Cluster:
         compact: Callable[[], Awaitable[None]],
         *,
         ttl: int,
+        judge: type[Oracle] = Oracle,
     ) -> None:
         self.draw: Final = draw
         self.keys: Final = KeySchema(prefix)
@@ -138,7 +139,7 @@ class Cluster:
         """What has happened how often."""
         self.failure: AssertionError | None = None
         """The first thing that was found wrong, by whichever task."""
-        self.oracle: Final = Oracle(
+        self.oracle: Final = judge(
             self.keys, kept_writers=KEPT_WRITERS, clocks_differ_ns=2 * CLOCKS_DIFFER_S * SECOND_NS
         )
         self._events: Final = events
