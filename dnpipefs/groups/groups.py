@@ -26,6 +26,7 @@ from dnpipefs.groups.member import PATIENCE_S, Delivery, Member
 from dnpipefs.groups.records import GroupKeys
 from dnpipefs.log.failures import TRANSIENT, Backoff, deadline
 from dnpipefs.log.log import Log
+from dnpipefs.log.reader import Reader
 from dnpipefs.log.views import LiveView
 
 logger: Final = logging.getLogger(__name__)
@@ -87,7 +88,12 @@ class Groups:
         """
         async with self._opening:
             member = self._members.get((topic, name))
-            if member is None or member.failure is not None or member.scope.deadline <= trio.current_time():
+            if member is not None and member.ending:
+                # Both would keep the one record of this session.
+                with deadline(self._op_timeout):
+                    await member.ended.wait()
+                member = None
+            if member is None:
                 member = await self._begin(topic, name)
             member.users += 1
             member.scope.deadline = float("inf")
@@ -158,7 +164,7 @@ class Groups:
         try:
             keys = GroupKeys(self._client, self._keys, topic, name)
             with deadline(self._op_timeout):
-                await self._create(keys, await reader.view())
+                await self._create(keys, reader)
             member = Member(
                 keys,
                 self._log.sessions,
@@ -176,16 +182,19 @@ class Groups:
         self._nursery.start_soon(self._serve, member, live)
         return member
 
-    async def _create(self, keys: GroupKeys, view: TopicView) -> None:
+    async def _create(self, keys: GroupKeys, reader: Reader) -> None:
         backoff = Backoff()
         at_end = self._config_of(keys.topic).start is Start.LAST
         while True:
             try:
                 if await keys.read(await self._log.sessions.get()) is not None:
                     return
-                await keys.create(view, at_end=at_end)
-            except TRANSIENT:
-                await backoff.wait()
+                # The view anew: one that was reset meanwhile, or is deleted, would never do.
+                if await keys.create(await reader.view(), at_end=at_end):
+                    return
+            except TRANSIENT as error:
+                logger.info("a group is not created yet: %s", error)
+            await backoff.wait()
 
     async def _serve(self, member: Member, live: LiveView) -> None:
         try:
@@ -205,6 +214,7 @@ class Groups:
                 member.fail(TopicGone("this host does not take part in the group any more"))
             if self._members.get((member.keys.topic, member.keys.name)) is member:
                 del self._members[member.keys.topic, member.keys.name]
+            member.ended.set()
 
     async def _watch(
         self, member: Member, key: bytes, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED
@@ -261,6 +271,8 @@ class Groups:
 
     def _bury(self, member: Member, delivery: Delivery) -> None:
         assert self._nursery is not None  # noqa: S101 - members run in it
+        member.users += 1  # it must not leave before what is in this hand is done or given back
+        member.scope.deadline = float("inf")
         self._nursery.start_soon(self._bury_one, member, delivery)
 
     async def _bury_one(self, member: Member, delivery: Delivery) -> None:
@@ -277,6 +289,8 @@ class Groups:
             member.give_back(delivery, delivered=False)
         else:
             member.acknowledge(delivery)
+        finally:
+            self.close(member)
 
 
 def _facts(
