@@ -63,7 +63,7 @@ def _decode_term(key: bytes, value: dict[str, Any]) -> Term:
 
 
 def _count(key: bytes, value: dict[str, Any], name: str) -> int:
-    """Return a field that is a whole number, not below zero: no plan is made from less. Raises CorruptData."""
+    """Return a field that is a whole number and not below zero. Raises CorruptData."""
     number = integer(key, value, name)
     if number < 0:
         raise CorruptData(f"{key!r}: field {name!r} is below zero")

@@ -236,13 +236,16 @@ class Groups:
                 logger.info("what a group did was compacted before it was seen; looking again")
 
     async def _follow(self, member: Member, live: LiveView) -> None:
-        """Tell a member when its topic grows, is reset or deleted."""
+        """Tell a member when its topic grows, is trimmed, reset or deleted."""
+
+        def shown(view: TopicView) -> tuple[int, int, int]:
+            return view.first, view.end, view.generation
+
         try:
             while True:
-                view = await live.wait(lambda _: True)
-                seen = view.end, view.generation
+                seen = shown(await live.wait(lambda _: True))
                 member.stir()
-                await live.wait(lambda view, seen=seen: (view.end, view.generation) != seen)  # type: ignore[misc]
+                await live.wait(lambda view, seen=seen: shown(view) != seen)  # type: ignore[misc]
         except DnpError as error:
             member.fail(error)
 

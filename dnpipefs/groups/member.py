@@ -38,7 +38,7 @@ from dnpipefs.core.group import (
 )
 from dnpipefs.core.names import NO_GENERATION, Offset, SessionId
 from dnpipefs.core.view import TopicView
-from dnpipefs.errors import DnpError, NotFound, OutOfSpace, TimedOut, TopicGone
+from dnpipefs.errors import DnpError, NotFound, TimedOut, TopicGone
 from dnpipefs.groups.feed import Feed
 from dnpipefs.groups.records import GroupKeys, Known, moved
 from dnpipefs.log.failures import TRANSIENT, Backoff, deadline
@@ -328,10 +328,9 @@ class Member:
             except (*TRANSIENT, TimedOut) as error:
                 self._not_through(error)
                 await backoff.wait()
-            except TopicGone as error:
-                self.fail(error)
             except DnpError as error:
-                logger.warning("group %s ends: %s", self._shown, error)
+                if not isinstance(error, TopicGone):
+                    logger.warning("group %s ends: %s", self._shown, error)
                 self.fail(error)
 
     async def _until_stirred(self) -> None:
@@ -359,9 +358,10 @@ class Member:
         if known is None or self._stale or asked or _mixed(known.records):
             self._stale = False
             known = await self._adopt(session)
-        if not known.alive:
+        if not known.alive or _mixed(known.records):
+            if not known.alive:
+                self._sessions.report_lost(session)
             self._known = None
-            self._sessions.report_lost(session)
             self.stir()
             return
         if known.records.generation > view.generation:
@@ -378,10 +378,12 @@ class Member:
             self._drop_void(before)
         self._expire()
         done, back = self._done[:], self._back[:]
-        after = trim(settle(before, done, back), view.first)
+        settled = settle(before, done, back)
+        after = trim(settled, view.first)
+        trimmed = after is not settled  # or it would be counted as waiting for a reader
         claimed, first = await self._claim(after, view) if view.generation != NO_GENERATION else ([], 0)
         after = _with(after, claimed, first)
-        if not (done or back or claimed or self._unsettled):
+        if not (done or back or claimed or trimmed or self._unsettled):
             self._end_round(empty=True)
             return
         result = await self._put(session, replace(known, records=before), after)
@@ -415,9 +417,7 @@ class Member:
         self._known, self._unsettled = result, False
         return result
 
-    async def _claim(
-        self, records: Records, view: TopicView
-    ) -> tuple[list[tuple[Message, int, bool]], int]:
+    async def _claim(self, records: Records, view: TopicView) -> tuple[list[tuple[Message, int, bool]], int]:
         """Return what to claim: messages, how often each was delivered, whether it is behind the cursor.
 
         And how many messages of the generation come before the first one behind the cursor.
@@ -517,18 +517,20 @@ class Member:
         self._done.clear()
         self._back.clear()
 
-    def _return_all(self) -> None:
+    def _return_stock(self) -> None:
         self._back += [GivenBack(delivery.piece, delivered=False) for delivery in self._stock]
-        self._back += [GivenBack(delivery.piece, delivered=True) for delivery in self._in_hand.values()]
         self._stock.clear()
+
+    def _return_all(self) -> None:
+        self._return_stock()
+        self._back += [GivenBack(delivery.piece, delivered=True) for delivery in self._in_hand.values()]
         self._in_hand.clear()
 
     def _expire(self) -> None:
         """Give back what nobody has taken for long, and what readers have had for too long."""
         now = trio.current_time()
         if self._stock and not self._waiting and now - self._stocked_at >= STOCK_S:
-            self._back += [GivenBack(delivery.piece, delivered=False) for delivery in self._stock]
-            self._stock.clear()
+            self._return_stock()
         for delivery in [late for late in self._in_hand.values() if late.deadline <= now]:
             del self._in_hand[delivery.offset]
             self._back.append(GivenBack(delivery.piece, delivered=True))
@@ -570,8 +572,8 @@ class Member:
     async def _leave_once(self, session: SessionId) -> bool:
         self._return_all()
         known = await self._adopt(session)
-        if not known.alive:
-            return True
+        if not known.alive or _mixed(known.records):
+            return not known.alive
         before = known.records.current()
         after = settle(before, self._done, self._back)
         if self._done or self._back or self._unsettled:

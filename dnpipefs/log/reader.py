@@ -121,19 +121,21 @@ class Reader:
 
         Of the generation, those that retention removed included. Raises TopicGone, TimedOut.
         """
-        view = await self.view()
-        start = max(offset, view.first)
-        entries = view.locate(start, 1)
-        if not entries:
-            return view.end, view.messages
-        entry = entries[0]
-        message = entry.first_message
-        messages, _ = await self.messages(entry.start, 1)
-        for found in messages:
-            if found.offset >= start:
-                return found.offset, message
-            message += 1
-        return entry.end, entry.end_message
+        while True:
+            view = await self.view()
+            start = max(offset, view.first)
+            entries = view.locate(start, 1)
+            if not entries:
+                return view.end, view.messages
+            entry = entries[0]
+            messages, _ = await self.messages(entry.start, 1)
+            for message, found in enumerate(messages, entry.first_message):
+                if message == entry.first_message and found.offset != entry.start:
+                    break  # retention has removed the entry meanwhile: these are others, later ones
+                if found.offset >= start:
+                    return found.offset, message
+            else:
+                return entry.end, entry.end_message
 
     def _note(self, vanished: Vanished, before: Entry | None) -> Entry:
         """Return the entry that has vanished, unless it is what a view says that has caught up since."""

@@ -104,9 +104,7 @@ class Group(RuleBasedStateMachine):
         return self.store.read(0).records.cursor.term
 
     def messages(self, start: int, end: int) -> list[tuple[int, int]]:
-        return [
-            (a, b) for a, b in zip(self.starts, self.starts[1:], strict=False) if a >= start and b <= end
-        ]
+        return [(a, b) for a, b in zip(self.starts, self.starts[1:], strict=False) if a >= start and b <= end]
 
     def pieces(self, stretches: Stretches) -> list[tuple[int, int]]:
         return [each for start, end, _ in stretches for each in self.messages(start, end)]
@@ -304,7 +302,7 @@ class Group(RuleBasedStateMachine):
 
 
 TestGroup = Group.TestCase
-TestGroup.settings = settings(max_examples=int(__import__("os").environ.get("EX","150")), stateful_step_count=50)
+TestGroup.settings = settings(max_examples=150, stateful_step_count=50)
 
 
 def records(held: list[tuple[int, int]], back: list[tuple[int, int]], cursor: int) -> Records:
@@ -364,9 +362,7 @@ counts = st.integers(0, 50)
 def test_a_share_serves_those_who_wait_and_leaves_the_rest(
     available: int, waiting: int, in_stock: int, per_second: float, bound: int
 ) -> None:
-    taken = share(
-        available, waiting=waiting, in_stock=in_stock, per_second=per_second, bound=bound
-    )
+    taken = share(available, waiting=waiting, in_stock=in_stock, per_second=per_second, bound=bound)
     assert 0 <= taken <= available
     assert taken == 0 or in_stock + taken <= bound
     needed = max(0, waiting - in_stock)
@@ -453,9 +449,12 @@ def test_a_malformed_value_is_corrupt_data(change: dict[str, object]) -> None:
                 decode(b"k", raw)
 
 
-@given(st.binary(max_size=40) | st.recursive(st.none() | st.integers() | st.text(), st.lists).map(
-    lambda value: json.dumps(value).encode()
-))
+@given(
+    st.binary(max_size=40)
+    | st.recursive(st.none() | st.integers() | st.text(), st.lists).map(
+        lambda value: json.dumps(value).encode()
+    )
+)
 def test_no_bytes_do_anything_else_than_not_to_parse(raw: bytes) -> None:
     for decode in (decode_cursor, decode_held, decode_returned):
         with pytest.raises(CorruptData):

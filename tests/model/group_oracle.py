@@ -109,18 +109,16 @@ class GroupOracle(Oracle):
         if life is None or generation is None:
             return 0
         start = max(life.cursor, generation.first)
-        returned = [
-            at for at, who in life.places.items() if who == RETURNED and at >= generation.first
-        ]
+        returned = [at for at, who in life.places.items() if who == RETURNED and at >= generation.first]
         return len(returned) + len(generation.messages) - _index(generation, start)
 
     def unfinished(self) -> list[str]:
         """Return what of the groups is not acknowledged."""
         found = []
         for (topic, name), life in self.lives.items():
-            left = [at for at, who in life.places.items()]
-            if self.claimable(topic, name) or left:
-                found.append(f"{topic:x}@{name.decode()}: {self.claimable(topic, name)} to claim, {life.places}")
+            count = self.claimable(topic, name)
+            if count or life.places:
+                found.append(f"{topic:x}@{name.decode()}: {count} to claim, {life.places}")
         return found
 
     def _judge_group(self, topic: FileId, name: bytes, parts: set[bytes]) -> None:
@@ -149,9 +147,7 @@ class GroupOracle(Oracle):
             self._judge_changes(topic, name, life, cursor, places, parts, generation)
         life.cursor, life.places = cursor.offset, places
 
-    def _begin_life(
-        self, topic: FileId, name: bytes, cursor: Cursor, generation: Generation | None
-    ) -> Life:
+    def _begin_life(self, topic: FileId, name: bytes, cursor: Cursor, generation: Generation | None) -> Life:
         life = self.lives[topic, name] = Life(cursor.term, cursor.offset)
         if generation is not None:
             life.skipped = {at for at, _, _ in generation.messages if at < cursor.offset}
@@ -220,14 +216,14 @@ class GroupOracle(Oracle):
                 continue
             if at in life.acknowledged or at in life.skipped:
                 continue
-            if before is None or before == RETURNED:
-                assert at < generation.first, f"3: {at} is skipped"
-                life.skipped.add(at)
+            allowed = self.acks.get(Place(topic, name, life.term, at), set())
+            if at < generation.first and before not in allowed:
+                life.skipped.add(at)  # given back and removed at once, perhaps
                 self.seen["skipped by retention"] += 1
                 continue
-            own = b"member/%016x" % before
-            assert own in parts or any(part.endswith(b"%x" % before) for part in parts)
-            allowed = self.acks.get(Place(topic, name, life.term, at), set())
+            assert before is not None, f"3: {at} is skipped"
+            assert before != RETURNED, f"3: {at} was returned, and is skipped"
+            assert any(part.startswith(b"member/") for part in parts), f"3: {at} vanished"
             assert before in allowed, f"3: {at} was acknowledged by {before:x}, and no reader there did"
             life.acknowledged.add(at)
             self.seen["acknowledged"] += 1
@@ -262,5 +258,3 @@ class GroupOracle(Oracle):
 def _index(generation: Generation, offset: int) -> int:
     """Return how many messages begin before an offset."""
     return bisect_left(generation.messages, (offset,))
-
-

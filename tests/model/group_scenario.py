@@ -1,4 +1,8 @@
-"""Random lives of consumer groups on a cluster whose log lives, too: the steps of `scenario.py`, and readers."""
+"""Random lives of consumer groups: the steps of `scenario.py`, and readers that work or fail.
+
+A host's groups, their members and its log are the real ones. At the end all faults stop, and then every
+message must be acknowledged, with one reader a group; `group_oracle.py` judges all the way.
+"""
 
 from __future__ import annotations
 
@@ -22,7 +26,7 @@ from dnpipefs.errors import (
 )
 from dnpipefs.groups import Delivery, Groups, Member
 from tests.model.group_oracle import Asking, GroupOracle, Place, Receipt
-from tests.model.hosts import CLOCKS_DIFFER_S, FAULTS, SECOND_NS, Cluster, Complaints, Host
+from tests.model.hosts import CLOCKS_DIFFER_S, SECOND_NS, Cluster, Complaints, Host
 from tests.model.scale import small_scale
 from tests.model.scenario import HOSTS, Scenario
 from tests.support.network import Gate
@@ -149,6 +153,8 @@ class GroupReader:
         while self._draw.random() < 0.2 and (more := member.take_more()) is not None:
             had.append(self._receive(member, more))
         await self._cluster.catch_up()
+        if self._cluster.failure is not None:
+            return  # the oracle has stopped
         for delivery, receipt, place in had:
             self._oracle.handed_out(place, delivery.data, receipt)
         self._cluster.seen["delivered"] += len(had)
