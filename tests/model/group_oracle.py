@@ -64,7 +64,6 @@ class Life:
     """Who has what is claimed and not acknowledged; RETURNED: nobody."""
     acknowledged: set[int] = field(default_factory=set)
     skipped: set[int] = field(default_factory=set)
-    created: int = 0
 
 
 class GroupOracle(Oracle):
@@ -79,6 +78,8 @@ class GroupOracle(Oracle):
         self.acks: dict[Place, set[SessionId]] = {}
         self.receipts: dict[Place, list[Receipt]] = {}
         self.killed: set[str] = set()
+        self.deleted: set[tuple[FileId, bytes]] = set()
+        """Groups that were deleted, and perhaps begun again: all is delivered again then."""
         self.asking: list[Asking] = []
         self.limits = {}
 
@@ -126,8 +127,7 @@ class GroupOracle(Oracle):
         stored = store.get(keys.cursor(topic, name))
         if stored is None:
             self.lives.pop((topic, name), None)
-            for place in [place for place in self.receipts if place[:2] == (topic, name)]:
-                del self.receipts[place]
+            self.deleted.add((topic, name))
             members = keys.members(topic, name)
             assert not self.between(members.start, members.end) or keys.last(topic) not in store, (
                 "a group that was deleted has members"
@@ -137,7 +137,10 @@ class GroupOracle(Oracle):
         began = generation.began if generation is not None else NO_GENERATION
         cursor = decode_cursor(b"cursor", stored[1])
         if cursor.term.generation != began:
+            assert b"cursor" not in parts, "the cursor was put for a generation that had ended"
             cursor = Cursor(Term(Revision(began)))
+        if b"cursor" in parts:
+            self.seen["cursor moved"] += 1
         life = self.lives.get((topic, name))
         if life is None or life.term != cursor.term:
             life = self._begin_life(topic, name, cursor, generation)
@@ -239,6 +242,8 @@ class GroupOracle(Oracle):
         assert found[0].messages[index][2] == data, "other bytes were handed out"
         others = self.receipts.setdefault(place, [])
         now = trio.current_time()
+        if place[:2] in self.deleted:
+            return
         for other in others:
             explained = (
                 other.over

@@ -6,6 +6,7 @@ message must be acknowledged, with one reader a group; `group_oracle.py` judges 
 
 from __future__ import annotations
 
+import itertools
 import random
 from collections.abc import Awaitable, Callable, Iterator
 from contextlib import contextmanager
@@ -14,6 +15,7 @@ from typing import Any, Final
 import pytest
 import trio
 
+from dnpipefs import etcd
 from dnpipefs.core.config import Start, TopicConfig
 from dnpipefs.core.names import FileId, Offset, SessionId
 from dnpipefs.core.sealing import Policy, Retention
@@ -29,7 +31,7 @@ from tests.model.group_oracle import Asking, GroupOracle, Place, Receipt
 from tests.model.hosts import CLOCKS_DIFFER_S, SECOND_NS, Cluster, Complaints, Host
 from tests.model.scale import small_scale
 from tests.model.scenario import HOSTS, Scenario
-from tests.support.network import Gate
+from tests.support.network import Gate, GatedClient, Network, Request
 
 GROUPS: Final = (b"a", b"b")
 READERS: Final = 8
@@ -57,12 +59,32 @@ def small_groups() -> Iterator[pytest.MonkeyPatch]:
         yield patch
 
 
+class SlowClient(GatedClient):
+    """A way to etcd on which some answers are overtaken: by what watches bring, above all."""
+
+    def __init__(self, inner: etcd.Client, network: Network, host: str) -> None:
+        super().__init__(inner, network, host)
+        self._answers = itertools.count(1)
+        self.overtaken = 0
+        """Every so manieth answer is; none if zero."""
+
+    async def _fulfil(self, request: Request) -> object:
+        result = await super()._fulfil(request)
+        if not self.dead and self.overtaken and next(self._answers) % self.overtaken == 0:
+            await self.network.pass_gate(Gate(self.host, "answer"))
+            if self.dead:
+                raise etcd.Unreachable("this host is dead")
+        return result
+
+
 class GroupHost(Host):
     """One host's services, its groups included."""
 
     def __init__(self, name: str, scenario: GroupScenario, cluster: Cluster, skew_s: float) -> None:
-        super().__init__(name, cluster, skew_s)
+        super().__init__(name, cluster, skew_s, SlowClient)
         self._scenario: Final = scenario
+        assert isinstance(self.client, SlowClient)
+        self.client.overtaken = scenario.draw.choice((0, 0, 3, 8))
         self.groups: Final = Groups(
             self.client,
             cluster.keys,
@@ -138,7 +160,7 @@ class GroupReader:
             self._scenario.readers.remove(self)
 
     async def _take_some(self, member: Member) -> None:
-        if self._draw.random() < 0.2:
+        if not self._cluster.network.open and self._draw.random() < 0.2:
             first = await self._take_now(member)
             if first is None:
                 await self._pause("nothing")
@@ -218,6 +240,7 @@ class GroupScenario(Scenario):
         self.configs: Final[dict[FileId, TopicConfig]] = {}
         self.readers: Final[list[GroupReader]] = []
         super().__init__(cluster, nursery, complaints)
+        self._haste = self.draw.choice((0.6, 0.75, 0.85))
         for kind in ("large", "parts"):
             self._kinds[kind] = 0
 
@@ -236,10 +259,10 @@ class GroupScenario(Scenario):
             self._wait: 10,
             self._let_late_ones_arrive: 6,
             self._reset: 1,
-            self._new_host: 2,
-            self._kill: 1,
-            self._lose_session: 1,
-            self._end_lease: 3,
+            self._new_host: 4,
+            self._kill: 1.5,
+            self._lose_session: 1.5,
+            self._end_lease: 6,
             self._fill_or_free: 0.4,
             self._delete: 0.15,
             self._compact: 0.6,
@@ -323,6 +346,9 @@ class GroupScenario(Scenario):
             for gate in list(network.waiting):
                 gate.open()
             await network.settle()
+        late = [] if self.chance(0.5) else network.late[:]
+        if late:
+            network.late.clear()
         while network.late:
             await self._arrive(network.late.pop())
         for session in sorted(cluster.sessions() - cluster.living()):
@@ -339,6 +365,9 @@ class GroupScenario(Scenario):
         if self.chance(0.5):
             for topic in cluster.live_topics():
                 await self._push_last(cluster.hosts[0], topic, 0)
+        await self._drain()
+        for request in late:
+            await self._arrive(request)
         await self._drain()
         for topic in cluster.live_topics():  # and whoever waits then is woken by what comes then
             await self._push_last(cluster.hosts[0], topic, 0)

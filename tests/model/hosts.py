@@ -55,10 +55,12 @@ class SkewedClock:
 class Host:
     """One host's services."""
 
-    def __init__(self, name: str, cluster: Cluster, skew_s: float) -> None:
+    def __init__(
+        self, name: str, cluster: Cluster, skew_s: float, way: type[GatedClient] = GatedClient
+    ) -> None:
         self.name: Final = name
         self._cluster: Final = cluster
-        self.client: Final = GatedClient(cluster.store, cluster.network, name)
+        self.client: Final = way(cluster.store, cluster.network, name)
         # What keeps the session takes no part in the scenario.
         self._ways: Final = GatedClient(cluster.store, cluster.network, name, gated=False)
         keys, clock = cluster.keys, SkewedClock(skew_s)
