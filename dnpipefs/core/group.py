@@ -175,6 +175,7 @@ def claim(records: Records, fresh: Fresh | None, again: Sequence[Piece]) -> Reco
         if not returned.stretches.covers(start, end):
             raise NotHeld(f"{start} to {end} was not returned")
         taken += returned.stretches.within(start, end)
+    left = returned.stretches.without([(start, end) for start, end, _ in again])
     count = sum([piece.messages for piece in again])
     if fresh is not None:
         start, end, messages = fresh.piece
@@ -190,11 +191,8 @@ def claim(records: Records, fresh: Fresh | None, again: Sequence[Piece]) -> Reco
             stretches=held.stretches.added(taken),
             messages=held.messages + count + (fresh.piece.messages if fresh is not None else 0),
         ),
-        returned=replace(
-            returned,
-            stretches=returned.stretches.without([(start, end) for start, end, _ in again]),
-            messages=returned.messages - count,
-        ),
+        # What retention removed in the middle was counted until now: nothing is no messages.
+        returned=replace(returned, stretches=left, messages=returned.messages - count if left else 0),
     )
 
 

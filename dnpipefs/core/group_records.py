@@ -22,7 +22,7 @@ def decode_cursor(key: bytes, raw: bytes) -> Cursor:
     """Parse the value of a ``cursor`` key. Raises CorruptData."""
     value = load(key, raw)
     return Cursor(
-        _decode_term(key, value), Offset(integer(key, value, "offset")), integer(key, value, "message")
+        _decode_term(key, value), Offset(_count(key, value, "offset")), _count(key, value, "message")
     )
 
 
@@ -34,7 +34,7 @@ def encode_held(held: Held) -> bytes:
 def decode_held(key: bytes, raw: bytes) -> Held:
     """Parse the value of a ``member`` key. Raises CorruptData."""
     value = load(key, raw)
-    return Held(_decode_term(key, value), _decode_stretches(key, value), integer(key, value, "messages"))
+    return Held(_decode_term(key, value), _decode_stretches(key, value), _count(key, value, "messages"))
 
 
 def encode_returned(returned: Returned) -> bytes:
@@ -45,7 +45,7 @@ def encode_returned(returned: Returned) -> bytes:
 def decode_returned(key: bytes, raw: bytes) -> Returned:
     """Parse the value of a ``returned`` key. Raises CorruptData."""
     value = load(key, raw)
-    return Returned(_decode_term(key, value), _decode_stretches(key, value), integer(key, value, "messages"))
+    return Returned(_decode_term(key, value), _decode_stretches(key, value), _count(key, value, "messages"))
 
 
 def encode_dead_letter(letter: DeadLetter) -> bytes:
@@ -70,7 +70,17 @@ def _decode_term(key: bytes, value: dict[str, Any]) -> Term:
         generation = Revision(int(value["generation"], 16))
     except (KeyError, TypeError, ValueError):
         raise CorruptData(f"{key!r}: field 'generation' is missing or not a hexadecimal number") from None
-    return Term(generation, integer(key, value, "rewinds"))
+    if generation < 0:
+        raise CorruptData(f"{key!r}: field 'generation' is below zero")
+    return Term(generation, _count(key, value, "rewinds"))
+
+
+def _count(key: bytes, value: dict[str, Any], name: str) -> int:
+    """Return a field that is a whole number and not below zero. Raises CorruptData."""
+    number = integer(key, value, name)
+    if number < 0:
+        raise CorruptData(f"{key!r}: field {name!r} is below zero")
+    return number
 
 
 def _stretches(stretches: Stretches) -> dict[str, object]:
@@ -79,9 +89,13 @@ def _stretches(stretches: Stretches) -> dict[str, object]:
 
 def _decode_stretches(key: bytes, value: dict[str, Any]) -> Stretches:
     found = value.get("stretches")
-    if not isinstance(found, list) or any(type(number) is not int for item in found for number in item):
-        raise CorruptData(f"{key!r}: field 'stretches' is missing or not a list of numbers")
+    if not isinstance(found, list) or not all(_is_counts(item) for item in found):
+        raise CorruptData(f"{key!r}: field 'stretches' is missing or not a list of lists of numbers")
     try:
         return Stretches(Stretch(Offset(start), Offset(end), deliveries) for start, end, deliveries in found)
     except (TypeError, ValueError) as error:
         raise CorruptData(f"{key!r}: field 'stretches' does not parse: {error}") from None
+
+
+def _is_counts(item: object) -> bool:
+    return isinstance(item, list) and all(type(number) is int and number >= 0 for number in item)

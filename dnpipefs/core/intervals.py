@@ -63,7 +63,7 @@ class Stretches:
         for stretch in self._items[first:]:
             if stretch.start >= end:
                 break
-            if stretch.end > start:
+            if stretch.end > start < end:  # an empty interval cuts nothing out
                 found.append(Stretch(max(start, stretch.start), min(end, stretch.end), stretch.deliveries))
         return found
 

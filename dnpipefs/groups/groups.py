@@ -28,6 +28,7 @@ from dnpipefs.groups.member import PATIENCE_S, Delivery, Member
 from dnpipefs.groups.records import GroupKeys
 from dnpipefs.log.failures import TRANSIENT, Backoff, deadline
 from dnpipefs.log.log import Log
+from dnpipefs.log.reader import Reader
 from dnpipefs.log.views import LiveView
 
 logger: Final = logging.getLogger(__name__)
@@ -89,7 +90,12 @@ class Groups:
         """
         async with self._opening:
             member = self._members.get((topic, name))
-            if member is None or member.failure is not None or member.scope.deadline <= trio.current_time():
+            if member is not None and member.ending:
+                # Both would keep the one record of this session.
+                with deadline(self._op_timeout):
+                    await member.ended.wait()
+                member = None
+            if member is None:
                 member = await self._begin(topic, name)
             member.users += 1
             member.scope.deadline = float("inf")
@@ -182,8 +188,7 @@ class Groups:
         try:
             keys = GroupKeys(self._client, self._keys, topic, name)
             with deadline(self._op_timeout):
-                await self._create(keys, await reader.view())
-                await keys.take_over()  # Who does not wait would miss what somebody has left just now.
+                await self._create(keys, reader)
             member = Member(
                 keys,
                 self._log.sessions,
@@ -201,16 +206,19 @@ class Groups:
         self._nursery.start_soon(self._serve, member, live)
         return member
 
-    async def _create(self, keys: GroupKeys, view: TopicView) -> None:
+    async def _create(self, keys: GroupKeys, reader: Reader) -> None:
         backoff = Backoff()
         at_end = self._config_of(keys.topic).start is Start.LAST
         while True:
             try:
                 if await keys.read(await self._log.sessions.get()) is not None:
                     return
-                await keys.create(view, at_end=at_end)
-            except TRANSIENT:
-                await backoff.wait()
+                # The view anew: one that was reset meanwhile, or is deleted, would never do.
+                if await keys.create(await reader.view(), at_end=at_end):
+                    return
+            except TRANSIENT as error:
+                logger.info("a group is not created yet: %s", error)
+            await backoff.wait()
 
     async def _serve(self, member: Member, live: LiveView) -> None:
         try:
@@ -230,6 +238,7 @@ class Groups:
                 member.fail(TopicGone("this host does not take part in the group any more"))
             if self._members.get((member.keys.topic, member.keys.name)) is member:
                 del self._members[member.keys.topic, member.keys.name]
+            member.ended.set()
 
     async def _watch(
         self, member: Member, key: bytes, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED
@@ -251,13 +260,16 @@ class Groups:
                 logger.info("what a group did was compacted before it was seen; looking again")
 
     async def _follow(self, member: Member, live: LiveView) -> None:
-        """Tell a member when its topic grows, is reset or deleted."""
+        """Tell a member when its topic grows, is trimmed, reset or deleted."""
+
+        def shown(view: TopicView) -> tuple[int, int, int]:
+            return view.first, view.end, view.generation
+
         try:
             while True:
-                view = await live.wait(lambda _: True)
-                seen = view.end, view.generation
+                seen = shown(await live.wait(lambda _: True))
                 member.stir()
-                await live.wait(lambda view, seen=seen: (view.end, view.generation) != seen)  # type: ignore[misc]
+                await live.wait(lambda view, seen=seen: shown(view) != seen)  # type: ignore[misc]
         except DnpError as error:
             member.fail(error)
 
@@ -286,6 +298,8 @@ class Groups:
 
     def _bury(self, member: Member, delivery: Delivery) -> None:
         assert self._nursery is not None  # noqa: S101 - members run in it
+        member.users += 1  # it must not leave before what is in this hand is done or given back
+        member.scope.deadline = float("inf")
         self._nursery.start_soon(self._bury_one, member, delivery)
 
     async def _bury_one(self, member: Member, delivery: Delivery) -> None:
@@ -293,6 +307,7 @@ class Groups:
             await self._put_to_dead_letters(member, delivery)
         finally:
             member.buried(delivery)
+            self.close(member)
 
     async def _put_to_dead_letters(self, member: Member, delivery: Delivery) -> None:
         try:
@@ -308,17 +323,14 @@ class Groups:
             member.give_back(delivery, delivered=False)
             return
         member.acknowledge(delivery)
+        reason = f"delivered {delivery.deliveries} times without acknowledgement"
         try:
             with deadline(self._op_timeout):
                 await member.settled()
                 # Only now: what is remembered as dead can be given to the group again.
-                await member.keys.remember_dead(delivery.term, delivery.piece, self._reason(delivery))
+                await member.keys.remember_dead(delivery.term, delivery.piece, reason)
         except DnpError as error:
             logger.warning("a dead letter cannot be redriven, what it was is not noted: %s", error)
-
-    @staticmethod
-    def _reason(delivery: Delivery) -> str:
-        return f"delivered {delivery.deliveries} times without acknowledgement"
 
 
 def _facts(

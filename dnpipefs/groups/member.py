@@ -38,7 +38,7 @@ from dnpipefs.core.group import (
 )
 from dnpipefs.core.names import NO_GENERATION, Offset, SessionId
 from dnpipefs.core.view import TopicView
-from dnpipefs.errors import DnpError, NotFound, OutOfSpace, TimedOut, TopicGone
+from dnpipefs.errors import DnpError, NotFound, TimedOut, TopicGone
 from dnpipefs.groups.feed import Feed
 from dnpipefs.groups.records import GroupKeys, Known, moved
 from dnpipefs.log.failures import TRANSIENT, Backoff, deadline
@@ -99,6 +99,8 @@ class Member:
         self.scope: Final = trio.CancelScope()
         self.failure: DnpError | None = None
         """Set once: the group or its topic was deleted."""
+        self.ended: Final = trio.Event()
+        """`Groups` sets it when nothing of it is left."""
         self._shown: Final = keys.name.decode(errors="replace")
         self._sessions: Final = sessions
         self._reader: Final = reader
@@ -110,14 +112,16 @@ class Member:
         self._session: SessionId | None = None
         self._known: Known | None = None
         """None when it has to be read (again)."""
-        self._news: list[etcd.KeyValue] = []
-        """What watches have brought while a change was under way."""
+        self._news: dict[bytes, etcd.KeyValue] = {}
+        """What watches have brought since the records were read, by key."""
         self._term: Term = NO_TERM
         """Of all that is known here of messages."""
         self._stale = False
         """A watch may have missed something."""
         self._unsettled = False
         """A change may still be applied: another one has to come through before all is known."""
+        self._fenced = True
+        """No change can come late that was planned when this member had no record yet."""
         self._stock: deque[Delivery] = deque()
         self._stocked_at = 0.0
         self._in_hand: dict[Offset, Delivery] = {}
@@ -133,7 +137,10 @@ class Member:
         self._stirred = False
         self._asked = 0
         """How many callers want to know for certain whether there is something."""
+        self._hurried = 0
+        """How many callers wait until what was acknowledged is so in etcd."""
         self._round = 0
+        """How often there was nothing to claim."""
         self._rounds: Final = trio.lowlevel.ParkingLot()
         self._taken = 0
         self._per_second = 0.0
@@ -142,6 +149,11 @@ class Member:
         """Messages that were handed out and had been before."""
 
     # For readers
+
+    @property
+    def ending(self) -> bool:
+        """Whether it serves nobody any more."""
+        return self.failure is not None or self.scope.deadline <= trio.current_time()
 
     @property
     def readable(self) -> bool:
@@ -220,12 +232,12 @@ class Member:
     async def _until(self, condition: Callable[[], bool]) -> None:
         while not condition():
             self._check()
-            self._asked += 1
+            self._hurried += 1
             self.stir()
             try:
                 await self._rounds.park()
             finally:
-                self._asked -= 1
+                self._hurried -= 1
 
     async def rewind_to(self, offset: Offset, message: int, generation: int) -> None:
         """Begin again at *offset*, which *message* messages come before; all that is in hand is void.
@@ -233,25 +245,30 @@ class Member:
         Raises NotFound if the group is gone, or the topic was reset since *generation*.
         """
         with deadline(self._op_timeout):
-            session = await self._sessions.get()
+            session, backoff = await self._sessions.get(), Backoff()
             while True:
-                known = await self.keys.read(session)
-                if known is None:
-                    raise NotFound("the group was deleted")
-                records = known.records.current()
-                if records.generation != generation:
-                    raise TopicGone("the topic was reset meanwhile")
-                if await self.keys.rewind(known, rewind(records, offset, message)):
-                    break
+                try:
+                    known = await self.keys.read(session)
+                    if known is None:
+                        raise NotFound("the group was deleted")
+                    records = known.records.current()
+                    if records.generation != generation:
+                        raise TopicGone("the topic was reset meanwhile")
+                    if await self.keys.rewind(known, rewind(records, offset, message)):
+                        break
+                except etcd.SpaceExceeded:
+                    raise
+                except TRANSIENT:
+                    await backoff.wait()  # done twice it does no harm
         self._known = None
         self.stir()
 
     def watched(self, kv: etcd.KeyValue) -> None:
         """Take in what a watch has brought."""
+        # While a read or a change is under way what it will return may be older than this.
+        self._news[kv.key] = kv
         if self._known is not None:
             self._known = moved(self._known, kv, self.keys)
-        else:
-            self._news.append(kv)
         self.stir()
 
     def lost_sight(self) -> None:
@@ -267,7 +284,8 @@ class Member:
     def fail(self, error: DnpError) -> None:
         """End it: the group or its topic is gone."""
         self.failure = self.failure or error
-        self._drop_all()
+        self._return_all()
+        self.scope.cancel()
         self._ready.unpark_all()
         self._rounds.unpark_all()
 
@@ -303,29 +321,31 @@ class Member:
 
     async def run(self) -> None:
         """Make changes until cancelled; then what is acknowledged is put, and the stock goes back."""
-        backoff = Backoff()
+        left = False
         try:
             with self.scope:
-                while True:
-                    await self._until_stirred()
-                    try:
-                        await self._change()
-                        backoff = Backoff()
-                    except (*TRANSIENT, TimedOut) as error:
-                        self._not_through(error)
-                        await backoff.wait()
-                    except etcd.SpaceExceeded as error:
-                        self._not_through(error)
-                        logger.warning("group %s cannot go on: %s", self._shown, error)
-                        await backoff.wait()
-        except TopicGone as error:
-            self.fail(error)
-        except DnpError as error:
-            logger.warning("group %s ends: %s", self._shown, error)
-            self.fail(error)
+                await self._make_changes()
+            await self._leave()
+            left = True
         finally:
-            with trio.move_on_after(1, shield=True):
-                await self._leave()
+            if not left:
+                with trio.move_on_after(1, shield=True):
+                    await self._leave()
+
+    async def _make_changes(self) -> None:
+        backoff = Backoff()
+        while self.failure is None:
+            await self._until_stirred()
+            try:
+                await self._change()
+                backoff = Backoff()
+            except (*TRANSIENT, TimedOut) as error:
+                self._not_through(error)
+                await backoff.wait()
+            except DnpError as error:
+                if not isinstance(error, TopicGone):
+                    logger.warning("group %s ends: %s", self._shown, error)
+                self.fail(error)
 
     async def _until_stirred(self) -> None:
         if not self._stirred:
@@ -333,10 +353,10 @@ class Member:
             first = min((delivery.deadline for delivery in self._in_hand.values()), default=float("inf"))
             with trio.move_on_after(min(wait_s, max(0.0, first - trio.current_time()))):
                 await self._work.park()
-        urgent = self._asked or self._unsettled or (self._waiting and not self._stock)
+        urgent = self._asked or self._hurried or self._unsettled or (self._waiting and not self._stock)
         if not urgent and (self._done or self._back):
             with trio.move_on_after(GATHER_S):
-                while not ((self._waiting and not self._stock) or self._asked):
+                while not ((self._waiting and not self._stock) or self._asked or self._hurried):
                     await self._work.park()
         self._stirred = False
 
@@ -348,44 +368,78 @@ class Member:
             self._session, self._known = session, None
             self._drop_all()
         view = await (self._reader.confirm() if asked else self._reader.view())
-        if self._known is None or self._stale:
-            self._stale = False
-            await self._adopt(session)
         known = self._known
-        assert known is not None  # noqa: S101 - just read
+        if known is None or self._stale or asked or _mixed(known.records):
+            self._stale = False
+            known = await self._adopt(session)
+        if not known.alive or _mixed(known.records):
+            if not known.alive:
+                self._sessions.report_lost(session)
+            self._known = None
+            self.stir()
+            return
+        if known.records.generation > view.generation:
+            # Else what is of the new generation would be taken for void, and written over.
+            view = await self._reader.confirm()
         if known.records.generation != view.generation:
             # Either knows of a reset before the other does.
-            self._known = replace(known, records=replace(known.records, generation=view.generation))
-            known = self._known
+            known = replace(known, records=replace(known.records, generation=view.generation))
+            if self._known is not None:
+                records = replace(self._known.records, generation=view.generation)
+                self._known = replace(self._known, records=records)
         before = known.records.current()
         if before.cursor.term != self._term:
             self._drop_void(before)
         self._expire()
         done, back = self._done[:], self._back[:]
-        after = trim(settle(before, done, back), view.first)
-        claimed = await self._claim(after, view) if view.generation != NO_GENERATION else []
-        after = _with(after, claimed, view)
-        if not (done or back or claimed or self._unsettled):
-            self._end_round()
+        settled = settle(before, done, back)
+        after = trim(settled, view.first)
+        trimmed = after is not settled  # or it would be counted as waiting for a reader
+        claimed, first = await self._claim(after, view) if view.generation != NO_GENERATION else ([], 0)
+        after = _with(after, claimed, first)
+        if not (done or back or claimed or trimmed or self._unsettled):
+            self._end_round(empty=True)
             return
-        self._known = None  # until the answer is here
-        self._news.clear()
-        result = await self.keys.change(session, replace(known, records=before), after)
+        result = await self._put(session, replace(known, records=before), after)
         if result is None:
-            self._unsettled = False  # somebody else's change came between; what is read next is all there is
             self.stir()
             return
-        for kv in self._news:
-            result = moved(result, kv, self.keys)
-        self._known, self._unsettled = result, False
         del self._done[: len(done)], self._back[: len(back)]
         self._stock_up(claimed, after.cursor.term)
-        self._end_round()
+        if claimed and self._waiting > len(self._stock):
+            self.stir()  # large messages, or ones for the dead letters: there is more for the others, perhaps
+        self._end_round(empty=not claimed)
 
-    async def _claim(self, records: Records, view: TopicView) -> list[tuple[Message, int, bool]]:
-        """Return what to claim: messages, how often each was delivered, whether it is behind the cursor."""
+    async def _put(self, session: SessionId, before: Known, after: Records) -> Known | None:
+        """Put a change; None if it did not come through, and the records have to be read."""
+        self._known = None  # until the answer is here
+        unsettled, self._unsettled = self._unsettled, True
+        try:
+            result = await self.keys.change(session, before, after)
+        except (etcd.Ambiguous, trio.Cancelled):
+            self._fenced = self._fenced and before.held_at > 0
+            raise
+        except etcd.EtcdError:
+            self._unsettled = unsettled
+            raise
+        if result is None:
+            # Somebody else's change came between. An earlier one of ours can still come late.
+            self._unsettled = unsettled
+            return None
+        for kv in self._news.values():
+            result = moved(result, kv, self.keys)
+        self._known, self._unsettled = result, False
+        return result
+
+    async def _claim(self, records: Records, view: TopicView) -> tuple[list[tuple[Message, int, bool]], int]:
+        """Return what to claim: messages, how often each was delivered, whether it is behind the cursor.
+
+        And how many messages of the generation come before the first one behind the cursor.
+        """
         config = self._config()
         start = max(records.cursor.offset, view.first)
+        # The view lives: what belongs together is read at one moment.
+        first_message = view.first_message if start > records.cursor.offset else records.cursor.message
         available = max(0, view.messages - max(records.cursor.message, view.first_message))
         returned = records.returned.messages if records.returned.stretches else 0
         wanted = share(
@@ -400,7 +454,7 @@ class Member:
         size = STOCK_BYTES
         for stretch in records.returned.stretches:
             if wanted - len(found) <= 0 or size <= 0:
-                return found
+                return found, first_message
             for message in await self._feed.take(
                 view.generation, stretch.start, stretch.end, count=wanted - len(found), size=size
             ):
@@ -410,8 +464,14 @@ class Member:
             fresh = await self._feed.take(
                 view.generation, start, view.end, count=wanted - len(found), size=size
             )
-            found += [(message, 0, True) for message in fresh]
-        return found
+            for message in fresh:
+                if message.offset != start:
+                    # Retention has removed what was between, and the count of messages with it.
+                    self.stir()
+                    break
+                found.append((message, 0, True))
+                start = Offset(start + len(message.data))
+        return found, first_message
 
     def _stock_up(self, claimed: list[tuple[Message, int, bool]], term: Term) -> None:
         limit = self._config().max_deliveries
@@ -427,24 +487,30 @@ class Member:
             self._stocked_at = trio.current_time()
             self._ready.unpark(count=len(self._stock))
 
-    async def _adopt(self, session: SessionId) -> None:
+    async def _adopt(self, session: SessionId) -> Known:
         """Read the records, and make what is known here agree with them."""
+        self._news.clear()
         known = await self.keys.read(session)
         if known is None:
             raise TopicGone("the group was deleted")
         held = known.records.current().held
+        for kv in self._news.values():
+            known = moved(known, kv, self.keys)
         self._known = known
         self._drop_void(known.records.current())
+        if not known.alive or held.term != known.records.current().held.term:
+            return known
         pieces = [
             *(delivery.piece for delivery in (*self._stock, *self._in_hand.values())),
             *self._done,
             *(back.piece for back in self._back),
         ]
         orphans = list(reconcile(held, [(piece.start, piece.end) for piece in pieces]))
-        left = held.messages - len(pieces)
+        left = held.messages - sum([piece.messages for piece in pieces])
         for index, orphan in enumerate(orphans):
             count = left if index == len(orphans) - 1 else 0
             self._back.append(GivenBack(Piece(orphan.start, orphan.end, count), delivered=False))
+        return known
 
     def _drop_void(self, records: Records) -> None:
         """Forget what is not held any more."""
@@ -466,12 +532,20 @@ class Member:
         self._done.clear()
         self._back.clear()
 
+    def _return_stock(self) -> None:
+        self._back += [GivenBack(delivery.piece, delivered=False) for delivery in self._stock]
+        self._stock.clear()
+
+    def _return_all(self) -> None:
+        self._return_stock()
+        self._back += [GivenBack(delivery.piece, delivered=True) for delivery in self._in_hand.values()]
+        self._in_hand.clear()
+
     def _expire(self) -> None:
         """Give back what nobody has taken for long, and what readers have had for too long."""
         now = trio.current_time()
         if self._stock and not self._waiting and now - self._stocked_at >= STOCK_S:
-            self._back += [GivenBack(delivery.piece, delivered=False) for delivery in self._stock]
-            self._stock.clear()
+            self._return_stock()
         for delivery in [late for late in self._in_hand.values() if late.deadline <= now]:
             del self._in_hand[delivery.offset]
             self._back.append(GivenBack(delivery.piece, delivered=True))
@@ -486,50 +560,62 @@ class Member:
             self._taken, self._measured_at = 0, now
         return self._per_second
 
-    def _end_round(self) -> None:
-        self._round += 1
+    def _end_round(self, *, empty: bool) -> None:
+        self._round += empty
         self._rounds.unpark_all()
 
     def _not_through(self, error: DnpError) -> None:
         logger.info("group %s: a change did not come through: %s", self._shown, error)
         self._known = None
-        self._unsettled = True
         self.stir()
 
     async def _leave(self) -> None:
-        """Put what is acknowledged; the stock goes back. What is in hand goes back with the session."""
-        session = self._session
-        if session is None or self.failure is not None:
-            return
-        try:
-            if self._known is None:
-                await self._adopt(session)
-            known = self._known
-            assert known is not None  # noqa: S101 - just read
-            before = known.records.current()
-            self._drop_void(before)
-            self._back += [GivenBack(delivery.piece, delivered=False) for delivery in self._stock]
-            self._stock.clear()
-            after = settle(before, self._done, self._back)
-            result: Known | None = known
-            if self._done or self._back:
-                result = await self.keys.change(session, known, after)
-            if result is not None and not after.held.stretches and result.held_at:
-                await self.keys.leave(session, result)
-        except (DnpError, OutOfSpace) as error:
-            logger.info("what was not acknowledged in time is delivered again: %s", error)
+        """Put what is acknowledged and give the rest back: nobody takes it over while the session lives."""
+        backoff = Backoff()
+        while (session := self._session) is not None and session == self._sessions.current():
+            try:
+                if await self._leave_once(session):
+                    return
+            except TRANSIENT as error:
+                logger.info("group %s is not left yet: %s", self._shown, error)
+                await backoff.wait()
+            except DnpError as error:
+                if self.failure is None:
+                    logger.info("what was not acknowledged in time is delivered again: %s", error)
+                return
+
+    async def _leave_once(self, session: SessionId) -> bool:
+        self._return_all()
+        known = await self._adopt(session)
+        if not known.alive or _mixed(known.records):
+            return not known.alive
+        before = known.records.current()
+        after = settle(before, self._done, self._back)
+        if self._done or self._back or self._unsettled:
+            result = await self._put(session, replace(known, records=before), after)
+            if result is None:
+                return False
+            known = result
+            self._drop_all()
+        # A change that comes late and was planned without a record must find one.
+        if known.held_at and self._fenced:
+            await self.keys.leave(session, known)
+        return True
 
 
-def _with(records: Records, claimed: Sequence[tuple[Message, int, bool]], view: TopicView) -> Records:
-    """Return what claiming messages makes of *records*."""
+def _mixed(records: Records) -> bool:
+    """Tell whether one watch is ahead of another: what was returned is of a term not heard of yet."""
+    return records.generation != NO_GENERATION and records.returned.term > records.current().cursor.term
+
+
+def _with(records: Records, claimed: Sequence[tuple[Message, int, bool]], first_message: int) -> Records:
+    """Return what claiming messages makes of *records*; *first_message* come before what is fresh."""
     if not claimed:
         return records
     again = [_piece(message) for message, _, is_fresh in claimed if not is_fresh]
     fresh = [_piece(message) for message, _, is_fresh in claimed if is_fresh]
     if not fresh:
         return claim(records, None, again)
-    skips = fresh[0].start > records.cursor.offset
-    first_message = view.first_message if skips else records.cursor.message
     return claim(records, Fresh(Piece(fresh[0].start, fresh[-1].end, len(fresh)), first_message), again)
 
 

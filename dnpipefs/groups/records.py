@@ -47,6 +47,8 @@ class Known:
     cursor_at: Revision
     held_at: Revision
     returned_at: Revision
+    alive: bool = True
+    """The member's session had not ended when they were read."""
 
 
 class GroupKeys:
@@ -63,8 +65,8 @@ class GroupKeys:
     async def read(self, session: SessionId) -> Known | None:
         """Return the records that one member has to know; None if there is no such group."""
         own = self._keys.member(self.topic, self.name, session)
-        epoch, cursor, held, returned = await self._read(
-            self._keys.epoch(self.topic), self.cursor, own, self.returned
+        epoch, cursor, held, returned, alive = await self._read(
+            self._keys.epoch(self.topic), self.cursor, own, self.returned, self._keys.session(session)
         )
         if cursor is None:
             return None
@@ -78,15 +80,19 @@ class GroupKeys:
             _revision(cursor),
             _revision(held),
             _revision(returned),
+            alive is not None,
         )
 
-    async def create(self, view: TopicView, *, at_end: bool) -> None:
-        """Begin a group at the first message of *view*, or behind the last; not if there is one."""
+    async def create(self, view: TopicView, *, at_end: bool) -> bool:
+        """Begin a group at the first message of *view*, or behind the last; False if there is one.
+
+        False, too, if the topic was reset or deleted since.
+        """
         term = Term(view.generation)
         cursor = (
             Cursor(term, view.end, view.messages) if at_end else Cursor(term, view.first, view.first_message)
         )
-        await self._client.transaction(
+        result = await self._client.transaction(
             [
                 etcd.compare_version(self.cursor) == 0,
                 etcd.compare_mod_revision(self._keys.epoch(self.topic)) == view.generation,
@@ -94,6 +100,7 @@ class GroupKeys:
             ],
             [etcd.put(self.cursor, encode_cursor(cursor))],
         )
+        return result.succeeded
 
     async def change(self, session: SessionId, before: Known, after: Records) -> Known | None:
         """Put what differs between *before* and *after*; None if somebody was faster or the session is gone.
@@ -115,6 +122,8 @@ class GroupKeys:
             compares.append(etcd.compare_mod_revision(self.cursor) == before.cursor_at)
             compares.append(etcd.compare_mod_revision(self._keys.epoch(self.topic)) == after.generation)
             puts.append(etcd.put(self.cursor, encode_cursor(after.cursor)))
+        else:
+            compares.append(etcd.compare_version(self.cursor) > 0)  # else it would outlive its group
         if returned_changes:
             compares.append(etcd.compare_mod_revision(self.returned) == before.returned_at)
             puts.append(etcd.put(self.returned, encode_returned(after.returned)))

@@ -130,13 +130,14 @@ class Reader:
             if not entries:
                 return view.end, view.messages
             entry = entries[0]
-            message = entry.first_message
             messages, _ = await self.messages(entry.start, 1)
-            for found in messages:
+            for message, found in enumerate(messages, entry.first_message):
+                if message == entry.first_message and found.offset != entry.start:
+                    break  # retention has removed the entry meanwhile: these are others, later ones
                 if found.offset >= start and found.time_ns >= since_ns:
                     return found.offset, message
-                message += 1
-            start = entry.end
+            else:
+                start = entry.end
 
     def _note(self, vanished: Vanished, before: Entry | None) -> Entry:
         """Return the entry that has vanished, unless it is what a view says that has caught up since."""

@@ -55,10 +55,12 @@ class SkewedClock:
 class Host:
     """One host's services."""
 
-    def __init__(self, name: str, cluster: Cluster, skew_s: float) -> None:
+    def __init__(
+        self, name: str, cluster: Cluster, skew_s: float, way: type[GatedClient] = GatedClient
+    ) -> None:
         self.name: Final = name
         self._cluster: Final = cluster
-        self.client: Final = GatedClient(cluster.store, cluster.network, name)
+        self.client: Final = way(cluster.store, cluster.network, name)
         # What keeps the session takes no part in the scenario.
         self._ways: Final = GatedClient(cluster.store, cluster.network, name, gated=False)
         keys, clock = cluster.keys, SkewedClock(skew_s)
@@ -121,6 +123,7 @@ class Cluster:
         compact: Callable[[], Awaitable[None]],
         *,
         ttl: int,
+        judge: type[Oracle] = Oracle,
     ) -> None:
         self.draw: Final = draw
         self.keys: Final = KeySchema(prefix)
@@ -138,7 +141,7 @@ class Cluster:
         """What has happened how often."""
         self.failure: AssertionError | None = None
         """The first thing that was found wrong, by whichever task."""
-        self.oracle: Final = Oracle(
+        self.oracle: Final = judge(
             self.keys, kept_writers=KEPT_WRITERS, clocks_differ_ns=2 * CLOCKS_DIFFER_S * SECOND_NS
         )
         self._events: Final = events

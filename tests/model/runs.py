@@ -13,6 +13,7 @@ from trio.testing import MockClock
 
 from dnpipefs import etcd
 from tests.model.hosts import Cluster, watched_log
+from tests.model.oracle import Oracle
 from tests.model.scenario import Scenario
 from tests.support.memory_etcd import MemoryClient, MemoryEtcd
 
@@ -37,7 +38,7 @@ async def _in_memory(seed: int, steps: int) -> Counter[str]:
     return await _live(cluster_in_memory(random.Random(seed)), steps)
 
 
-def cluster_in_memory(draw: random.Random) -> Cluster:
+def cluster_in_memory(draw: random.Random, judge: type[Oracle] = Oracle) -> Cluster:
     """Make a cluster without hosts whose store is in memory."""
     store = MemoryEtcd()
     new: Revisions = []
@@ -51,7 +52,7 @@ def cluster_in_memory(draw: random.Random) -> Cluster:
     async def compact() -> None:
         store.compact()
 
-    return Cluster(draw, "/model/", MemoryClient(store), events, compact, ttl=10)
+    return Cluster(draw, "/model/", MemoryClient(store), events, compact, ttl=10, judge=judge)
 
 
 async def _on_etcd(endpoint: str, seed: int, steps: int) -> Counter[str]:

@@ -93,7 +93,7 @@ class Scenario:
         self._late_orders: Final[set[bytes]] = set()
         """Orders put by requests that nobody waited for: they are carried out when the session ends."""
         self._trouble: Final = self._draw.choice((0.0, 0.05, 0.15, 0.3))
-        self._haste: Final = self._draw.choice((0.4, 0.6, 0.8))
+        self._haste = self._draw.choice((0.4, 0.6, 0.8))
         self._weights: Final = self._weigh()
         self._kinds: Final = {kind: weight * self._draw.choice((0.2, 1, 1, 4)) for kind, weight in _KINDS}
 
