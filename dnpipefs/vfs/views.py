@@ -90,6 +90,7 @@ class SubscriptionHandle:
     """One open(2) of ``topic@``."""
 
     blocking: Final = True
+    in_hand: Final = False
 
     def __init__(self, log: Log, reader: Reader, live: LiveView, *, wait: bool) -> None:
         self._log: Final = log
@@ -182,6 +183,11 @@ class GroupHandle:
         self._lock: Final = trio.Lock()
 
     @property
+    def in_hand(self) -> bool:
+        """Whether it makes a difference how the last close comes about."""
+        return bool(self._parts) and self._config.ack is Ack.EXIT_STATUS
+
+    @property
     def readable(self) -> bool:
         """Whether a read would return at once."""
         return bool(self._parts) or self._member.readable
@@ -258,6 +264,7 @@ class RewindHandle:
     """One open(2) of a view that does not read: truncate(1) opens so."""
 
     blocking: Final = False
+    in_hand: Final = False
     readable: Final = False
 
     async def until_readable(self) -> None:
