@@ -1,13 +1,13 @@
-"""How a process ends that has just closed a file: was the message in its hand done?
+"""How a process ends that has just closed a file, which tells whether the message in its hand was done.
 
 A shell undoes the redirection of a loop before it exits: when `exit 3` in the body closes the file of
-`done < jobs@workers`, the process lives, and says with what status it exits a moment later. Python, too, closes
-what an exception leaves behind before it exits with 1. So a close by a living process is not success before
-the process has gone on for GRACE_S, or has opened something again.
+`done < jobs@workers`, the process lives, and says with what status it exits a moment later. Python, too,
+closes what an exception leaves behind before it exits with 1. So a close by a living process is not success
+before the process has gone on for GRACE_S, or has opened something again.
 
-It takes a pidfd, made while the close waits for its answer: it tells of the end, and from Linux 6.15 on of the
-status even of a process that its parent has waited for. On older kernels /proc shows the status until the
-parent has, which may be too soon; then the close by a living process counts.
+It takes a pidfd, made while the close waits for its answer: it tells of the end, and from Linux 6.15 on of
+the status even of a process that its parent has waited for. On older kernels /proc shows the status until
+the parent has, which may be too soon; then the close by a living process counts.
 """
 
 from __future__ import annotations
