@@ -4,7 +4,6 @@ import errno
 import os
 import select
 import stat
-import subprocess
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -322,9 +321,3 @@ def test_retention_passes_the_cursor(topic: Path, here: Path, onlooker: Onlooker
         first = topic.read_text().split("\n")[0] + "\n"
         assert reader.read() >= first
         assert onlooker.lag(here / "topic@w") <= int(os.getxattr(topic, "user.dnp.messages"))
-
-
-def test_extended_attributes_of_a_view(topic: Path, here: Path) -> None:
-    push(topic, 1)
-    done = subprocess.run(["getfattr", "-d", here / "topic@w"], capture_output=True, text=True, check=False)
-    assert "Stale" not in done.stderr
