@@ -37,7 +37,7 @@ class Reader:
 
     def gets(self) -> str:
         """Wait for a message."""
-        return eventually(lambda: (data := self.read()) != NOTHING and data)
+        return eventually(lambda: self.read().replace(NOTHING, ""))
 
 
 @contextmanager
@@ -163,7 +163,7 @@ def test_a_batch(topic: Path, here: Path, onlooker: Onlooker) -> None:
     configure(topic, batch="3")
     push(topic, *range(10))
     with reading(here / "topic@w", 0) as reader:
-        seen = []
+        seen: list[str] = []
         while sum(len(data) for data in seen) < 20:
             seen.append(reader.read())
         assert "".join(seen) == "".join(f"{n}\n" for n in range(10))

@@ -17,6 +17,13 @@ PYTHON = sys.executable
 ALL = ["1", "2", "3", "4", "5"]
 
 
+def needs_exit_statuses() -> None:
+    """Skip what cannot be seen in time: a status after the process has closed its file."""
+    major, minor = os.uname().release.split(".")[:2]
+    if (int(major), int(minor)) < (6, 15):
+        pytest.skip("before Linux 6.15 a close by a process that is about to fail counts as success")
+
+
 @pytest.fixture
 def view(here: Path) -> Path:
     """A group of a topic with the messages 1 to 5."""
@@ -65,6 +72,8 @@ def test_a_shell_loop(
         pytest.skip("dash has no BASHPID")
     if shutil.which(shell) is None:
         pytest.skip(f"no {shell} here")
+    if loop is LOOP and status > 0:
+        needs_exit_statuses()
     assert programs.run([shell, "-c", loop % ending], status) == ["1", "2"]
     assert onlooker.leftovers(view) == left
 
@@ -145,6 +154,8 @@ def test_pythons_for_loop(
     view: Path, programs: Programs, onlooker: Onlooker, ending: str, status: int, left: list[str]
 ) -> None:
     """Its buffer holds what one read(2) returned, which is one message."""
+    if ending in ("sys.exit(3)", "1 / 0"):
+        needs_exit_statuses()
     script = f"""if True:
         import os, sys
         for line in open("jobs@w"):
