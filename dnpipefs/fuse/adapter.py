@@ -35,6 +35,7 @@ from pyfuse3 import (
 from dnpipefs import errors, etcd
 from dnpipefs.core.names import FileId, Offset
 from dnpipefs.fuse import processes, readiness
+from dnpipefs.fuse.endings import Ending, Endings
 from dnpipefs.fuse.interrupts import Interrupts
 from dnpipefs.fuse.nodes import NodeId, NodeTable
 from dnpipefs.fuse.polls import Poll
@@ -137,6 +138,8 @@ class _OpenFile:
     poll: Poll = field(default_factory=Poll)
     fate: Fate = Fate.UNKNOWN
     """Of the opener, at the last close of a descriptor; once seen failing it stays so."""
+    ending: Ending | None = None
+    """Of the opener, watched from a close on."""
     closed: trio.CancelScope = field(default_factory=trio.CancelScope)
     """Of whoever waits for it to become readable."""
 
@@ -164,6 +167,7 @@ class Adapter(pyfuse3.Operations):
         """For the tasks that wake whoever polls; it is there before the first request is."""
         self._files: Final = files
         self._interrupts: Final = interrupts
+        self._endings: Final = Endings()
         self._nodes: Final = NodeTable()
         self._handles: dict[FileHandleT, _OpenFile] = {}
         self._listings: dict[FileHandleT, _OpenDirectory] = {}
@@ -354,6 +358,8 @@ class Adapter(pyfuse3.Operations):
         self._nodes.opened(node, pid=ctx.pid)
         fh = next(self._next_handle)
         opener = processes.resolve(ctx.pid) if handle.blocking else None
+        if opener is not None:
+            self._endings.opens(opener)
         self._handles[fh] = _OpenFile(node, handle, opener=opener)
         return FileInfo(fh=fh, direct_io=True, keep_cache=False, nonseekable=False)
 
@@ -410,8 +416,11 @@ class Adapter(pyfuse3.Operations):
         last one before RELEASE shows is what counts, since children inherit descriptors.
         """
         opened = self._handles[fh]
-        if opened.handle.blocking and opened.fate is not Fate.FAILED:
-            opened.fate = processes.fate(opened.opener) if opened.opener is not None else Fate.UNKNOWN
+        opener = opened.opener
+        if opened.handle.blocking and opened.fate is not Fate.FAILED and opener is not None:
+            if opened.handle.in_hand and opened.ending is None:
+                opened.ending = self._endings.watch(opener)  # before the look: if it lives then, this is it
+            opened.fate = processes.fate(opener)
         await opened.handle.flush()
 
     @_answers
@@ -426,7 +435,14 @@ class Adapter(pyfuse3.Operations):
         if opened.counted:
             self._nodes.stopped_writing(opened.node)
         opened.closed.cancel()
-        await self._files.close(opened.handle, well=opened.fate in (Fate.ALIVE, Fate.ENDED_WELL))
+        fate, ending = opened.fate, opened.ending
+        try:
+            if ending is not None and fate is Fate.ALIVE:
+                fate = await self._endings.fate(ending)
+        finally:
+            if ending is not None:
+                self._endings.forget(ending)
+            await self._files.close(opened.handle, well=fate in (Fate.ALIVE, Fate.ENDED_WELL))
 
     # Open directories
 

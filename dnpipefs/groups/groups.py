@@ -212,6 +212,8 @@ class Groups:
         while True:
             try:
                 if await keys.read(await self._log.sessions.get()) is not None:
+                    # Else who does not wait would miss what somebody has left just now.
+                    await keys.take_over()
                     return
                 # The view anew: one that was reset meanwhile, or is deleted, would never do.
                 if await keys.create(await reader.view(), at_end=at_end):

@@ -187,16 +187,11 @@ class Member:
         """Hand out a message if the group has one that nobody has, anywhere. Raises TopicGone, TimedOut."""
         if not self._stock:
             self._waiting += 1
-            self._asked += 1
             try:
                 with deadline(self._op_timeout):
-                    wanted = self._round + 2  # the one under way may have begun too early
-                    while not self._stock and self._round < wanted:
-                        self._check()
-                        self.stir()
-                        await self._rounds.park()
+                    # The one under way may have begun too early.
+                    await self._rounds_to_come(2, until=lambda: bool(self._stock))
             finally:
-                self._asked -= 1
                 self._waiting -= 1
         self._check()
         return self._hand_out() if self._stock else None
@@ -260,8 +255,10 @@ class Member:
                     raise
                 except TRANSIENT:
                     await backoff.wait()  # done twice it does no harm
-        self._known = None
-        self.stir()
+            # The next read on this host must not get what was in stock: nor what a change claims whose
+            # answer is on its way, which may come before the watch tells of the rewind.
+            self._stale = True
+            await self._rounds_to_come(2)
 
     def watched(self, kv: etcd.KeyValue) -> None:
         """Take in what a watch has brought."""
@@ -292,6 +289,18 @@ class Member:
     def _check(self) -> None:
         if self.failure is not None:
             raise self.failure
+
+    async def _rounds_to_come(self, count: int, until: Callable[[], bool] = lambda: False) -> None:
+        """Let the task look at everything *count* times, or *until* enough is seen. Raises TopicGone."""
+        wanted = self._round + count
+        self._asked += 1
+        try:
+            while self._round < wanted and not until():
+                self._check()
+                self.stir()
+                await self._rounds.park()
+        finally:
+            self._asked -= 1
 
     def _hand_out(self) -> Delivery:
         delivery = self._stock.popleft()

@@ -56,6 +56,8 @@ class TopicHandle:
 
     blocking: Final = False
     """A read waits for messages."""
+    in_hand: Final = False
+    """It makes a difference how the last close comes about."""
     readable: Final = True
     """A read would return at once."""
 

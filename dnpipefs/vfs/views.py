@@ -90,6 +90,7 @@ class SubscriptionHandle:
     """One open(2) of ``topic@``."""
 
     blocking: Final = True
+    in_hand: Final = False
 
     def __init__(self, log: Log, reader: Reader, live: LiveView, *, wait: bool) -> None:
         self._log: Final = log
@@ -179,12 +180,19 @@ class GroupHandle:
         self._parts: deque[_Part] = deque()
         """What is in hand, in the order of the handle's offsets."""
         self._end = 0
+        self._read_to = 0
+        """Where the last read ended."""
         self._lock: Final = trio.Lock()
 
     @property
+    def in_hand(self) -> bool:
+        """Whether it makes a difference how the last close comes about."""
+        return bool(self._parts) and self._config.ack is Ack.EXIT_STATUS
+
+    @property
     def readable(self) -> bool:
-        """Whether a read would return at once."""
-        return bool(self._parts) or self._member.readable
+        """Whether a read at the end of what was read would return at once."""
+        return self._read_to < self._end or self._member.readable
 
     async def until_readable(self) -> None:
         """Wait until `readable`. Raises TopicGone."""
@@ -197,20 +205,8 @@ class GroupHandle:
         """
         async with self._lock:  # two threads that read at once: one after the other
             self._acknowledge(offset)
-            if self._parts and self._parts[0].start <= offset:
-                return self._in_hand(offset, size)
-            first = await self._take()
-            self._end = max(self._end, offset)
-            self._add(first)
-            data = self._in_hand(offset, size)
-            more = self._config.batch - 1
-            while more and len(data) < size:
-                delivery = self._member.take_more()
-                if delivery is None:
-                    break
-                self._add(delivery)
-                data += delivery.data[: size - len(data)]
-                more -= 1
+            data = await self._read(offset, size)
+            self._read_to = offset + len(data)
             return data
 
     async def write(self, offset: int, data: bytes) -> int:
@@ -230,6 +226,23 @@ class GroupHandle:
                 self._member.give_back(part.delivery)
         self._parts.clear()
         self._groups.close(self._member)
+
+    async def _read(self, offset: int, size: int) -> bytes:
+        if self._parts and self._parts[0].start <= offset:
+            return self._in_hand(offset, size)
+        first = await self._take()
+        self._end = max(self._end, offset)
+        self._add(first)
+        data = self._in_hand(offset, size)
+        more = self._config.batch - 1
+        while more and len(data) < size:
+            delivery = self._member.take_more()
+            if delivery is None:
+                break
+            self._add(delivery)
+            data += delivery.data[: size - len(data)]
+            more -= 1
+        return data
 
     async def _take(self) -> Delivery:
         if self._wait:
@@ -258,6 +271,7 @@ class RewindHandle:
     """One open(2) of a view that does not read: truncate(1) opens so."""
 
     blocking: Final = False
+    in_hand: Final = False
     readable: Final = False
 
     async def until_readable(self) -> None:

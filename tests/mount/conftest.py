@@ -11,6 +11,8 @@ import pytest
 from dnpipefs.etcd.server import DEFAULT_QUOTA_BYTES
 from tests.support.etcd_process import EtcdProcess
 from tests.support.mounts import OP_TIMEOUT_S, Mount, Mounts, why_no_mounts
+from tests.support.onlooker import Onlooker
+from tests.support.programs import Programs
 
 _numbers = itertools.count()
 _REASON = why_no_mounts()
@@ -171,3 +173,20 @@ def there(hosts: Hosts) -> Path:
 def topic(here: Path) -> Path:
     """The path of a topic yet to be made."""
     return here / "topic"
+
+
+@pytest.fixture
+def programs(here: Path) -> Iterator[Programs]:
+    """Programs that run in the test's directory and end with it."""
+    programs = Programs(here)
+    try:
+        yield programs
+    finally:
+        programs.clear()
+
+
+@pytest.fixture(scope="session")
+def onlooker(shared_etcd: EtcdProcess) -> Iterator[Onlooker]:
+    """Somebody who sees how the groups of `hosts` stand."""
+    with Onlooker(shared_etcd.endpoint, "/shared/") as onlooker:
+        yield onlooker

@@ -61,6 +61,8 @@ class Mount:
             "traced": traced,
             "settings": settings,
         }
+        self.wrapper: Sequence[str] = ()
+        """What runs the daemon, if it is not to run as it is; to be set before the start."""
         self._process: subprocess.Popen[bytes] | None = None
 
     def start(self) -> None:
@@ -75,7 +77,7 @@ class Mount:
         arguments = json.dumps({**self._settings, "ready_fd": writing})
         with self.log_file.open("ab") as log:
             self._process = subprocess.Popen(
-                ["setpriv", "--pdeathsig", "KILL", *command, arguments],
+                ["setpriv", "--pdeathsig", "KILL", *self.wrapper, *command, arguments],
                 cwd=REPOSITORY,
                 stdin=subprocess.DEVNULL,
                 stdout=log,

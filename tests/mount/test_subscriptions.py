@@ -1,0 +1,93 @@
+"""`topic@` on a real mount: what is pushed after the open, to everybody who listens."""
+
+import os
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from tests.support.programs import Programs
+from tests.support.waiting import WITHIN_S, eventually
+
+
+def push(topic: Path, *messages: object) -> None:
+    topic.write_text("".join(f"{message}\n" for message in messages))
+
+
+@contextmanager
+def listening(view: Path) -> Iterator[int]:
+    descriptor = os.open(view, os.O_RDONLY | os.O_NONBLOCK)
+    try:
+        yield descriptor
+    finally:
+        os.close(descriptor)
+
+
+def hear(descriptor: int, size: int = 1 << 16) -> str:
+    """Return what has been said since the last call, "" if nothing."""
+    try:
+        return os.read(descriptor, size).decode()
+    except BlockingIOError:
+        return ""
+
+
+def test_only_what_is_pushed_after_the_open(topic: Path, there: Path) -> None:
+    push(topic, "old")
+    with listening(topic.parent / "topic@") as here, listening(there / "topic@") as far:
+        assert [hear(here), hear(far)] == ["", ""]
+        push(topic, "one")
+        push(there / "topic", "two")
+        assert [hear(here), hear(far)] == ["one\ntwo\n", "one\ntwo\n"], "the pushes had returned"
+        assert [hear(here), hear(far)] == ["", ""]
+
+
+def test_a_listener_that_waits(topic: Path, there: Path, programs: Programs) -> None:
+    push(topic, "old")
+    listeners = [programs.reading(["head", "-n", "2", "topic@"]) for _ in range(2)]
+    push(there / "topic", "one")
+    push(there / "topic", "two")
+    for listener in listeners:
+        assert listener.communicate(timeout=WITHIN_S)[0] == "one\ntwo\n"
+
+
+def test_it_goes_on_after_a_reset(topic: Path, there: Path, programs: Programs) -> None:
+    push(topic, *range(100))
+    listener = programs.reading(["head", "-n", "3", "topic@"])
+    push(topic, "before")
+    assert listener.stdout is not None
+    eventually(lambda: int(Path(f"/proc/{listener.pid}/io").read_text().split("rchar: ")[1].split()[0]) > 0)
+    os.truncate(there / "topic", 0)
+    push(topic, "after")
+    push(topic, "again")
+    assert listener.communicate(timeout=WITHIN_S)[0] == "before\nafter\nagain\n"
+
+
+def test_a_slow_reader_loses_nothing(topic: Path) -> None:
+    """The log has it, when the reader comes so far."""
+    push(topic, "old")
+    with listening(topic.parent / "topic@") as descriptor:
+        pushed = ""
+        for block in range(40):
+            text = "".join(f"{block} {line} {'x' * 90}\n" for line in range(2000))
+            topic.write_text(text)
+            pushed += text
+        heard = ""
+        while data := hear(descriptor, 100_001):
+            heard += data
+        assert heard == pushed
+
+
+def test_a_for_loop_of_python(topic: Path, programs: Programs) -> None:
+    push(topic, "old")
+    script = (
+        'for line in open("topic@"):\n    print(line, end="", flush=True)\n    if line == "end\\n": break'
+    )
+    listener = programs.reading([sys.executable, "-I", "-c", script])
+    for message in ("one", "two", "end"):
+        push(topic, message)
+    assert listener.communicate(timeout=WITHIN_S)[0] == "one\ntwo\nend\n"
+
+
+def test_timeout_ends_it(topic: Path, programs: Programs) -> None:
+    push(topic, "old")
+    assert programs.run("timeout 0.5 cat topic@", 124) == []
