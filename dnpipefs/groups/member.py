@@ -311,7 +311,7 @@ class Member:
             with self.scope:
                 await self._make_changes()
             await self._leave()
-        except trio.Cancelled:
+        except BaseException:  # cancelled, or a fault of ours
             with trio.move_on_after(1, shield=True):
                 await self._leave()
             raise
@@ -449,8 +449,7 @@ class Member:
                 view.generation, start, view.end, count=wanted - len(found), size=size
             )
             for message in fresh:
-                if message.offset != start:
-                    # Retention has removed what was between, and the count of messages with it.
+                if message.offset != start:  # retention has removed what was between: count anew
                     self.stir()
                     break
                 found.append((message, 0, True))

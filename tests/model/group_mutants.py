@@ -9,7 +9,7 @@ from typing import Any, Final
 import pytest
 
 from dnpipefs import etcd
-from dnpipefs.core.group import GivenBack, Held, Piece, Records, Returned, settle
+from dnpipefs.core.group import GivenBack, Held, Piece, Records, Returned, settle, take_over
 from dnpipefs.core.intervals import Stretches
 from dnpipefs.errors import DnpError
 from dnpipefs.groups import groups, member, records
@@ -168,14 +168,13 @@ def gives_back_nothing_late(patch: pytest.MonkeyPatch) -> None:
 
 
 def takes_over_half(patch: pytest.MonkeyPatch) -> None:
-    def take_over(returned: Returned, held: Held) -> Returned:
+    def over(returned: Returned, held: Held) -> Returned:
         if len(held.stretches) > 1:
             first = next(iter(held.stretches))
             held = replace(held, stretches=Stretches([first]))
-        return genuine(returned, held)
+        return take_over(returned, held)
 
-    genuine = records.take_over
-    patch.setattr(records, "take_over", take_over)
+    patch.setattr(records, "take_over", over)
 
 
 def overlooks_that_sessions_end(patch: pytest.MonkeyPatch) -> None:

@@ -22,7 +22,37 @@ SCENARIOS: Final = -(-STEPS // STEPS_OF_ONE)
 SEARCH: Final = 1500 if THOROUGH else 200
 """Scenarios in which a planted fault must be found."""
 
-LEAST: Final[dict[str, int]] = {}
+LEAST: Final = {
+    "acknowledged": 4700,
+    "buried": 40,
+    "claimed again": 100,
+    "compacted": 80,
+    "delete group: done": 10,
+    "deleted": 20,
+    "delivered": 5000,
+    "delivered again": 100,
+    "given back": 100,
+    "killed at in hand": 8,
+    "killed at transaction": 20,
+    "late acknowledgement": 30,
+    "late transaction": 100,
+    "nothing now": 80,
+    "reader cancelled, waiting": 70,
+    "reset: done": 100,
+    "returned": 100,
+    "rewind: done": 100,
+    "session lost": 200,
+    "skipped by retention": 60,
+    "terms": 900,
+    "transaction: answer lost": 60,
+    "transaction: etcd is full": 200,
+    "transaction: not sent": 60,
+    "transaction: request delayed, nobody waits for it": 60,
+    "trim: done": 400,
+    "watch broken": 1,
+    "went on at answer": 2300,
+    "went on at in hand": 1400,
+}
 """How often at least what must have happened in 100,000 steps; about a third of what usually does."""
 
 
