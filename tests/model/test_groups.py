@@ -13,7 +13,7 @@ from typing import Final
 
 import pytest
 
-from tests.model.group_mutants import ALL, Mutant
+from tests.model.group_mutants import ALL, RARE, Mutant
 from tests.model.group_runs import groups_in_memory
 from tests.model.group_scenario import small_groups
 from tests.model.test_scenarios import STEPS, STEPS_OF_ONE, THOROUGH
@@ -73,7 +73,11 @@ def test_a_group_keeps_what_it_promises_whatever_happens_to_it() -> None:
     assert not missing, f"too seldom, so the scenarios prove little of it: {missing}"
 
 
-@pytest.mark.parametrize("mutant", ALL, ids=lambda mutant: mutant.__name__)
+@pytest.mark.parametrize(
+    "mutant",
+    [mutant for mutant in ALL if THOROUGH or mutant not in RARE],
+    ids=lambda mutant: mutant.__name__,
+)
 def test_a_planted_fault_is_found(mutant: Mutant) -> None:
     """The scenarios are sharp enough to show each of these rules to be needed."""
     with small_groups() as patch:
