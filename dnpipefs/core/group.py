@@ -91,6 +91,17 @@ class Records:
             returned = Returned(term)
         return Records(self.generation, cursor, held, returned)
 
+    @property
+    def mixed(self) -> bool:
+        """Whether what was returned is newer than the rest: of a later term, or it was taken over from here.
+
+        Watches bring it before, or without, what it goes with. Nothing may be planned from that.
+        """
+        held, returned, term = self.held, self.returned, self.current().cursor.term
+        if returned.term == term == held.term:
+            return any(held.stretches.within(start, end) for start, end, _ in returned.stretches)
+        return self.generation != NO_GENERATION and returned.term > term
+
 
 CHUNK_S: Final = 0.1
 """How much a host claims ahead of its readers, in seconds of what they take."""

@@ -330,16 +330,14 @@ class Member:
 
     async def run(self) -> None:
         """Make changes until cancelled; then what is acknowledged is put, and the stock goes back."""
-        left = False
         try:
             with self.scope:
                 await self._make_changes()
             await self._leave()
-            left = True
-        finally:
-            if not left:
-                with trio.move_on_after(1, shield=True):
-                    await self._leave()
+        except BaseException:  # cancelled, or a fault of ours
+            with trio.move_on_after(1, shield=True):
+                await self._leave()
+            raise
 
     async def _make_changes(self) -> None:
         backoff = Backoff()
@@ -378,10 +376,10 @@ class Member:
             self._drop_all()
         view = await (self._reader.confirm() if asked else self._reader.view())
         known = self._known
-        if known is None or self._stale or asked or _mixed(known.records):
+        if known is None or self._stale or asked or known.records.mixed:
             self._stale = False
             known = await self._adopt(session)
-        if not known.alive or _mixed(known.records):
+        if not known.alive or known.records.mixed:
             if not known.alive:
                 self._sessions.report_lost(session)
             self._known = None
@@ -394,8 +392,9 @@ class Member:
             # Either knows of a reset before the other does.
             known = replace(known, records=replace(known.records, generation=view.generation))
             if self._known is not None:
-                records = replace(self._known.records, generation=view.generation)
-                self._known = replace(self._known, records=records)
+                self._known = replace(
+                    self._known, records=replace(self._known.records, generation=view.generation)
+                )
         before = known.records.current()
         if before.cursor.term != self._term:
             self._drop_void(before)
@@ -432,8 +431,7 @@ class Member:
             self._unsettled = unsettled
             raise
         if result is None:
-            # Somebody else's change came between. An earlier one of ours can still come late.
-            self._unsettled = unsettled
+            self._unsettled = unsettled  # somebody was faster; an earlier change of ours can still come late
             return None
         for kv in self._news.values():
             result = moved(result, kv, self.keys)
@@ -474,8 +472,7 @@ class Member:
                 view.generation, start, view.end, count=wanted - len(found), size=size
             )
             for message in fresh:
-                if message.offset != start:
-                    # Retention has removed what was between, and the count of messages with it.
+                if message.offset != start:  # retention has removed what was between: count anew
                     self.stir()
                     break
                 found.append((message, 0, True))
@@ -596,7 +593,7 @@ class Member:
     async def _leave_once(self, session: SessionId) -> bool:
         self._return_all()
         known = await self._adopt(session)
-        if not known.alive or _mixed(known.records):
+        if not known.alive or known.records.mixed:
             return not known.alive
         before = known.records.current()
         after = settle(before, self._done, self._back)
@@ -610,11 +607,6 @@ class Member:
         if known.held_at and self._fenced:
             await self.keys.leave(session, known)
         return True
-
-
-def _mixed(records: Records) -> bool:
-    """Tell whether one watch is ahead of another: what was returned is of a term not heard of yet."""
-    return records.generation != NO_GENERATION and records.returned.term > records.current().cursor.term
 
 
 def _with(records: Records, claimed: Sequence[tuple[Message, int, bool]], first_message: int) -> Records:

@@ -355,6 +355,16 @@ def test_what_is_of_another_term_is_not_taken_over() -> None:
     assert take_over(known.returned, other) == known.returned
 
 
+def test_nothing_is_planned_from_what_watches_brought_out_of_step() -> None:
+    known = records([(0, 3)], [(5, 7)], 9)
+    assert not known.mixed
+    assert records([(0, 3)], [(2, 7)], 9).mixed  # taken over from this member
+    assert replace(known, returned=Returned(Term(Revision(5), 1))).mixed  # rewound
+    assert replace(known, returned=Returned(Term(Revision(6)))).mixed  # reset
+    assert not replace(known, returned=Returned(Term(Revision(4)))).mixed
+    assert not replace(known, held=Held(Term(Revision(4)), known.returned.stretches)).mixed
+
+
 counts = st.integers(0, 50)
 
 
