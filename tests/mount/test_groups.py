@@ -1,7 +1,7 @@
 """Workers of all kinds on `topic@group`, on a real mount: what is done when they end, what comes again.
 
-When comes after: the kernel tells the daemon of the last close, and does not wait until it knows. So who reads
-right after a worker's end may get the next message first.
+When is not said: the kernel tells the daemon of the last close, and lets nobody wait for it. Who reads right
+after a worker's end may get the next message first.
 """
 
 import os
