@@ -89,7 +89,7 @@ class Mount:
 
     def wait_ready(self) -> None:
         with self._ready:
-            report = self._ready.read()
+            report = self._ready.read(len(b"ready"))  # not to the end: a wrapper keeps it open
         assert report == b"ready", f"no mount:\n{self.log}"
 
     @property
