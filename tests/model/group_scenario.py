@@ -16,8 +16,9 @@ import pytest
 import trio
 
 from dnpipefs import etcd
+from dnpipefs.core import places
 from dnpipefs.core.config import Start, TopicConfig
-from dnpipefs.core.names import FileId, Offset, SessionId
+from dnpipefs.core.names import FileId, SessionId
 from dnpipefs.core.sealing import Policy, Retention
 from dnpipefs.errors import (
     DnpError,
@@ -317,11 +318,12 @@ class GroupScenario(Scenario):
 
     async def _rewind(self) -> None:
         host, topic, group = self._group_host(), self._topic(), self.draw.choice(GROUPS)
-        share = self.draw.choice((0.0, 0.0, 1.0, self.draw.random()))
+        wanted: tuple[places.Place, ...] = ("first", 0, "last", int(self.draw.random() * 500))
+        place = self.draw.choice(wanted)
 
         async def rewind() -> None:
             try:
-                await host.groups.rewind(topic.id, group, lambda view: Offset(int(view.end * share)))
+                await host.groups.rewind(topic.id, group, place)
             except (*MEET, NotFound):
                 raise
             except DnpError as error:
