@@ -28,6 +28,12 @@ DEFAULTS = {
     "retention.messages": "none",
     "max_message": "8MiB",
     "compression": "zstd",
+    "start": "first",
+    "ack": "exit-status",
+    "batch": "1",
+    "visibility_timeout": "none",
+    "max_deliveries": "none",
+    "dead_letter": "none",
 }
 
 
