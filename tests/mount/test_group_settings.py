@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+from dnpipefs.vfs.xattrs import GROUP_FACTS
 from tests.mount.conftest import Hosts
 from tests.support.onlooker import Onlooker
 from tests.support.programs import Programs
@@ -321,3 +322,28 @@ def test_retention_passes_the_cursor(topic: Path, here: Path, onlooker: Onlooker
         first = topic.read_text().split("\n")[0] + "\n"
         assert reader.read() >= first
         assert onlooker.lag(here / "topic@w") <= int(os.getxattr(topic, "user.dnp.messages"))
+
+
+def test_what_is_known_of_a_group(here: Path) -> None:
+    topic, view = here / "topic", here / "topic@w"
+    topic.write_bytes(b"1\n2\n3\n")
+    assert os.listxattr(view) == [], "nobody has read it: there is no such group yet"
+    with view.open("rb", buffering=0) as file:
+        assert file.read(100) == b"1\n"
+        known = {name: int(os.getxattr(view, f"user.dnp.{name}")) for name in GROUP_FACTS}
+        assert (known["lag"], known["pending"], known["members"]) == (3, 1, 1)
+        assert (known["offset"], known["message"]) == (2, 1)
+    assert set(os.listxattr(view)) == {f"user.dnp.{name}" for name in GROUP_FACTS}
+    eventually(lambda: os.getxattr(view, "user.dnp.lag") == b"2")
+    os.setxattr(view, "user.dnp.seek", b"first")
+    assert os.getxattr(view, "user.dnp.lag") == b"3"
+    os.setxattr(view, "user.dnp.seek", b"2999-01-01")
+    assert os.getxattr(view, "user.dnp.lag") == b"0"
+    for name, value, code in (
+        ("lag", b"0", errno.EPERM),
+        ("seek", b"soon", errno.EINVAL),
+        ("batch", b"2", errno.EPERM),
+    ):
+        with pytest.raises(OSError, match=os.strerror(code)):
+            os.setxattr(view, f"user.dnp.{name}", value)
+    assert os.listxattr(here / "topic@") == []
