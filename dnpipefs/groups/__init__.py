@@ -1,6 +1,7 @@
 """Consumer groups: a topic's messages divided among the readers of all hosts, none lost, none skipped."""
 
+from dnpipefs.groups.delivery import Delivery
 from dnpipefs.groups.groups import GroupFacts, Groups
-from dnpipefs.groups.member import Delivery, Member
+from dnpipefs.groups.member import Member
 
 __all__ = ["Delivery", "GroupFacts", "Groups", "Member"]

@@ -11,7 +11,7 @@ from dnpipefs.core.config import DEAD_SUFFIX
 from dnpipefs.core.names import ROOT, FileId, Kind, parse_path
 from dnpipefs.core.tree import Entry
 from dnpipefs.errors import AlreadyExists, IsADirectory, NotFound
-from dnpipefs.groups.member import Delivery
+from dnpipefs.groups.delivery import Delivery
 from dnpipefs.log.log import Log
 from dnpipefs.namespace import Namespace
 

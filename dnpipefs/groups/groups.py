@@ -24,7 +24,8 @@ from dnpipefs.core.names import FileId, Offset, SessionId
 from dnpipefs.core.places import Place, nanoseconds
 from dnpipefs.core.view import TopicView
 from dnpipefs.errors import DnpError, NotFound, TopicGone
-from dnpipefs.groups.member import PATIENCE_S, Delivery, Member
+from dnpipefs.groups.delivery import Delivery
+from dnpipefs.groups.member import PATIENCE_S, Member
 from dnpipefs.groups.records import GroupKeys
 from dnpipefs.log.failures import TRANSIENT, Backoff, deadline
 from dnpipefs.log.log import Log

@@ -14,8 +14,8 @@ from __future__ import annotations
 
 import logging
 from collections import deque
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable
+from dataclasses import replace
 from typing import Final
 
 import trio
@@ -24,12 +24,10 @@ from dnpipefs import etcd
 from dnpipefs.core.config import TopicConfig
 from dnpipefs.core.group import (
     NO_TERM,
-    Fresh,
     GivenBack,
     Piece,
     Records,
     Term,
-    claim,
     reconcile,
     rewind,
     settle,
@@ -39,6 +37,7 @@ from dnpipefs.core.group import (
 from dnpipefs.core.names import NO_GENERATION, Offset, SessionId
 from dnpipefs.core.view import TopicView
 from dnpipefs.errors import DnpError, NotFound, TimedOut, TopicGone
+from dnpipefs.groups.delivery import Delivery, claiming
 from dnpipefs.groups.feed import Feed
 from dnpipefs.groups.records import GroupKeys, Known, moved
 from dnpipefs.log.failures import TRANSIENT, Backoff, deadline
@@ -58,26 +57,6 @@ GATHER_S: Final = 0.02
 """How long acknowledgements wait for others to go with, when nobody waits for a message."""
 PATIENCE_S: Final = 10.0
 """How often a member looks for hosts that are gone, besides when a watch tells of one."""
-
-
-@dataclass(slots=True, eq=False)
-class Delivery:
-    """A message on its way to a reader."""
-
-    term: Term
-    offset: Offset
-    data: bytes
-    time_ns: int
-    """When it was pushed, nanoseconds since 1970 UTC."""
-    deliveries: int
-    """How often it was handed to a reader before and came back."""
-    deadline: float = float("inf")
-    """When it goes back to the group though its reader lives."""
-
-    @property
-    def piece(self) -> Piece:
-        """Where it lies."""
-        return Piece(self.offset, Offset(self.offset + len(self.data)), 1)
 
 
 class Member:
@@ -404,7 +383,7 @@ class Member:
         after = trim(settled, view.first)
         trimmed = after is not settled  # or it would be counted as waiting for a reader
         claimed, first = await self._claim(after, view) if view.generation != NO_GENERATION else ([], 0)
-        after = _with(after, claimed, first)
+        after = claiming(after, claimed, first)
         if not (done or back or claimed or trimmed or self._unsettled):
             self._end_round(empty=True)
             return
@@ -607,18 +586,3 @@ class Member:
         if known.held_at and self._fenced:
             await self.keys.leave(session, known)
         return True
-
-
-def _with(records: Records, claimed: Sequence[tuple[Message, int, bool]], first_message: int) -> Records:
-    """Return what claiming messages makes of *records*; *first_message* come before what is fresh."""
-    if not claimed:
-        return records
-    again = [_piece(message) for message, _, is_fresh in claimed if not is_fresh]
-    fresh = [_piece(message) for message, _, is_fresh in claimed if is_fresh]
-    if not fresh:
-        return claim(records, None, again)
-    return claim(records, Fresh(Piece(fresh[0].start, fresh[-1].end, len(fresh)), first_message), again)
-
-
-def _piece(message: Message) -> Piece:
-    return Piece(message.offset, Offset(message.offset + len(message.data)), 1)

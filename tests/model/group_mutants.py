@@ -13,7 +13,8 @@ from dnpipefs.core.group import GivenBack, Held, Piece, Records, Returned, settl
 from dnpipefs.core.intervals import Stretches
 from dnpipefs.errors import DnpError
 from dnpipefs.groups import groups, member, records
-from dnpipefs.groups.member import Delivery, Member
+from dnpipefs.groups.delivery import Delivery
+from dnpipefs.groups.member import Member
 from dnpipefs.groups.records import GroupKeys, Known
 
 Mutant = Callable[[pytest.MonkeyPatch], None]
