@@ -24,7 +24,7 @@ import trio
 
 from dnpipefs.core.config import Ack, TopicConfig
 from dnpipefs.core.names import MAX_FILE_ID, START, VIEW_SEPARATOR, FileId, Offset
-from dnpipefs.errors import AccessDenied, InvalidName, TopicGone, WouldBlock
+from dnpipefs.errors import AccessDenied, TopicGone, WouldBlock
 from dnpipefs.groups import Delivery, Groups, Member
 from dnpipefs.log.log import Log
 from dnpipefs.log.reader import Reader
@@ -45,15 +45,10 @@ class View(NamedTuple):
 
 
 def parse_view(name: bytes) -> tuple[bytes, bytes | None] | None:
-    """Return the topic's name and the group's that a file name means; None if it is no view.
-
-    Raises InvalidName for what can be neither.
-    """
+    """Return the topic's name and the group's that a file name means; None if it is no view's."""
     topic, at, group = name.partition(VIEW_SEPARATOR)
-    if not at:
+    if not at or not topic or VIEW_SEPARATOR in group:
         return None
-    if not topic or VIEW_SEPARATOR in group:
-        raise InvalidName(f"{name!r} is no view: there are topic@ and topic@group")
     return topic, group or None
 
 
