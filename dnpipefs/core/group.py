@@ -93,13 +93,19 @@ class Records:
 
     @property
     def mixed(self) -> bool:
-        """Whether what was returned is newer than the rest: of a later term, or it was taken over from here.
+        """Whether what was returned is newer than the rest: of a later term, taken over, behind the cursor.
 
         Watches bring it before, or without, what it goes with. Nothing may be planned from that.
         """
-        held, returned, term = self.held, self.returned, self.current().cursor.term
-        if returned.term == term == held.term:
-            return any(held.stretches.within(start, end) for start, end, _ in returned.stretches)
+        held, returned, cursor = self.held, self.returned, self.current().cursor
+        term = cursor.term
+        if returned.term == term:
+            # Behind the cursor that is known: whoever gave it back had claimed it with a newer one.
+            behind = any(end > cursor.offset for _, end, _ in returned.stretches)
+            return behind or (
+                held.term == term
+                and any(held.stretches.within(start, end) for start, end, _ in returned.stretches)
+            )
         return self.generation != NO_GENERATION and returned.term > term
 
 

@@ -484,3 +484,10 @@ def test_no_list_of_stretches_does_anything_else_than_not_to_parse(value: object
 def test_a_group_of_no_generation_begins_at_the_start() -> None:
     known = Records(NO_GENERATION, Cursor(Term(Revision(5)), Offset(7), 2), Held(), Returned()).current()
     assert known.cursor == Cursor(Term(NO_GENERATION), START, 0)
+
+
+def test_what_was_returned_behind_the_known_cursor_is_news_of_a_newer_one() -> None:
+    term = Term(Revision(5), 0)
+    returned = Returned(term, Stretches([Stretch(Offset(43), Offset(61), 1)]), 1)
+    assert Records(term.generation, Cursor(term, Offset(43), 1), Held(), returned).mixed
+    assert not Records(term.generation, Cursor(term, Offset(61), 2), Held(), returned).mixed
