@@ -118,14 +118,14 @@ class Member:
         """How many callers want to know for certain whether there is something."""
         self._hurried = 0
         """How many callers wait until what was acknowledged is so in etcd."""
+        self._looks = 0
+        """How often everything was looked at."""
         self._round = 0
         """How often there was nothing to claim."""
         self._rounds: Final = trio.lowlevel.ParkingLot()
         self._taken = 0
         self._per_second = 0.0
         self._measured_at = trio.current_time()
-        self.redeliveries = 0
-        """Messages that were handed out and had been before."""
 
     # For readers
 
@@ -237,7 +237,8 @@ class Member:
             # The next read on this host must not get what was in stock: nor what a change claims whose
             # answer is on its way, which may come before the watch tells of the rewind.
             self._stale = True
-            await self._rounds_to_come(2)
+            wanted = self._looks + 2  # not rounds: while readers are busy, there is always something to claim
+            await self._until(lambda: self._looks >= wanted)
 
     def watched(self, kv: etcd.KeyValue) -> None:
         """Take in what a watch has brought."""
@@ -289,7 +290,6 @@ class Member:
         delivery.deadline = now + timeout_ns / 1e9 if timeout_ns is not None else float("inf")
         self._stocked_at = now
         self._taken += 1
-        self.redeliveries += delivery.deliveries > 0
         if timeout_ns is not None or len(self._stock) * 2 < self._per_second / 10:
             self.stir()
         return delivery
@@ -546,6 +546,7 @@ class Member:
         return self._per_second
 
     def _end_round(self, *, empty: bool) -> None:
+        self._looks += 1
         self._round += empty
         self._rounds.unpark_all()
 

@@ -152,3 +152,19 @@ async def test_names(dnp: Dnp) -> None:
             await taken(dnp, "jobs", wrong)
     with pytest.raises(NotFound):
         await taken(dnp, "missing", "w")
+
+
+async def test_a_group_whose_readers_are_busy_is_rewound_at_once(dnp: Dnp) -> None:
+    await dnp.push("jobs", *map(str, range(2000)))
+    async with dnp.consumer("jobs", "w") as consumer, trio.open_nursery() as nursery:
+
+        async def work() -> None:
+            while True:
+                consumer.acknowledge(await consumer.take())
+                await trio.lowlevel.checkpoint()
+
+        nursery.start_soon(work)
+        with trio.fail_after(10):
+            for _ in range(5):
+                await dnp.seek("jobs", "w", "first")
+        nursery.cancel_scope.cancel()
