@@ -1,16 +1,20 @@
 """A consumer group: what etcd holds of it, and which changes its members make.
 
-Three kinds of records (docs/format.md): the *cursor*, how far the log has been claimed; one *member* a host,
-what it has claimed and not acknowledged; and what was *returned*, to be claimed again. A change is one
-transaction that compares every record it puts with what it was planned from; planning is done here, carrying
-out and retrying elsewhere (`groups/member.py`).
+Messages go by their *numbers*: how many of the generation come before each. There are three kinds of records
+(docs/format.md): the *cursor*, how far the log has been claimed; one *member* a host, what it has claimed
+and not acknowledged; and what was *returned*, to be claimed again. A change is one transaction that compares
+every record it puts with what it was planned from; planning is done here, carrying out and retrying
+elsewhere (`groups/member.py`).
+
+A number can be claimed before there is such a message: then it belongs to that host from the moment it is
+pushed, and its reader has it without another trip to etcd.
 
 A record belongs to a *term*: the topic's generation, and how often the group was rewound in it. A record of
 another term than the group's is void: what it holds is claimed by nobody.
 
 Invariants, of all records of the group's term together:
 
-1. No offset is in two records: neither in two members, nor in a member and in what was returned.
+1. No number is in two records: neither in two members, nor in a member and in what was returned.
 2. Everything held or returned lies before the cursor.
 3. What lies before the cursor and was not skipped by retention or by a seek is held, returned or
    acknowledged; and only the member that held it has acknowledged it.
@@ -25,7 +29,7 @@ from dataclasses import dataclass, field, replace
 from typing import Final, NamedTuple
 
 from dnpipefs.core.intervals import Stretch, Stretches
-from dnpipefs.core.names import NO_GENERATION, START, Offset, Revision
+from dnpipefs.core.names import NO_GENERATION, Offset, Revision
 
 
 class Term(NamedTuple):
@@ -43,9 +47,8 @@ class Cursor:
     """How far a group has claimed its topic."""
 
     term: Term = NO_TERM
-    offset: Offset = START
     message: int = 0
-    """How many messages of the generation come before it."""
+    """The next number that nobody has claimed; it may be of a message that is not there yet."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,8 +57,6 @@ class Held:
 
     term: Term = NO_TERM
     stretches: Stretches = field(default_factory=Stretches)
-    messages: int = 0
-    """How many messages these are."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,8 +65,6 @@ class Returned:
 
     term: Term = NO_TERM
     stretches: Stretches = field(default_factory=Stretches)
-    messages: int = 0
-    """How many messages these are, at most: what retention removes in the middle of it is counted still."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,7 +100,7 @@ class Records:
         term = cursor.term
         if returned.term == term:
             # Behind the cursor that is known: whoever gave it back had claimed it with a newer one.
-            behind = any(end > cursor.offset for _, end, _ in returned.stretches)
+            behind = any(end > cursor.message for _, end, _ in returned.stretches)
             return behind or (
                 held.term == term
                 and any(held.stretches.within(start, end) for start, end, _ in returned.stretches)
@@ -114,28 +113,23 @@ CHUNK_S: Final = 0.1
 
 
 class Piece(NamedTuple):
-    """Some messages that follow on one another."""
+    """Some messages that follow on one another, by their numbers."""
 
-    start: Offset
-    end: Offset
-    """Behind the last byte."""
-    messages: int
+    start: int
+    end: int
+    """Number behind the last one."""
 
 
 class DeadLetter(NamedTuple):
     """A message that was delivered too often and taken out of its group."""
 
     term: Term
-    piece: Piece
+    message: int
+    """Its number."""
+    offset: Offset
+    """Where it begins in the topic."""
+    deliveries: int
     reason: str
-
-
-class Fresh(NamedTuple):
-    """Messages behind the cursor, to be claimed."""
-
-    piece: Piece
-    first_message: int
-    """How many messages of the generation come before it."""
 
 
 class GivenBack(NamedTuple):
@@ -155,81 +149,78 @@ def settle(records: Records, acknowledged: Sequence[Piece], given_back: Sequence
 
     Raises NotHeld if any of it is not held.
     """
-    held, returned = records.held, records.returned
+    held, returned = records.held.stretches, records.returned.stretches
     pieces = [*acknowledged, *(back.piece for back in given_back)]
     for piece in pieces:
-        if not held.stretches.covers(piece.start, piece.end):
+        if not held.covers(*piece):
             raise NotHeld(f"{piece} is not held")
     returning = [
         Stretch(cut.start, cut.end, cut.deliveries + delivered)
-        for (start, end, _), delivered in given_back
-        for cut in held.stretches.within(start, end)
+        for piece, delivered in given_back
+        for cut in held.within(*piece)
     ]
     return replace(
         records,
-        held=replace(
-            held,
-            stretches=held.stretches.without([(start, end) for start, end, _ in pieces]),
-            messages=held.messages - sum([piece.messages for piece in pieces]),
-        ),
-        returned=replace(
-            returned,
-            stretches=returned.stretches.added(returning),
-            messages=returned.messages + sum([back.piece.messages for back in given_back]),
-        ),
+        held=replace(records.held, stretches=held.without(pieces)),
+        returned=replace(records.returned, stretches=returned.added(returning)),
     )
 
 
-def claim(records: Records, fresh: Fresh | None, again: Sequence[Piece]) -> Records:
-    """Return what claiming makes of *records*: what comes *fresh* behind the cursor, and what was returned.
+def claim(records: Records, again: Sequence[Piece], fresh: Piece | None) -> Records:
+    """Return what claiming makes of *records*: what was returned, and what comes *fresh* behind the cursor.
 
     *fresh* may begin some way behind the cursor, where retention has removed what was between. Raises
     NotHeld if a piece is not there to be claimed.
     """
-    cursor, held, returned = records.cursor, records.held, records.returned
+    cursor, returned = records.cursor, records.returned.stretches
     taken: list[Stretch] = []
-    for start, end, _ in again:
-        if not returned.stretches.covers(start, end):
-            raise NotHeld(f"{start} to {end} was not returned")
-        taken += returned.stretches.within(start, end)
-    left = returned.stretches.without([(start, end) for start, end, _ in again])
-    count = sum([piece.messages for piece in again])
+    for piece in again:
+        if not returned.covers(*piece):
+            raise NotHeld(f"{piece} was not returned")
+        taken += returned.within(*piece)
     if fresh is not None:
-        start, end, messages = fresh.piece
-        if start < cursor.offset:
-            raise NotHeld(f"what is before {cursor.offset} was claimed")
-        taken.append(Stretch(start, end, 0))
-        cursor = Cursor(cursor.term, end, fresh.first_message + messages)
+        if fresh.start < cursor.message:
+            raise NotHeld(f"what is before {cursor.message} was claimed")
+        taken.append(Stretch(*fresh, 0))
+        cursor = replace(cursor, message=fresh.end)
     return replace(
         records,
         cursor=cursor,
-        held=replace(
-            held,
-            stretches=held.stretches.added(taken),
-            messages=held.messages + count + (fresh.piece.messages if fresh is not None else 0),
-        ),
-        # What retention removed in the middle was counted until now: nothing is no messages.
-        returned=replace(returned, stretches=left, messages=returned.messages - count if left else 0),
+        held=replace(records.held, stretches=records.held.stretches.added(taken)),
+        returned=replace(records.returned, stretches=returned.without(again)),
     )
 
 
-def trim(records: Records, first: Offset) -> Records:
-    """Return *records* without what retention has removed of what was returned: nobody can deliver it."""
-    returned = records.returned
-    if not returned.stretches.within(START, first):
-        return records
-    stretches = returned.stretches.without([(START, first)])
-    left = returned.messages if stretches else 0
-    return replace(records, returned=replace(returned, stretches=stretches, messages=left))
+def claim_to_come(records: Records, count: int, first: int) -> tuple[Records, list[Stretch]]:
+    """Claim *count* numbers, the lowest that nobody has and of which none is below *first*.
 
-
-def rewind(records: Records, offset: Offset, message: int) -> Records:
-    """Return what a seek to *offset* makes of *records*: nobody holds anything, all from there is to come.
-
-    *message*: how many messages of the generation come before it.
+    Returns what it makes of *records*, and what was claimed. For when no message is there that nobody has: so
+    those that readers wait for are claimed before they come.
     """
+    again: list[Stretch] = []
+    for stretch in records.returned.stretches.within(first, records.cursor.message):
+        again.append(stretch._replace(end=min(stretch.end, stretch.start + count)))
+        count -= again[-1].end - again[-1].start
+        if not count:
+            break
+    start = max(first, records.cursor.message)
+    fresh = Piece(start, start + count) if count else None
+    after = claim(records, [Piece(start, end) for start, end, _ in again], fresh)
+    return after, [*again, Stretch(*fresh, 0)] if fresh is not None else again
+
+
+def trim(records: Records, first: int) -> Records:
+    """Return *records* without what is below *first* of what was returned: retention has removed it."""
+    returned = records.returned
+    if not returned.stretches.within(0, first):
+        return records
+    return replace(records, returned=replace(returned, stretches=returned.stretches.without([(0, first)])))
+
+
+def rewind(records: Records, message: int) -> Records:
+    """Return what a seek makes of *records*: nobody holds anything, all from *message* on is to come."""
     term = Term(records.generation, records.cursor.term.rewinds + 1)
-    return replace(records, cursor=Cursor(term, offset, message)).current()
+    return replace(records, cursor=Cursor(term, message)).current()
 
 
 def take_over(returned: Returned, held: Held) -> Returned:
@@ -244,22 +235,27 @@ def take_over(returned: Returned, held: Held) -> Returned:
         stretches=returned.stretches.added(
             Stretch(start, end, deliveries + 1) for start, end, deliveries in held.stretches
         ),
-        messages=returned.messages + held.messages,
     )
 
 
-def put_back(returned: Returned, pieces: Sequence[Piece]) -> Returned:
+def put_back(returned: Returned, messages: Iterable[int]) -> Returned:
     """Return what was returned with dead letters, as if they had never been delivered."""
     return replace(
         returned,
-        stretches=returned.stretches.added(Stretch(start, end, 0) for start, end, _ in pieces),
-        messages=returned.messages + sum([piece.messages for piece in pieces]),
+        stretches=returned.stretches.added(Stretch(message, message + 1, 0) for message in messages),
     )
 
 
-def reconcile(held: Held, known: Iterable[tuple[Offset, Offset]]) -> Stretches:
+def reconcile(held: Held, known: Iterable[tuple[int, int]]) -> Stretches:
     """Return what is *held* and of which its member knows nothing, from a claim whose answer was lost."""
     return held.stretches.without(known)
+
+
+def available(records: Records, first: int, end: int) -> int:
+    """Return how many messages nobody has claimed, of those from number *first* to *end* that there are."""
+    fresh = max(0, end - max(records.cursor.message, first))
+    back = records.returned.stretches.within(first, end)
+    return fresh + sum([stretch.end - stretch.start for stretch in back])
 
 
 def share(available: int, *, waiting: int, in_stock: int, per_second: float, bound: int) -> int:

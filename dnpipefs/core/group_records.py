@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any, Final
 
-from dnpipefs.core.group import Cursor, DeadLetter, Held, Piece, Returned, Term
+from dnpipefs.core.group import Cursor, DeadLetter, Held, Returned, Term
 from dnpipefs.core.intervals import Stretch, Stretches
 from dnpipefs.core.names import Offset, Revision
 from dnpipefs.core.records import dump, integer, load
@@ -15,50 +15,60 @@ _TERM: Final = ("generation", "rewinds")
 
 def encode_cursor(cursor: Cursor) -> bytes:
     """Return the value of a group's ``cursor`` key."""
-    return dump({**_term(cursor.term), "offset": cursor.offset, "message": cursor.message})
+    return dump({**_term(cursor.term), "message": cursor.message})
 
 
 def decode_cursor(key: bytes, raw: bytes) -> Cursor:
     """Parse the value of a ``cursor`` key. Raises CorruptData."""
     value = load(key, raw)
-    return Cursor(
-        _decode_term(key, value), Offset(_count(key, value, "offset")), _count(key, value, "message")
-    )
+    return Cursor(_decode_term(key, value), _count(key, value, "message"))
 
 
 def encode_held(held: Held) -> bytes:
     """Return the value of a ``member`` key."""
-    return dump({**_term(held.term), **_stretches(held.stretches), "messages": held.messages})
+    return dump({**_term(held.term), **_stretches(held.stretches)})
 
 
 def decode_held(key: bytes, raw: bytes) -> Held:
     """Parse the value of a ``member`` key. Raises CorruptData."""
     value = load(key, raw)
-    return Held(_decode_term(key, value), _decode_stretches(key, value), _count(key, value, "messages"))
+    return Held(_decode_term(key, value), _decode_stretches(key, value))
 
 
 def encode_returned(returned: Returned) -> bytes:
     """Return the value of a ``returned`` key."""
-    return dump({**_term(returned.term), **_stretches(returned.stretches), "messages": returned.messages})
+    return dump({**_term(returned.term), **_stretches(returned.stretches)})
 
 
 def decode_returned(key: bytes, raw: bytes) -> Returned:
     """Parse the value of a ``returned`` key. Raises CorruptData."""
     value = load(key, raw)
-    return Returned(_decode_term(key, value), _decode_stretches(key, value), _count(key, value, "messages"))
+    return Returned(_decode_term(key, value), _decode_stretches(key, value))
 
 
 def encode_dead_letter(letter: DeadLetter) -> bytes:
     """Return the value of a ``dead`` key."""
-    start, end, _ = letter.piece
-    return dump({**_term(letter.term), "offset": start, "end": end, "reason": letter.reason})
+    return dump(
+        {
+            **_term(letter.term),
+            "message": letter.message,
+            "offset": letter.offset,
+            "deliveries": letter.deliveries,
+            "reason": letter.reason,
+        }
+    )
 
 
 def decode_dead_letter(key: bytes, raw: bytes) -> DeadLetter:
     """Parse the value of a ``dead`` key. Raises CorruptData."""
     value = load(key, raw)
-    start, end = Offset(integer(key, value, "offset")), Offset(integer(key, value, "end"))
-    return DeadLetter(_decode_term(key, value), Piece(start, end, 1), str(value.get("reason", "")))
+    return DeadLetter(
+        _decode_term(key, value),
+        _count(key, value, "message"),
+        Offset(_count(key, value, "offset")),
+        _count(key, value, "deliveries"),
+        str(value.get("reason", "")),
+    )
 
 
 def _term(term: Term) -> dict[str, object]:
@@ -92,7 +102,7 @@ def _decode_stretches(key: bytes, value: dict[str, Any]) -> Stretches:
     if not isinstance(found, list) or not all(_is_counts(item) for item in found):
         raise CorruptData(f"{key!r}: field 'stretches' is missing or not a list of lists of numbers")
     try:
-        return Stretches(Stretch(Offset(start), Offset(end), deliveries) for start, end, deliveries in found)
+        return Stretches(Stretch(start, end, deliveries) for start, end, deliveries in found)
     except (TypeError, ValueError) as error:
         raise CorruptData(f"{key!r}: field 'stretches' does not parse: {error}") from None
 

@@ -1,8 +1,8 @@
-"""Stretches of a log with how often each was delivered: what a group's members hold and give back.
+"""Stretches of messages with how often each was delivered: what a group's members hold and give back.
 
-A stretch is a half-open interval of offsets that begins and ends between messages. Stretches never overlap;
-neighbours that were delivered equally often are one, so a chunk that nobody has acknowledged
-anything of is one stretch, however many messages it has.
+A stretch is a half-open interval of message numbers. Stretches never overlap; neighbours that were delivered
+equally often are one, so a chunk that nobody has acknowledged anything of is one stretch, however many
+messages it has.
 """
 
 from __future__ import annotations
@@ -11,21 +11,20 @@ from bisect import bisect_left
 from collections.abc import Iterable, Iterator
 from typing import NamedTuple
 
-from dnpipefs.core.names import Offset
-
 
 class Stretch(NamedTuple):
     """Some messages that follow on one another."""
 
-    start: Offset
-    end: Offset
-    """Behind the last byte."""
+    start: int
+    """Number of the first one: how many messages of the generation come before it."""
+    end: int
+    """Number behind the last one."""
     deliveries: int
     """How often each of them was handed to a reader and came back."""
 
 
 class Stretches:
-    """A set of stretches, in the order of their offsets. Immutable: each change makes another."""
+    """A set of stretches, in the order of their numbers. Immutable: each change makes another."""
 
     __slots__ = ("_items",)
 
@@ -49,14 +48,14 @@ class Stretches:
 
     @property
     def size(self) -> int:
-        """Bytes, all together."""
+        """How many messages these are."""
         return sum([stretch.end - stretch.start for stretch in self._items])
 
-    def covers(self, start: Offset, end: Offset) -> bool:
+    def covers(self, start: int, end: int) -> bool:
         """Tell whether all of an interval is in it."""
         return sum([cut.end - cut.start for cut in self.within(start, end)]) == end - start
 
-    def within(self, start: Offset, end: Offset) -> list[Stretch]:
+    def within(self, start: int, end: int) -> list[Stretch]:
         """Return what of it lies in an interval."""
         first = max(bisect_left(self._items, (start,)) - 1, 0)
         found: list[Stretch] = []
@@ -71,7 +70,7 @@ class Stretches:
         """Return it with more stretches. Raises ValueError if they overlap."""
         return Stretches((*self._items, *items))
 
-    def without(self, intervals: Iterable[tuple[Offset, Offset]]) -> Stretches:
+    def without(self, intervals: Iterable[tuple[int, int]]) -> Stretches:
         """Return what is left when some intervals are taken out, wherever they lie."""
         gaps = sorted(intervals)
         left: list[Stretch] = []

@@ -368,9 +368,9 @@ class KeySchema:
         """All members of a group."""
         return prefix_range(self._group_base(topic, name) + b"member/")
 
-    def dead_letter(self, topic: FileId, name: bytes, generation: Revision, offset: Offset) -> bytes:
-        """Note of a message that was delivered too often."""
-        return self._group_base(topic, name) + b"dead/%016x/%016x" % (generation, offset)
+    def dead_letter(self, topic: FileId, name: bytes, generation: Revision, message: int) -> bytes:
+        """Note of a message that was delivered too often, by its number in the generation."""
+        return self._group_base(topic, name) + b"dead/%016x/%016x" % (generation, message)
 
     def dead_letters(self, topic: FileId, name: bytes) -> KeyRange:
         """All such notes of a group."""

@@ -290,6 +290,13 @@ class TopicView:
                 found.append(entry)
         return found
 
+    def holding(self, message: int) -> Entry | None:
+        """Return the entry that holds the message of this number, None if there is none."""
+        if not self.first_message <= message < self.messages:
+            return None
+        entries: Sequence[Entry] = self._entries if message >= self._base_messages else self._sealed
+        return entries[bisect_right(entries, message, key=_first_message) - 1]
+
     def since(self, time_ns: int) -> Offset:
         """Return an offset before which no message is of *time_ns* or later, as far as the index tells."""
         for entry in self._sealed:
@@ -387,6 +394,10 @@ class TopicView:
 
 def _start(entry: SegmentEntry) -> Offset:
     return entry.start
+
+
+def _first_message(entry: Entry) -> int:
+    return entry.first_message
 
 
 def _end(entry: SegmentEntry) -> Offset:

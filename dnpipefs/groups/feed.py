@@ -1,4 +1,4 @@
-"""The messages of a topic one by one, from wherever a claim begins.
+"""The messages of a topic one by one, from whatever number a claim begins with.
 
 Claims mostly follow on one another, and a block of the log holds thousands of messages: what was cut from it
 and not taken is kept for the next claim.
@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from itertools import chain
 from typing import Final
 
-from dnpipefs.core.names import NO_GENERATION, START, Offset, Revision
+from dnpipefs.core.names import NO_GENERATION, Revision
 from dnpipefs.log.reader import Message, Reader
 
 READ_BYTES: Final = 256 << 10
@@ -23,53 +23,45 @@ class Feed:
     def __init__(self, reader: Reader) -> None:
         self._reader: Final = reader
         self._generation: Revision = NO_GENERATION
-        self._messages: Iterator[Message] = iter(())
-        self._at: Offset = START
-        """Where the next of `_messages` begins, or a gap before it."""
-        self._end: Offset = START
-        """Behind the last of them."""
+        self._messages: Iterator[tuple[int, Message]] = iter(())
+        self._at = 0
+        """Number of the next of `_messages`."""
+        self._end = 0
+        """Number behind the last of them."""
 
     async def take(
-        self, generation: Revision, start: Offset, end: Offset, *, count: int, size: int
-    ) -> list[Message]:
-        """Return the messages from *start* on that lie before *end*: at most *count*, of about *size* bytes.
+        self, generation: Revision, start: int, end: int, *, count: int, size: int
+    ) -> list[tuple[int, Message]]:
+        """Return the messages from number *start* on below *end*: at most *count*, of about *size* bytes.
 
-        At least one if there is any. Raises TopicGone, TimedOut, and as reading does. Of another generation
-        than *generation* there is none.
+        They follow on one another; at least one if that one is there. Raises TopicGone, TimedOut, and as
+        reading does. Of another generation than *generation* there is none.
         """
-        found: list[Message] = []
-        while len(found) < count and size > 0:
+        found: list[tuple[int, Message]] = []
+        while len(found) < count and size > 0 and start < end:
             message = await self._next(generation, start)
-            if message is None or message.offset >= end:
-                if message is not None:
-                    self._put_back(message)
+            if message is None:
                 break
-            found.append(message)
-            start = Offset(message.offset + len(message.data))
+            found.append((start, message))
+            start += 1
             size -= len(message.data)
         return found
 
-    async def _next(self, generation: Revision, start: Offset) -> Message | None:
-        while True:
-            if self._generation != generation or not self._at <= start < self._end:
-                await self._read(generation, start)
-            if self._generation != generation:
-                return None
-            for message in self._messages:
-                self._at = Offset(message.offset + len(message.data))
-                if message.offset >= start:
-                    return message
-            self._generation = NO_GENERATION
-
-    async def _read(self, generation: Revision, start: Offset) -> None:
-        """Read from *start* on; if there is nothing of *generation*, nothing is known afterwards."""
+    async def _next(self, generation: Revision, number: int) -> Message | None:
+        if self._generation != generation or not self._at <= number < self._end:
+            await self._read(generation, number)
+        for at, message in self._messages:
+            self._at = at + 1
+            if at == number:
+                return message
         self._generation = NO_GENERATION
-        messages, end = await self._reader.messages(start, READ_BYTES)
+        return None
+
+    async def _read(self, generation: Revision, number: int) -> None:
+        """Read from *number* on; if there is nothing of *generation*, nothing is known afterwards."""
+        self._generation, self._messages = NO_GENERATION, iter(())
+        messages, end = await self._reader.numbered(number, READ_BYTES)
         first = next(messages, None)
         if first is not None and (await self._reader.view()).generation == generation:
             self._generation, self._messages = generation, chain((first,), messages)
-            self._at, self._end = start, end
-
-    def _put_back(self, message: Message) -> None:
-        self._messages = chain((message,), self._messages)
-        self._at = message.offset
+            self._at, self._end = first[0], end

@@ -17,8 +17,9 @@ import trio
 
 from dnpipefs import etcd
 from dnpipefs.core.config import Start, TopicConfig
-from dnpipefs.core.group import Cursor, Returned, Term
+from dnpipefs.core.group import Cursor, DeadLetter, Held, Returned, Term
 from dnpipefs.core.group_records import decode_cursor, decode_held, decode_returned
+from dnpipefs.core.intervals import Stretches
 from dnpipefs.core.keys import KeySchema
 from dnpipefs.core.names import FileId, Offset, SessionId
 from dnpipefs.core.places import Place, nanoseconds
@@ -37,7 +38,7 @@ logger: Final = logging.getLogger(__name__)
 LINGER_S: Final = 5.0
 """How long a member outlives its last reader: a shell loop that opens it again and again pays for one."""
 
-DeadLetter = Callable[[FileId, bytes, Delivery], Awaitable[None]]
+Bury = Callable[[FileId, bytes, Delivery], Awaitable[None]]
 """Puts a message that was delivered too often where dead letters go; then it is taken as done."""
 
 
@@ -48,7 +49,7 @@ class GroupFacts(NamedTuple):
     offset: Offset
     """What lies before it has been claimed."""
     message: int
-    """How many messages come before that offset."""
+    """How many messages come before that offset, retained or not."""
     lag: int
     """Messages that are not acknowledged: those nobody has had, those in somebody's hand, those returned."""
     pending: int
@@ -68,7 +69,7 @@ class Groups:
         keys: KeySchema,
         log: Log,
         config_of: Callable[[FileId], TopicConfig],
-        dead_letter: DeadLetter,
+        dead_letter: Bury,
         *,
         op_timeout: float,
     ) -> None:
@@ -134,8 +135,8 @@ class Groups:
                 start = Offset(place)
             else:
                 start = view.end if place == "last" else view.first
-            offset, message = await reader.find(start, since_ns)
-            await member.rewind_to(offset, message, generation)
+            _, message = await reader.find(start, since_ns)
+            await member.rewind_to(message, generation)
 
     async def redrive(self, topic: FileId, name: bytes) -> tuple[int, int]:
         """Give a group its dead letters again, as if they had never been delivered.
@@ -145,7 +146,7 @@ class Groups:
         """
         keys = GroupKeys(self._client, self._keys, topic, name)
         async with self.reading(topic, name) as member, self._log.reader(topic) as reader:
-            first = (await reader.view()).first
+            first = (await reader.view()).first_message
             with deadline(self._op_timeout):
                 found = await keys.redrive(first)
             member.lost_sight()
@@ -170,11 +171,15 @@ class Groups:
         async with self._log.reader(topic) as reader:
             view = await reader.view()
             result = await self._client.range(groups.start, groups.end, timeout=self._op_timeout)
-        found: dict[bytes, list[tuple[bytes, etcd.KeyValue]]] = {}
-        for kv in result.kvs:
-            name, part = keys.parse_group(topic, kv.key)
-            found.setdefault(name, []).append((part, kv))
-        return [facts for name, parts in sorted(found.items()) if (facts := _facts(name, parts, view, keys))]
+            found: dict[bytes, dict[bytes, etcd.KeyValue]] = {}
+            for kv in result.kvs:
+                name, part = keys.parse_group(topic, kv.key)
+                found.setdefault(name, {})[part] = kv
+            return [
+                await self._facts(name, parts, view, reader)
+                for name, parts in sorted(found.items())
+                if b"cursor" in parts
+            ]
 
     async def run(self, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
         """Run the members of this host until cancelled."""
@@ -183,6 +188,32 @@ class Groups:
             nursery.start_soon(self._watch_sessions)
             task_status.started()
             await trio.sleep_forever()
+
+    async def _facts(
+        self, name: bytes, parts: dict[bytes, etcd.KeyValue], view: TopicView, reader: Reader
+    ) -> GroupFacts:
+        cursor = decode_cursor(parts[b"cursor"].key, parts[b"cursor"].value)
+        if cursor.term.generation != view.generation:
+            cursor = Cursor(Term(view.generation))
+        kv = parts.get(b"returned")
+        returned = decode_returned(kv.key, kv.value) if kv is not None else Returned()
+        held = {
+            self._keys.parse_member(kv.key): decode_held(kv.key, kv.value)
+            for part, kv in parts.items()
+            if part.startswith(b"member/")
+        }
+
+        def there(record: Held | Returned) -> int:
+            """Count what is retained or in a hand, not what was claimed before it was pushed."""
+            stretches = record.stretches if record.term == cursor.term else Stretches()
+            return sum([cut.end - cut.start for cut in stretches.within(0, view.messages)])
+
+        pending, came_back = sum([there(one) for one in held.values()]), there(returned)
+        message = min(cursor.message, view.messages)
+        fresh = view.messages - max(message, view.first_message)
+        offset = await _offset_of(reader, message)
+        lag = fresh + pending + came_back
+        return GroupFacts(name, offset, message, lag, pending, came_back, tuple(held))
 
     async def _begin(self, topic: FileId, name: bytes) -> Member:
         reader, live = await self._log.open_reader(topic)
@@ -266,12 +297,12 @@ class Groups:
         """Tell a member when its topic grows, is trimmed, reset or deleted."""
 
         def shown(view: TopicView) -> tuple[int, int, int]:
-            return view.first, view.end, view.generation
+            return view.first_message, view.messages, view.generation
 
         try:
             while True:
                 seen = shown(await live.wait(lambda _: True))
-                member.stir()
+                await member.grown()
                 await live.wait(lambda view, seen=seen: shown(view) != seen)  # type: ignore[misc]
         except DnpError as error:
             member.fail(error)
@@ -326,42 +357,27 @@ class Groups:
             member.give_back(delivery, delivered=False)
             return
         member.acknowledge(delivery)
-        reason = f"delivered {delivery.deliveries} times without acknowledgement"
+        letter = DeadLetter(
+            delivery.term,
+            delivery.number,
+            delivery.offset,
+            delivery.deliveries,
+            f"delivered {delivery.deliveries} times without acknowledgement",
+        )
         try:
             with deadline(self._op_timeout):
                 await member.settled()
                 # Only now: what is remembered as dead can be given to the group again.
-                await member.keys.remember_dead(delivery.term, delivery.piece, reason)
+                await member.keys.remember_dead(letter)
         except DnpError as error:
             logger.warning("a dead letter cannot be redriven, what it was is not noted: %s", error)
 
 
-def _facts(
-    name: bytes, parts: list[tuple[bytes, etcd.KeyValue]], view: TopicView, keys: KeySchema
-) -> GroupFacts | None:
-    records = dict(parts)
-    kv = records.get(b"cursor")
-    if kv is None:
-        return None
-    cursor = decode_cursor(kv.key, kv.value)
-    if cursor.term.generation != view.generation:
-        cursor = Cursor(Term(view.generation))
-    kv = records.get(b"returned")
-    returned = decode_returned(kv.key, kv.value) if kv is not None else Returned()
-    came_back = returned.messages if returned.term == cursor.term else 0
-    held = [
-        (keys.parse_member(kv.key), decode_held(kv.key, kv.value))
-        for part, kv in parts
-        if part.startswith(b"member/")
-    ]
-    pending = sum([one.messages for _, one in held if one.term == cursor.term])
-    fresh = max(0, view.messages - max(cursor.message, view.first_message))
-    return GroupFacts(
-        name,
-        cursor.offset,
-        cursor.message,
-        fresh + pending + came_back,
-        pending,
-        came_back,
-        tuple(session for session, _ in held),
-    )
+async def _offset_of(reader: Reader, number: int) -> Offset:
+    """Return where a message begins, or the end if it is not there yet, or what is retained if it is not."""
+    messages, _ = await reader.numbered(number, 1)
+    first = next(messages, None)
+    if first is not None:
+        return first[1].offset
+    view = await reader.view()
+    return view.first if number < view.first_message else view.end

@@ -2,7 +2,9 @@
 
 Readers take messages from the *stock* of what is claimed, and acknowledge or give back what they had. All
 changes in etcd are made by one task (`Member.run`), a transaction at a time: what readers did meanwhile goes
-into the next one. So slow readers have a claim of one message each, fast ones share a transaction.
+into the next one. So slow readers have a claim of one message each, fast ones share a transaction. When there
+is nothing to claim, what readers wait for is claimed before it comes: it is theirs as soon as the view shows
+it, without a trip to etcd.
 
 What is known here and what etcd holds are made to agree after each change that did not come through
 (`_adopt`): what is not held any more was rewound, or taken over since this host's session was lost, and its
@@ -13,7 +15,6 @@ goes back.
 from __future__ import annotations
 
 import logging
-from collections import deque
 from collections.abc import Callable
 from dataclasses import replace
 from typing import Final
@@ -23,22 +24,27 @@ import trio
 from dnpipefs import etcd
 from dnpipefs.core.config import TopicConfig
 from dnpipefs.core.group import (
-    NO_TERM,
+    CHUNK_S,
     GivenBack,
     Piece,
     Records,
-    Term,
+    available,
+    claim,
+    claim_to_come,
     reconcile,
     rewind,
     settle,
     share,
     trim,
 )
-from dnpipefs.core.names import NO_GENERATION, Offset, SessionId
+from dnpipefs.core.intervals import Stretch
+from dnpipefs.core.names import NO_GENERATION, SessionId
 from dnpipefs.core.view import TopicView
 from dnpipefs.errors import DnpError, NotFound, TimedOut, TopicGone
-from dnpipefs.groups.delivery import Delivery, claiming
+from dnpipefs.groups.delivery import Delivery
 from dnpipefs.groups.feed import Feed
+from dnpipefs.groups.holdings import Holdings
+from dnpipefs.groups.rate import Rate
 from dnpipefs.groups.records import GroupKeys, Known, moved
 from dnpipefs.log.failures import TRANSIENT, Backoff, deadline
 from dnpipefs.log.reader import Message, Reader
@@ -53,6 +59,10 @@ STOCK_BYTES: Final = 1 << 20
 """Likewise, bytes taken in one claim."""
 STOCK_S: Final = 1.0
 """What nobody has taken from the stock for so long goes back to the group."""
+AHEAD_MESSAGES: Final = 16
+"""How many messages a host claims before they come, at most: they wait for its session's end if it dies."""
+AHEAD_S: Final = 0.1
+"""Of those, what no reader has waited for so long goes back to the group."""
 GATHER_S: Final = 0.02
 """How long acknowledgements wait for others to go with, when nobody waits for a message."""
 PATIENCE_S: Final = 10.0
@@ -88,26 +98,25 @@ class Member:
         self._bury: Final = bury
         self._op_timeout: Final = op_timeout
         self._feed: Final = Feed(reader)
+        self._coming: Final = Feed(reader)
+        """For what is claimed ahead."""
         self._session: SessionId | None = None
         self._known: Known | None = None
         """None when it has to be read (again)."""
         self._news: dict[bytes, etcd.KeyValue] = {}
         """What watches have brought since the records were read, by key."""
-        self._term: Term = NO_TERM
-        """Of all that is known here of messages."""
         self._stale = False
         """A watch may have missed something."""
         self._unsettled = False
         """A change may still be applied: another one has to come through before all is known."""
         self._fenced = True
         """No change can come late that was planned when this member had no record yet."""
-        self._stock: deque[Delivery] = deque()
+        self._mine: Final = Holdings()
         self._stocked_at = 0.0
-        self._in_hand: dict[Offset, Delivery] = {}
-        self._buried: set[Delivery] = set()
-        """Dead letters on their way."""
-        self._done: list[Piece] = []
-        self._back: list[GivenBack] = []
+        self._loading: Final = trio.Lock()
+        """Who moves what has come from ahead to the stock."""
+        self._ahead_wanted_at = 0.0
+        """When readers last waited for all that is claimed ahead."""
         self._waiting = 0
         self._ready: Final = trio.lowlevel.ParkingLot()
         """Readers that wait for a message."""
@@ -123,9 +132,7 @@ class Member:
         self._round = 0
         """How often there was nothing to claim."""
         self._rounds: Final = trio.lowlevel.ParkingLot()
-        self._taken = 0
-        self._per_second = 0.0
-        self._measured_at = trio.current_time()
+        self._taken: Final = Rate(trio.current_time())
 
     # For readers
 
@@ -137,71 +144,66 @@ class Member:
     @property
     def readable(self) -> bool:
         """Whether a read would return at once."""
-        return bool(self._stock) or self.failure is not None
+        return bool(self._mine.stock) or self.failure is not None
 
     async def take(self) -> Delivery:
         """Wait for a message and hand it out. Raises TopicGone when there is none to come any more."""
-        while not self._stock:
+        while not self._mine.stock:
             self._check()
-            self._waiting += 1
-            self.stir()
-            try:
-                await self._ready.park()
-            finally:
-                self._waiting -= 1
+            await self._wait()
         return self._hand_out()
 
     async def until_readable(self) -> None:
         """Wait until a read would return at once, or would fail."""
         while not self.readable:
-            self._waiting += 1
-            self.stir()
-            try:
-                await self._ready.park()
-            finally:
-                self._waiting -= 1
+            await self._wait()
         self._ready.unpark()  # it was woken in the place of a reader, perhaps
+
+    async def _wait(self) -> None:
+        """Wait as a reader does."""
+        self._waiting += 1
+        self.stir()
+        try:
+            await self._ready.park()
+        finally:
+            self._waiting -= 1
+            if len(self._mine.ahead) > self._waiting:
+                self.stir()
 
     async def take_now(self) -> Delivery | None:
         """Hand out a message if the group has one that nobody has, anywhere. Raises TopicGone, TimedOut."""
-        if not self._stock:
-            self._waiting += 1
-            try:
-                with deadline(self._op_timeout):
-                    # The one under way may have begun too early.
-                    await self._rounds_to_come(2, until=lambda: bool(self._stock))
-            finally:
-                self._waiting -= 1
+        if not self._mine.stock:
+            with deadline(self._op_timeout):
+                # The round under way may have begun too early.
+                await self._rounds_to_come(2, until=lambda: bool(self._mine.stock))
         self._check()
-        return self._hand_out() if self._stock else None
+        return self._hand_out() if self._mine.stock else None
 
     def take_more(self) -> Delivery | None:
         """Hand out another message if there is one in stock."""
-        return self._hand_out() if self._stock else None
+        return self._hand_out() if self._mine.stock else None
 
     def acknowledge(self, delivery: Delivery) -> bool:
         """Take a message as done; False if it is not this reader's any more."""
-        if not self._take_back(delivery):
-            return False
-        self._done.append(delivery.piece)
-        self.stir()
-        return True
+        held = self._mine.acknowledge(delivery)
+        if held:
+            self.stir()
+        return held
 
     def give_back(self, delivery: Delivery, *, delivered: bool = True) -> bool:
         """Let another reader have a message; False if it is not this reader's any more."""
-        if not self._take_back(delivery):
-            return False
-        self._back.append(GivenBack(delivery.piece, delivered))
-        self.stir()
-        return True
+        held = self._mine.give_back(delivery, delivered=delivered)
+        if held:
+            self.stir()
+        return held
 
     async def settled(self) -> None:
         """Wait until what was acknowledged and given back is so in etcd. The caller sets the deadline."""
-        await self._until(lambda: not (self._done or self._back))
+        await self._until(lambda: not self._mine.unsettled)
 
     async def quiet(self) -> None:
         """Likewise, and until no dead letter is under way."""
-        await self._until(lambda: not (self._done or self._back or self._buried))
+        await self._until(lambda: not (self._mine.unsettled or self._mine.buried))
 
     async def _until(self, condition: Callable[[], bool]) -> None:
         while not condition():
@@ -213,8 +215,8 @@ class Member:
             finally:
                 self._hurried -= 1
 
-    async def rewind_to(self, offset: Offset, message: int, generation: int) -> None:
-        """Begin again at *offset*, which *message* messages come before; all that is in hand is void.
+    async def rewind_to(self, message: int, generation: int) -> None:
+        """Begin again at the *message* of that number; all that is in hand is void.
 
         Raises NotFound if the group is gone, or the topic was reset since *generation*.
         """
@@ -228,7 +230,7 @@ class Member:
                     records = known.records.current()
                     if records.generation != generation:
                         raise TopicGone("the topic was reset meanwhile")
-                    if await self.keys.rewind(known, rewind(records, offset, message)):
+                    if await self.keys.rewind(known, rewind(records, message)):
                         break
                 except etcd.SpaceExceeded:
                     raise
@@ -239,6 +241,15 @@ class Member:
             self._stale = True
             wanted = self._looks + 2  # not rounds: while readers are busy, there is always something to claim
             await self._until(lambda: self._looks >= wanted)
+
+    async def grown(self) -> None:
+        """Take in that the topic has grown, or was trimmed or reset."""
+        await self._sessions.wait_healthy()
+        try:
+            await self._load()
+        except (*TRANSIENT, TimedOut) as error:
+            logger.info("group %s: what came is not read yet: %s", self._shown, error)
+        self.stir()
 
     def watched(self, kv: etcd.KeyValue) -> None:
         """Take in what a watch has brought."""
@@ -261,7 +272,7 @@ class Member:
     def fail(self, error: DnpError) -> None:
         """End it: the group or its topic is gone."""
         self.failure = self.failure or error
-        self._return_all()
+        self._mine.return_all()
         self.scope.cancel()
         self._ready.unpark_all()
         self._rounds.unpark_all()
@@ -283,26 +294,19 @@ class Member:
             self._asked -= 1
 
     def _hand_out(self) -> Delivery:
-        delivery = self._stock.popleft()
-        self._in_hand[delivery.offset] = delivery
+        delivery = self._mine.hand_out()
         timeout_ns = self._config().visibility_timeout_ns
         now = trio.current_time()
         delivery.deadline = now + timeout_ns / 1e9 if timeout_ns is not None else float("inf")
         self._stocked_at = now
-        self._taken += 1
-        if timeout_ns is not None or len(self._stock) * 2 < self._per_second / 10:
+        self._taken.count()
+        if timeout_ns is not None or len(self._mine.stock) * 2 < self._taken.per_second * CHUNK_S:
             self.stir()
         return delivery
 
-    def _take_back(self, delivery: Delivery) -> bool:
-        if self._in_hand.get(delivery.offset) is not delivery:
-            return False
-        del self._in_hand[delivery.offset]
-        return True
-
     def buried(self, delivery: Delivery) -> None:
         """Tell that a dead letter is where it belongs, or back in the group."""
-        self._buried.discard(delivery)
+        self._mine.buried.discard(delivery)
         self.stir()
 
     # The task
@@ -335,16 +339,30 @@ class Member:
 
     async def _until_stirred(self) -> None:
         if not self._stirred:
-            wait_s = PATIENCE_S if self._waiting else STOCK_S if self._stock else float("inf")
-            first = min((delivery.deadline for delivery in self._in_hand.values()), default=float("inf"))
+            wait_s = PATIENCE_S if self._waiting else STOCK_S if self._mine.stock else float("inf")
+            if self._unwanted():
+                wait_s = AHEAD_S
+            first = min((delivery.deadline for delivery in self._mine.in_hand.values()), default=float("inf"))
             with trio.move_on_after(min(wait_s, max(0.0, first - trio.current_time()))):
                 await self._work.park()
-        urgent = self._asked or self._hurried or self._unsettled or (self._waiting and not self._stock)
-        if not urgent and (self._done or self._back):
+        if not (self._urgent() or self._unsettled) and self._mine.unsettled:
             with trio.move_on_after(GATHER_S):
-                while not ((self._waiting and not self._stock) or self._asked or self._hurried):
+                while not self._urgent():
                     await self._work.park()
         self._stirred = False
+
+    def _urgent(self) -> bool:
+        """Tell whether somebody waits for a change."""
+        return bool(self._asked or self._hurried or self._unserved > len(self._mine.ahead))
+
+    @property
+    def _unserved(self) -> int:
+        """How many readers wait that the stock does not serve."""
+        return max(0, self._waiting - len(self._mine.stock))
+
+    def _unwanted(self) -> int:
+        """Return how many of what was claimed ahead no reader waits for."""
+        return max(0, len(self._mine.ahead) - self._unserved)
 
     async def _change(self) -> None:
         """Make one change if there is any to be made."""
@@ -352,7 +370,7 @@ class Member:
         session = await self._sessions.get()
         if session != self._session:
             self._session, self._known = session, None
-            self._drop_all()
+            self._mine.drop_all()
         view = await (self._reader.confirm() if asked else self._reader.view())
         known = self._known
         if known is None or self._stale or asked or known.records.mixed:
@@ -364,113 +382,143 @@ class Member:
             self._known = None
             self.stir()
             return
-        if known.records.generation > view.generation:
-            # Else what is of the new generation would be taken for void, and written over.
-            view = await self._reader.confirm()
         if known.records.generation != view.generation:
-            # Either knows of a reset before the other does.
+            # Either knows of a reset before the other does; afterwards the view does. Else what is of a new
+            # generation would be taken for void, or claimed for one that has ended.
+            view = await self._reader.confirm()
             known = replace(known, records=replace(known.records, generation=view.generation))
             if self._known is not None:
                 self._known = replace(
                     self._known, records=replace(self._known.records, generation=view.generation)
                 )
         before = known.records.current()
-        if before.cursor.term != self._term:
-            self._drop_void(before)
+        if before.cursor.term != self._mine.term:
+            self._mine.drop_void(before)
+        await self._load()
         self._expire()
-        done, back = self._done[:], self._back[:]
+        done, back = self._mine.done[:], self._mine.back[:]
         settled = settle(before, done, back)
-        after = trim(settled, view.first)
-        trimmed = after is not settled  # or it would be counted as waiting for a reader
-        claimed, first = await self._claim(after, view) if view.generation != NO_GENERATION else ([], 0)
-        after = claiming(after, claimed, first)
-        if not (done or back or claimed or trimmed or self._unsettled):
-            self._end_round(empty=True)
+        after = trim(settled, view.first_message)
+        trimmed = after is not settled
+        claimed, after = await self._claim(after, view)
+        left = available(after, view.first_message, view.messages)
+        ahead, after = ([], after) if left else self._claim_ahead(after, view, len(claimed))
+        empty = not (claimed or left)
+        if not (done or back or claimed or ahead or trimmed or self._unsettled):
+            self._end_round(empty=empty)
             return
-        result = await self._put(session, replace(known, records=before), after)
-        if result is None:
+        if not await self._put(session, replace(known, records=before), after):
             self.stir()
             return
-        del self._done[: len(done)], self._back[: len(back)]
-        self._stock_up(claimed, after.cursor.term)
-        if claimed and self._waiting > len(self._stock):
-            self.stir()  # large messages, or ones for the dead letters: there is more for the others, perhaps
-        self._end_round(empty=not claimed)
+        self._mine.settled(len(done), len(back))
+        term = after.cursor.term
+        self._mine.add_ahead(ahead)
+        self._stock_up([Delivery.of(term, *each) for each in claimed])
+        if ahead or (claimed and self._waiting > len(self._mine.stock)):
+            # Some of it may have come meanwhile; after large messages, or ones for the dead letters, there
+            # is more for the others, perhaps.
+            self.stir()
+        self._end_round(empty=empty)
 
-    async def _put(self, session: SessionId, before: Known, after: Records) -> Known | None:
-        """Put a change; None if it did not come through, and the records have to be read."""
+    async def _put(self, session: SessionId, before: Known, after: Records) -> bool:
+        """Put a change; False if it did not come through."""
         self._known = None  # until the answer is here
         unsettled, self._unsettled = self._unsettled, True
         try:
-            result = await self.keys.change(session, before, after)
+            done, known = await self.keys.change(session, before, after)
         except (etcd.Ambiguous, trio.Cancelled):
             self._fenced = self._fenced and before.held_at > 0
             raise
         except etcd.EtcdError:
             self._unsettled = unsettled
             raise
-        if result is None:
-            self._unsettled = unsettled  # somebody was faster; an earlier change of ours can still come late
-            return None
+        # If not, somebody was faster, and an earlier change of ours can still come late.
+        self._unsettled = unsettled and not done
+        if known is None or not (done or (known.alive and known.held_at == before.held_at)):
+            return False  # it has to be looked at with care
         for kv in self._news.values():
-            result = moved(result, kv, self.keys)
-        self._known, self._unsettled = result, False
-        return result
+            known = moved(known, kv, self.keys)
+        self._known = known
+        return done
 
-    async def _claim(self, records: Records, view: TopicView) -> tuple[list[tuple[Message, int, bool]], int]:
-        """Return what to claim: messages, how often each was delivered, whether it is behind the cursor.
-
-        And how many messages of the generation come before the first one behind the cursor.
-        """
+    async def _claim(
+        self, records: Records, view: TopicView
+    ) -> tuple[list[tuple[int, Message, int]], Records]:
+        """Claim what is there: return number, message and how often it was delivered, and the records."""
+        if view.generation == NO_GENERATION:
+            return [], records
         config = self._config()
-        start = max(records.cursor.offset, view.first)
         # The view lives: what belongs together is read at one moment.
-        first_message = view.first_message if start > records.cursor.offset else records.cursor.message
-        available = max(0, view.messages - max(records.cursor.message, view.first_message))
-        returned = records.returned.messages if records.returned.stretches else 0
+        first, end = view.first_message, view.messages
         wanted = share(
-            available + returned,
-            waiting=self._waiting,
-            in_stock=len(self._stock),
+            available(records, first, end),
+            waiting=self._waiting + self._asked,
+            in_stock=len(self._mine.stock),
             # Exact counts of deliveries need claims that are delivered.
-            per_second=self._rate() if config.max_deliveries is None else 0.0,
+            per_second=self._taken.measure(trio.current_time()) if config.max_deliveries is None else 0.0,
             bound=STOCK_MESSAGES,
         )
-        found: list[tuple[Message, int, bool]] = []
+        found: list[tuple[int, Message, int]] = []
         size = STOCK_BYTES
-        for stretch in records.returned.stretches:
-            if wanted - len(found) <= 0 or size <= 0:
-                return found, first_message
-            for message in await self._feed.take(
-                view.generation, stretch.start, stretch.end, count=wanted - len(found), size=size
+        cursor = records.cursor.message
+        fresh = max(cursor, first)
+        for start, stop, times in [*records.returned.stretches.within(first, end), Stretch(fresh, end, 0)]:
+            if wanted <= len(found) or size <= 0:
+                break
+            for number, message in await self._feed.take(
+                view.generation, start, stop, count=wanted - len(found), size=size
             ):
-                found.append((message, stretch.deliveries, False))
+                found.append((number, message, times))
                 size -= len(message.data)
-        if wanted - len(found) > 0 and size > 0 and view.end > start:
-            fresh = await self._feed.take(
-                view.generation, start, view.end, count=wanted - len(found), size=size
-            )
-            for message in fresh:
-                if message.offset != start:  # retention has removed what was between: count anew
-                    self.stir()
-                    break
-                found.append((message, 0, True))
-                start = Offset(start + len(message.data))
-        return found, first_message
+        again = [Piece(number, number + 1) for number, _, _ in found if number < cursor]
+        behind = [number for number, _, _ in found if number >= cursor]
+        return found, claim(records, again, Piece(behind[0], behind[-1] + 1) if behind else None)
 
-    def _stock_up(self, claimed: list[tuple[Message, int, bool]], term: Term) -> None:
+    def _claim_ahead(self, records: Records, view: TopicView, claimed: int) -> tuple[list[Stretch], Records]:
+        """Claim what readers wait for, when all that is there is claimed: return that, and the records."""
+        waiting = min(self._unserved - claimed, AHEAD_MESSAGES) - len(self._mine.ahead)
+        if waiting <= 0 or view.generation == NO_GENERATION:
+            return [], records
+        records, ahead = claim_to_come(records, waiting, view.first_message)
+        self._ahead_wanted_at = trio.current_time()
+        return ahead, records
+
+    async def _load(self) -> None:
+        """Stock what was claimed ahead and has come.
+
+        Not if the session may have ended, after a pause of this host: others have it then.
+        """
+        mine, sessions = self._mine, self._sessions
+        async with self._loading:
+            while mine.ahead and sessions.healthy and self._session == sessions.current():
+                view, term = await self._reader.view(), mine.term
+                number, times = next(iter(mine.ahead.items()))
+                if view.generation != term.generation or number >= view.messages:
+                    break
+                found = await self._coming.take(term.generation, number, number + 1, count=1, size=1)
+                if mine.term != term or number not in mine.ahead:
+                    continue  # void meanwhile
+                if found:
+                    [(_, message)] = found
+                    del mine.ahead[number]
+                    self._stock_up([Delivery.of(term, number, message, times)])
+                elif number < view.first_message:
+                    del mine.ahead[number]
+                    mine.done.append(Piece(number, number + 1))  # retention was faster than this host
+
+    def _stock_up(self, claimed: list[Delivery]) -> None:
         limit = self._config().max_deliveries
-        for message, deliveries, _ in claimed:
-            delivery = Delivery(term, message.offset, message.data, message.time_ns, deliveries)
-            if limit is not None and deliveries >= limit:
-                self._in_hand[delivery.offset] = delivery
-                self._buried.add(delivery)
+        for delivery in claimed:
+            if limit is not None and delivery.deliveries >= limit:
+                self._mine.in_hand[delivery.number] = delivery
+                self._mine.buried.add(delivery)
                 self._bury(delivery)
             else:
-                self._stock.append(delivery)
+                self._mine.stock.append(delivery)
         if claimed:
             self._stocked_at = trio.current_time()
-            self._ready.unpark(count=len(self._stock))
+            self._ready.unpark(count=len(self._mine.stock))
+            self._rounds.unpark_all()  # who asks whether there is something now has an answer
 
     async def _adopt(self, session: SessionId) -> Known:
         """Read the records, and make what is known here agree with them."""
@@ -482,68 +530,24 @@ class Member:
         for kv in self._news.values():
             known = moved(known, kv, self.keys)
         self._known = known
-        self._drop_void(known.records.current())
+        self._mine.drop_void(known.records.current())
         if not known.alive or held.term != known.records.current().held.term:
             return known
-        pieces = [
-            *(delivery.piece for delivery in (*self._stock, *self._in_hand.values())),
-            *self._done,
-            *(back.piece for back in self._back),
-        ]
-        orphans = list(reconcile(held, [(piece.start, piece.end) for piece in pieces]))
-        left = held.messages - sum([piece.messages for piece in pieces])
-        for index, orphan in enumerate(orphans):
-            count = left if index == len(orphans) - 1 else 0
-            self._back.append(GivenBack(Piece(orphan.start, orphan.end, count), delivered=False))
+        for start, end, _ in reconcile(held, self._mine.pieces()):
+            self._mine.back.append(GivenBack(Piece(start, end), delivered=False))
         return known
-
-    def _drop_void(self, records: Records) -> None:
-        """Forget what is not held any more."""
-        term, held = records.cursor.term, records.held.stretches
-        self._term = term
-
-        def valid(delivery: Delivery) -> bool:
-            start, end, _ = delivery.piece
-            return delivery.term == term and held.covers(start, end)
-
-        self._stock = deque(delivery for delivery in self._stock if valid(delivery))
-        self._in_hand = {offset: delivery for offset, delivery in self._in_hand.items() if valid(delivery)}
-        self._done = [piece for piece in self._done if held.covers(piece.start, piece.end)]
-        self._back = [back for back in self._back if held.covers(back.piece.start, back.piece.end)]
-
-    def _drop_all(self) -> None:
-        self._stock.clear()
-        self._in_hand.clear()
-        self._done.clear()
-        self._back.clear()
-
-    def _return_stock(self) -> None:
-        self._back += [GivenBack(delivery.piece, delivered=False) for delivery in self._stock]
-        self._stock.clear()
-
-    def _return_all(self) -> None:
-        self._return_stock()
-        self._back += [GivenBack(delivery.piece, delivered=True) for delivery in self._in_hand.values()]
-        self._in_hand.clear()
 
     def _expire(self) -> None:
         """Give back what nobody has taken for long, and what readers have had for too long."""
-        now = trio.current_time()
-        if self._stock and not self._waiting and now - self._stocked_at >= STOCK_S:
-            self._return_stock()
-        for delivery in [late for late in self._in_hand.values() if late.deadline <= now]:
-            del self._in_hand[delivery.offset]
-            self._back.append(GivenBack(delivery.piece, delivered=True))
-
-    def _rate(self) -> float:
-        """Return how many messages a second readers take, lately."""
-        now = trio.current_time()
-        elapsed = now - self._measured_at
-        if elapsed >= 0.02:
-            weight = min(1.0, elapsed / 0.2)
-            self._per_second += weight * (self._taken / elapsed - self._per_second)
-            self._taken, self._measured_at = 0, now
-        return self._per_second
+        mine, now = self._mine, trio.current_time()
+        if mine.stock and not self._waiting and now - self._stocked_at >= STOCK_S:
+            mine.return_stock()
+        unwanted = self._unwanted()
+        if not unwanted:
+            self._ahead_wanted_at = now
+        elif now - self._ahead_wanted_at >= AHEAD_S:
+            mine.return_ahead(unwanted)
+        mine.return_late(now)
 
     def _end_round(self, *, empty: bool) -> None:
         self._looks += 1
@@ -571,19 +575,20 @@ class Member:
                 return
 
     async def _leave_once(self, session: SessionId) -> bool:
-        self._return_all()
-        known = await self._adopt(session)
+        mine = self._mine
+        mine.return_all()
+        known: Known | None = await self._adopt(session)
+        assert known is not None  # noqa: S101 - or it has raised
         if not known.alive or known.records.mixed:
             return not known.alive
-        before = known.records.current()
-        after = settle(before, self._done, self._back)
-        if self._done or self._back or self._unsettled:
-            result = await self._put(session, replace(known, records=before), after)
-            if result is None:
+        if mine.unsettled or self._unsettled:
+            before = known.records.current()
+            after = settle(before, mine.done, mine.back)
+            if not await self._put(session, replace(known, records=before), after):
                 return False
-            known = result
-            self._drop_all()
+            mine.drop_all()
+            known = self._known
         # A change that comes late and was planned without a record must find one.
-        if known.held_at and self._fenced:
+        if known is not None and known.held_at and self._fenced:
             await self.keys.leave(session, known)
         return True

@@ -13,7 +13,6 @@ from dnpipefs.core.group import (
     Cursor,
     DeadLetter,
     Held,
-    Piece,
     Records,
     Returned,
     Term,
@@ -31,7 +30,7 @@ from dnpipefs.core.group_records import (
     encode_returned,
 )
 from dnpipefs.core.keys import KeySchema
-from dnpipefs.core.names import NO_GENERATION, FileId, Offset, Revision, SessionId
+from dnpipefs.core.names import NO_GENERATION, FileId, Revision, SessionId
 from dnpipefs.core.view import TopicView
 from dnpipefs.errors import NotFound
 
@@ -64,24 +63,7 @@ class GroupKeys:
 
     async def read(self, session: SessionId) -> Known | None:
         """Return the records that one member has to know; None if there is no such group."""
-        own = self._keys.member(self.topic, self.name, session)
-        epoch, cursor, held, returned, alive = await self._read(
-            self._keys.epoch(self.topic), self.cursor, own, self.returned, self._keys.session(session)
-        )
-        if cursor is None:
-            return None
-        return Known(
-            Records(
-                _revision(epoch),
-                decode_cursor(cursor.key, cursor.value),
-                decode_held(held.key, held.value) if held is not None else Held(),
-                decode_returned(returned.key, returned.value) if returned is not None else Returned(),
-            ),
-            _revision(cursor),
-            _revision(held),
-            _revision(returned),
-            alive is not None,
-        )
+        return _known(await self._client.transaction((), self._gets(session)))
 
     async def create(self, view: TopicView, *, at_end: bool) -> bool:
         """Begin a group at the first message of *view*, or behind the last; False if there is one.
@@ -89,9 +71,7 @@ class GroupKeys:
         False, too, if the topic was reset or deleted since.
         """
         term = Term(view.generation)
-        cursor = (
-            Cursor(term, view.end, view.messages) if at_end else Cursor(term, view.first, view.first_message)
-        )
+        cursor = Cursor(term, view.messages if at_end else view.first_message)
         result = await self._client.transaction(
             [
                 etcd.compare_version(self.cursor) == 0,
@@ -102,11 +82,12 @@ class GroupKeys:
         )
         return result.succeeded
 
-    async def change(self, session: SessionId, before: Known, after: Records) -> Known | None:
-        """Put what differs between *before* and *after*; None if somebody was faster or the session is gone.
+    async def change(self, session: SessionId, before: Known, after: Records) -> tuple[bool, Known | None]:
+        """Put what differs between *before* and *after*; tell whether it was, and what is known now.
 
-        The member's own record is always put: the answer to a change that was lost is known when the next
-        one is through.
+        It is not if somebody was faster or the session is gone; then, as `read` returns it, what there is.
+        The member's own record is always put: the answer to a change that was lost is known when the next one
+        is through.
         """
         own = self._keys.member(self.topic, self.name, session)
         compares = [
@@ -127,11 +108,11 @@ class GroupKeys:
         if returned_changes:
             compares.append(etcd.compare_mod_revision(self.returned) == before.returned_at)
             puts.append(etcd.put(self.returned, encode_returned(after.returned)))
-        result = await self._client.transaction(compares, puts)
+        result = await self._client.transaction(compares, puts, self._gets(session))
         if not result.succeeded:
-            return None
+            return False, _known(result)
         at = Revision(result.revision)
-        return Known(
+        return True, Known(
             after,
             at if cursor_moves else before.cursor_at,
             at,
@@ -159,15 +140,16 @@ class GroupKeys:
         whole = self._keys.group(self.topic, self.name)
         return (await self._client.delete(whole.start, whole.end)).deleted > 0
 
-    async def remember_dead(self, term: Term, piece: Piece, reason: str) -> None:
+    async def remember_dead(self, letter: DeadLetter) -> None:
         """Note that a message is a dead letter, and why, for whoever looks and for `redrive`."""
-        key = self._keys.dead_letter(self.topic, self.name, term.generation, piece.start)
-        await self._client.put(key, encode_dead_letter(DeadLetter(term, piece, reason)))
+        key = self._keys.dead_letter(self.topic, self.name, letter.term.generation, letter.message)
+        await self._client.put(key, encode_dead_letter(letter))
 
-    async def redrive(self, first: Offset) -> tuple[int, int]:
+    async def redrive(self, first: int) -> tuple[int, int]:
         """Return to the group what is noted as dead; tell how many messages, and how many are not there.
 
-        Those are before *first*, of an older generation, or of before a rewind, which brings them anyway.
+        Those are below number *first*, of an older generation, or of before a rewind, which brings them
+        anyway.
         """
         dead, gone = self._keys.dead_letters(self.topic, self.name), 0
         again = 0
@@ -190,11 +172,11 @@ class GroupKeys:
                 back = [
                     (kv, letter)
                     for kv, letter in zip(kvs, letters, strict=True)
-                    if letter.term == records.cursor.term and letter.piece.start >= first
+                    if letter.term == records.cursor.term and letter.message >= first
                 ]
                 if not back:
                     break
-                after = put_back(records.returned, [letter.piece for _, letter in back])
+                after = put_back(records.returned, [letter.message for _, letter in back])
                 result = await self._client.transaction(
                     [
                         etcd.compare_mod_revision(self.cursor) == cursor.mod_revision,
@@ -215,35 +197,31 @@ class GroupKeys:
             gone += len(kvs) - len(back)
         return again, gone
 
-    async def members(self) -> dict[SessionId, tuple[Held, Revision, bool]]:
-        """Return what each member holds, the revision of its record, and whether its host lives."""
+    async def gone(self) -> list[SessionId]:
+        """Return the members whose session has ended."""
         members, sessions = self._keys.members(self.topic, self.name), self._keys.sessions
         result = await self._client.transaction(
             (),
             [
-                etcd.get(members.start, members.end),
+                etcd.get(members.start, members.end, keys_only=True),
                 etcd.get(sessions.start, sessions.end, keys_only=True),
             ],
         )
         found, alive = [response for response in result.responses if isinstance(response, etcd.RangeResult)]
         living = {kv.key for kv in alive.kvs}
-        return {
-            session: (
-                decode_held(kv.key, kv.value),
-                Revision(kv.mod_revision),
-                self._keys.session(session) in living,
-            )
+        return [
+            session
             for kv in found.kvs
-            for session in [self._keys.parse_member(kv.key)]
-        }
+            if self._keys.session(session := self._keys.parse_member(kv.key)) not in living
+        ]
 
     async def take_over(self) -> bool:
         """Return to the group what hosts hold that are gone; tell whether there was any."""
-        taken = False
-        for session, (_, _, alive) in (await self.members()).items():
-            while not alive and not await self._take_over(session):
-                taken = True
-        return taken
+        gone = await self.gone()
+        for session in gone:
+            while not await self._take_over(session):
+                pass
+        return bool(gone)
 
     async def _take_over(self, session: SessionId) -> bool:
         """Try once; True when there is nothing left to take over."""
@@ -273,13 +251,40 @@ class GroupKeys:
         await self._client.transaction(compares, changes)
         return False
 
+    def _gets(self, session: SessionId) -> list[etcd.Op]:
+        """Return what reads all that one member has to know; `_known` takes it in."""
+        own = self._keys.member(self.topic, self.name, session)
+        keys = self._keys.epoch(self.topic), self.cursor, own, self.returned, self._keys.session(session)
+        return [etcd.get(key) for key in keys]
+
     async def _read(self, *keys: bytes) -> list[etcd.KeyValue | None]:
-        result = await self._client.transaction((), [etcd.get(key) for key in keys])
-        return [
-            response.kvs[0] if response.kvs else None
-            for response in result.responses
-            if isinstance(response, etcd.RangeResult)
-        ]
+        return _found(await self._client.transaction((), [etcd.get(key) for key in keys]))
+
+
+def _known(result: etcd.TransactionResult) -> Known | None:
+    epoch, cursor, held, returned, alive = _found(result)
+    if cursor is None:
+        return None
+    return Known(
+        Records(
+            _revision(epoch),
+            decode_cursor(cursor.key, cursor.value),
+            decode_held(held.key, held.value) if held is not None else Held(),
+            decode_returned(returned.key, returned.value) if returned is not None else Returned(),
+        ),
+        _revision(cursor),
+        _revision(held),
+        _revision(returned),
+        alive is not None,
+    )
+
+
+def _found(result: etcd.TransactionResult) -> list[etcd.KeyValue | None]:
+    return [
+        response.kvs[0] if response.kvs else None
+        for response in result.responses
+        if isinstance(response, etcd.RangeResult)
+    ]
 
 
 def moved(known: Known, kv: etcd.KeyValue, keys: GroupKeys) -> Known:

@@ -6,7 +6,7 @@ holds asks etcd whether that is the end (`Barrier`) before it says so.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from typing import Final, NamedTuple
 
@@ -99,22 +99,46 @@ class Reader:
         is behind it. The messages are cut from the blocks as they are taken: a megabyte of empty lines
         would be a hundred as objects.
         """
+        found, view = await self._blocks(lambda view: max(offset, view.first), size)
+        if not found:
+            return iter(()), Offset(max(offset, view.first))
+        return (message for message in _messages(found) if message.offset >= offset), found[-1][0].end
+
+    async def numbered(self, number: int, size: int) -> tuple[Iterator[tuple[int, Message]], int]:
+        """Return likewise the messages from that *number* on, each with its number, and the number behind.
+
+        None, if there is no such message, now or any more.
+        """
+
+        def start(view: TopicView) -> Offset:
+            entry = view.holding(number)
+            return entry.start if entry is not None else view.end
+
+        found, _ = await self._blocks(start, size)
+        if not found:
+            return iter(()), number
+        counted = enumerate(_messages(found), found[0][0].first_message)
+        return (each for each in counted if each[0] >= number), found[-1][0].end_message
+
+    async def _blocks(
+        self, start: Callable[[TopicView], Offset], size: int
+    ) -> tuple[list[tuple[Entry, Block]], TopicView]:
+        """Return what holds the bytes from *start* on, as a view says it, and that view."""
         vanished: Entry | None = None
         while True:
             view = await self.view()
-            start = max(offset, view.first)
-            entries = view.locate(start, size)
+            offset = start(view)
+            entries = view.locate(offset, size)
             if not entries:
-                return iter(()), Offset(start)
+                return [], view
             try:
                 blocks = await self._content.fetch(self._live.topic, view.generation, entries)
             except Vanished as now:
                 vanished = self._note(now, vanished)
                 await self.confirm()
             else:
-                self._cursor.moved(view, start, entries[-1].end)
-                found = _messages(zip(entries, blocks, strict=True))
-                return (message for message in found if message.offset >= offset), entries[-1].end
+                self._cursor.moved(view, offset, entries[-1].end)
+                return list(zip(entries, blocks, strict=True)), view
 
     async def find(self, offset: Offset, since_ns: int = 0) -> tuple[Offset, int]:
         """Return where the first message begins that is at or behind *offset*, and how many come before it.

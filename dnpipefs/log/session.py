@@ -59,7 +59,7 @@ class SessionKeeper:
 
     @property
     def healthy(self) -> bool:
-        """Whether etcd confirmed the session within its time to live."""
+        """Whether etcd was asked within its time to live, and has confirmed the session: it lives."""
         return self._session is not None and trio.current_time() - self._confirmed_at < self._ttl
 
     def current(self) -> SessionId | None:
@@ -99,6 +99,7 @@ class SessionKeeper:
     async def _begin(self) -> SessionId:
         while True:
             try:
+                asked_at = trio.current_time()
                 lease = await self._client.lease_grant(self._ttl)
                 session = SessionId(lease.id)
                 key = self._keys.session(session)
@@ -115,7 +116,7 @@ class SessionKeeper:
                 continue
             self._lost = trio.Event()
             self.failure = None
-            self._set(session)
+            self._set(session, asked_at)
             return session
 
     async def _keep(self, session: SessionId) -> None:
@@ -124,6 +125,7 @@ class SessionKeeper:
                 await self._lost.wait()
             if self._lost.is_set():
                 return
+            asked_at = trio.current_time()
             try:
                 await self._client.lease_keepalive_once(session)
             except etcd.LeaseNotFound:
@@ -132,7 +134,7 @@ class SessionKeeper:
                 logger.warning("the session was not confirmed, trying again: %s", error)
                 await trio.sleep(_RETRY_S)
                 continue
-            self._set(session)
+            self._set(session, asked_at)
 
     async def _end(self) -> None:
         session, self._session = self._session, None
@@ -144,8 +146,8 @@ class SessionKeeper:
             except etcd.EtcdError as error:
                 logger.info("the lease of session %x runs out by itself: %s", session, error)
 
-    def _set(self, session: SessionId | None) -> None:
+    def _set(self, session: SessionId | None, confirmed_at: float = -1e9) -> None:
         self._session = session
-        self._confirmed_at = trio.current_time() if session is not None else -1e9
+        self._confirmed_at = confirmed_at
         self._changed.set()
         self._changed = trio.Event()

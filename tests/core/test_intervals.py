@@ -1,4 +1,4 @@
-"""Stretches against a dictionary that says of each offset how often it was delivered."""
+"""Stretches against a dictionary that says of each number how often it was delivered."""
 
 from collections.abc import Iterable
 
@@ -7,29 +7,24 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from dnpipefs.core.intervals import Stretch, Stretches
-from dnpipefs.core.names import Offset
 
 END = 40
 
 Naive = dict[int, int]
 
 naives = st.lists(st.none() | st.integers(0, 2), max_size=END).map(
-    lambda cells: {offset: count for offset, count in enumerate(cells) if count is not None}
+    lambda cells: {number: count for number, count in enumerate(cells) if count is not None}
 )
 bounds = st.tuples(st.integers(0, END), st.integers(0, END)).map(lambda pair: (min(pair), max(pair)))
 
 
 def of(naive: Naive) -> Stretches:
-    """Build it of stretches of one offset each."""
-    return Stretches(Stretch(Offset(at), Offset(at + 1), count) for at, count in naive.items())
+    """Build it of stretches of one message each."""
+    return Stretches(Stretch(at, at + 1, count) for at, count in naive.items())
 
 
 def cells(stretches: Iterable[Stretch]) -> Naive:
     return {at: deliveries for start, end, deliveries in stretches for at in range(start, end)}
-
-
-def as_offsets(pairs: Iterable[tuple[int, int]]) -> list[tuple[Offset, Offset]]:
-    return [(Offset(start), Offset(end)) for start, end in pairs]
 
 
 @given(naives)
@@ -56,16 +51,16 @@ def test_the_order_in_which_it_was_given_does_not_matter(
 def test_within_and_covers(naive: Naive, interval: tuple[int, int]) -> None:
     start, end = interval
     stretches = of(naive)
-    found = stretches.within(Offset(start), Offset(end))
+    found = stretches.within(start, end)
     assert cells(found) == {at: count for at, count in naive.items() if start <= at < end}
     assert all(cut.start < cut.end for cut in found)
-    assert stretches.covers(Offset(start), Offset(end)) == all(at in naive for at in range(start, end))
+    assert stretches.covers(start, end) == all(at in naive for at in range(start, end))
 
 
 @given(naives, st.lists(bounds, max_size=6))
 def test_without_takes_out_wherever_it_lies(naive: Naive, gaps: list[tuple[int, int]]) -> None:
     """Gaps may overlap one another, be empty, and reach beyond what there is."""
-    left = of(naive).without(as_offsets(gaps))
+    left = of(naive).without(gaps)
     assert left == of({at: n for at, n in naive.items() if not any(a <= at < b for a, b in gaps)})
 
 
@@ -81,4 +76,4 @@ def test_added_is_the_union_and_refuses_what_overlaps(one: Naive, other: Naive) 
 @pytest.mark.parametrize("end", [5, 4])
 def test_an_empty_stretch_is_refused(end: int) -> None:
     with pytest.raises(ValueError, match="empty"):
-        Stretches([Stretch(Offset(5), Offset(end), 0)])
+        Stretches([Stretch(5, end, 0)])

@@ -160,6 +160,9 @@ def test_locate_finds_the_entries_that_hold_the_bytes() -> None:
             ]
             assert view.locate(Offset(offset), size) == expected
             found += len(expected)
+        for message in range(-1, view.messages + 2):
+            [*holding] = [e for e in view.entries if e.first_message <= message < e.end_message]
+            assert view.holding(message) == (holding[0] if holding else None)
     assert found > 1000
 
 
@@ -185,6 +188,8 @@ def test_the_tail_stands_on_the_sealed_part() -> None:
     assert list(view.entries) == [TailEntry(Revision(51), Offset(100), 7, key(ONE, 3))]
     assert (view.first, view.end, view.messages) == (40, 104, 8)
     assert view.locate(Offset(99), 1) == [sealed]
+    assert view.holding(sealed.end_message - 1) == sealed
+    assert view.holding(sealed.end_message) == view.entries[0]
     assert view.locate(Offset(90), 11) == [sealed, *view.entries]
     assert view.locate(Offset(100), 1) == list(view.entries)
     view.apply(Revision(52), [Reset(11)])

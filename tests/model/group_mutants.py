@@ -14,8 +14,9 @@ from dnpipefs.core.intervals import Stretches
 from dnpipefs.errors import DnpError
 from dnpipefs.groups import groups, member, records
 from dnpipefs.groups.delivery import Delivery
+from dnpipefs.groups.holdings import Holdings
 from dnpipefs.groups.member import Member
-from dnpipefs.groups.records import GroupKeys, Known
+from dnpipefs.groups.records import GroupKeys
 
 Mutant = Callable[[pytest.MonkeyPatch], None]
 
@@ -61,12 +62,12 @@ def claims_without_comparing_the_epoch(patch: pytest.MonkeyPatch) -> None:
 
 
 def takes_over_from_the_living(patch: pytest.MonkeyPatch) -> None:
-    genuine = GroupKeys.members
+    async def gone(self: GroupKeys) -> Any:
+        members = self._keys.members(self.topic, self.name)
+        found = await self._client.range(members.start, members.end)
+        return [self._keys.parse_member(kv.key) for kv in found.kvs]
 
-    async def members(self: GroupKeys) -> Any:
-        return {session: (held, at, False) for session, (held, at, _) in (await genuine(self)).items()}
-
-    patch.setattr(GroupKeys, "members", members)
+    patch.setattr(GroupKeys, "gone", gone)
     genuine_take_over = GroupKeys._take_over
 
     async def take_over(self: GroupKeys, session: Any) -> bool:
@@ -109,8 +110,8 @@ def acknowledges_what_is_not_held(patch: pytest.MonkeyPatch) -> None:
 
 def takes_late_acknowledgements(patch: pytest.MonkeyPatch) -> None:
     def acknowledge(self: Member, delivery: Delivery) -> bool:
-        self._in_hand.pop(delivery.offset, None)
-        self._done.append(delivery.piece)
+        self._mine.in_hand.pop(delivery.number, None)
+        self._mine.done.append(delivery.piece)
         self.stir()
         return True
 
@@ -122,15 +123,30 @@ def forgets_orphans_of_a_lost_answer(patch: pytest.MonkeyPatch) -> None:
 
 
 def keeps_what_is_void(patch: pytest.MonkeyPatch) -> None:
-    genuine = Member._drop_void
+    genuine = Holdings.drop_void
 
-    def drop_void(self: Member, known: Records) -> None:
-        in_hand, stock = dict(self._in_hand), list(self._stock)
+    def drop_void(self: Holdings, known: Records) -> None:
+        in_hand, stock = dict(self.in_hand), list(self.stock)
         genuine(self, known)
-        self._in_hand = in_hand
-        self._stock.extend(one for one in stock if one not in self._stock)
+        self.in_hand = in_hand
+        self.stock.extend(one for one in stock if one not in self.stock)
 
-    patch.setattr(Member, "_drop_void", drop_void)
+    patch.setattr(Holdings, "drop_void", drop_void)
+
+
+def keeps_ahead_what_is_void(patch: pytest.MonkeyPatch) -> None:
+    genuine = Holdings.drop_void
+
+    def drop_void(self: Holdings, known: Records) -> None:
+        ahead = dict(self.ahead)
+        genuine(self, known)
+        self.ahead = ahead
+
+    patch.setattr(Holdings, "drop_void", drop_void)
+
+
+def keeps_ahead_what_nobody_waits_for(patch: pytest.MonkeyPatch) -> None:
+    patch.setattr(Member, "_unwanted", lambda _: 0)
 
 
 def forgets_what_watches_bring_meanwhile(patch: pytest.MonkeyPatch) -> None:
@@ -156,7 +172,7 @@ def leaves_with_one_try(patch: pytest.MonkeyPatch) -> None:
 def believes_a_failed_comparison_ends_doubt(patch: pytest.MonkeyPatch) -> None:
     genuine = Member._put
 
-    async def put(self: Member, *arguments: Any) -> Known | None:
+    async def put(self: Member, *arguments: Any) -> bool:
         result = await genuine(self, *arguments)
         self._unsettled = False
         return result
@@ -199,6 +215,7 @@ ALL: Final = (
     takes_late_acknowledgements,
     forgets_orphans_of_a_lost_answer,
     keeps_what_is_void,
+    keeps_ahead_what_is_void,
     forgets_what_watches_bring_meanwhile,
     leaves_with_one_try,
 )
@@ -207,6 +224,7 @@ RARE: Final = frozenset({leaves_with_one_try})
 """Which take hundreds of scenarios to be found."""
 
 NOT_FOUND: Final = (
+    keeps_ahead_what_nobody_waits_for,
     takes_over_without_comparing_what_was_returned,
     believes_a_failed_comparison_ends_doubt,
     gives_back_nothing_late,

@@ -29,7 +29,7 @@ class Place(NamedTuple):
     topic: FileId
     group: bytes
     term: Term
-    offset: int
+    number: int
 
 
 @dataclass(slots=True, eq=False)
@@ -109,17 +109,19 @@ class GroupOracle(Oracle):
         life, generation = self.lives.get((topic, name)), self.generation(topic)
         if life is None or generation is None:
             return 0
-        start = max(life.cursor, generation.first)
-        returned = [at for at, who in life.places.items() if who == RETURNED and at >= generation.first]
-        return len(returned) + len(generation.messages) - _index(generation, start)
+        first, end = _first(generation), len(generation.messages)
+        returned = [at for at, who in life.places.items() if who == RETURNED and first <= at < end]
+        return len(returned) + max(0, end - max(life.cursor, first))
 
     def unfinished(self) -> list[str]:
         """Return what of the groups is not acknowledged."""
         found = []
         for (topic, name), life in self.lives.items():
-            count = self.claimable(topic, name)
-            if count or life.places:
-                found.append(f"{topic:x}@{name.decode()}: {count} to claim, {life.places}")
+            count, generation = self.claimable(topic, name), self.generation(topic)
+            end = len(generation.messages) if generation is not None else 0
+            places = {at: who for at, who in life.places.items() if at < end}
+            if count or places:
+                found.append(f"{topic:x}@{name.decode()}: {count} to claim, {places}")
         return found
 
     def _judge_group(self, topic: FileId, name: bytes, parts: set[bytes]) -> None:
@@ -144,45 +146,36 @@ class GroupOracle(Oracle):
         life = self.lives.get((topic, name))
         if life is None or life.term != cursor.term:
             life = self._begin_life(topic, name, cursor, generation)
-        assert life.cursor <= cursor.offset, "the cursor went back within a term"
+        assert life.cursor <= cursor.message, "the cursor went back within a term"
         places = self._places(topic, name, cursor, generation)
         if generation is not None:
             self._judge_changes(topic, name, life, cursor, places, parts, generation)
-        life.cursor, life.places = cursor.offset, places
+        life.cursor, life.places = cursor.message, places
 
     def _begin_life(self, topic: FileId, name: bytes, cursor: Cursor, generation: Generation | None) -> Life:
-        life = self.lives[topic, name] = Life(cursor.term, cursor.offset)
+        life = self.lives[topic, name] = Life(cursor.term, cursor.message)
         if generation is not None:
-            life.skipped = {at for at, _, _ in generation.messages if at < cursor.offset}
+            life.skipped = set(range(cursor.message))
             self.seen["terms"] += 1
         return life
 
     def _places(
         self, topic: FileId, name: bytes, cursor: Cursor, generation: Generation | None
     ) -> dict[int, SessionId]:
-        """Return who has what; invariants 1 and 2, and the counts."""
+        """Return who has what; invariants 1 and 2."""
         places: dict[int, SessionId] = {}
         for who, record in self._records(topic, name):
             if record.term != cursor.term:
                 continue
             assert generation is not None or not record.stretches, "something is held of nothing"
-            count = 0
             for start, end, _ in record.stretches:
-                assert generation is not None
-                assert end <= cursor.offset, f"2: {start} to {end} is behind the cursor"
-                assert generation.before(start) is not None, f"{start} is inside a message"
-                assert generation.before(end) is not None, f"{end} is inside a message"
-                for at, _, _ in generation.messages[_index(generation, start) : _index(generation, end)]:
+                assert end <= cursor.message, f"2: {start} to {end} is behind the cursor"
+                for at in range(start, end):
                     assert at not in places, f"1: {at} is in two records"
                     places[at] = who
-                    count += 1
-            if who == RETURNED:
-                assert record.messages >= count, f"{record.messages} are returned, it is {count}"
-                assert record.messages == 0 or count, "nothing is returned, and counted"
-            else:
-                assert record.messages == count, f"{record.messages} are held, it is {count}"
-        if generation is not None:
-            assert cursor.message == generation.before(cursor.offset), "the cursor counts other messages"
+                    self.seen["claimed before it came"] += generation is not None and at >= len(
+                        generation.messages
+                    )
         return places
 
     def _records(self, topic: FileId, name: bytes) -> list[tuple[SessionId, Held | Returned]]:
@@ -206,7 +199,7 @@ class GroupOracle(Oracle):
         generation: Generation,
     ) -> None:
         """Invariant 3."""
-        for at, _, _ in generation.messages[: _index(generation, cursor.offset)]:
+        for at in range(cursor.message):
             before, now = life.places.get(at), places.get(at)
             if now is not None:
                 assert at not in life.acknowledged, f"3: {at} was acknowledged, and is there again"
@@ -220,7 +213,7 @@ class GroupOracle(Oracle):
             if at in life.acknowledged or at in life.skipped:
                 continue
             allowed = self.acks.get(Place(topic, name, life.term, at), set())
-            if at < generation.first and before not in allowed:
+            if at < _first(generation) and before not in allowed:
                 life.skipped.add(at)  # given back and removed at once, perhaps
                 self.seen["skipped by retention"] += 1
                 continue
@@ -237,9 +230,8 @@ class GroupOracle(Oracle):
         """Judge that a reader was handed a message. AssertionError if it is not its own."""
         found = [g for g in self.topics[place.topic].generations if g.began == place.term.generation]
         assert found, "a message of no generation"
-        index = found[0].before(place.offset)
-        assert index is not None, "no message begins there"
-        assert found[0].messages[index][2] == data, "other bytes were handed out"
+        assert place.number < len(found[0].messages), "there is no such message"
+        assert found[0].messages[place.number][2] == data, "other bytes were handed out"
         others = self.receipts.setdefault(place, [])
         now = trio.current_time()
         if place[:2] in self.deleted:
@@ -247,6 +239,7 @@ class GroupOracle(Oracle):
         for other in others:
             explained = (
                 other.over
+                or receipt.session in self._ended_sessions
                 or other.host in self.killed
                 or other.session in self._ended_sessions
                 or other.deadline <= now
@@ -260,6 +253,6 @@ class GroupOracle(Oracle):
         assert limit is None or times <= limit, f"{place} was delivered {times} times"
 
 
-def _index(generation: Generation, offset: int) -> int:
-    """Return how many messages begin before an offset."""
-    return bisect_left(generation.messages, (offset,))
+def _first(generation: Generation) -> int:
+    """Return the number of the first message that is retained."""
+    return bisect_left(generation.messages, (generation.first,))

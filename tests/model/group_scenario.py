@@ -116,7 +116,7 @@ class GroupHost(Host):
         if not self._cluster.network.open and self._scenario.chance(0.2):
             raise TimedOut("the dead letters cannot be reached")
         assert session is not None
-        place = Place(topic, name, delivery.term, delivery.offset)
+        place = Place(topic, name, delivery.term, delivery.number)
         self._scenario.oracle.acks.setdefault(place, set()).add(session)
         self._cluster.seen["buried"] += 1
 
@@ -198,7 +198,7 @@ class GroupReader:
     def _receive(self, member: Member, delivery: Delivery) -> tuple[Delivery, Receipt, Place]:
         session = member._session
         assert session is not None
-        place = Place(self._topic, self._group, delivery.term, delivery.offset)
+        place = Place(self._topic, self._group, delivery.term, delivery.number)
         return delivery, Receipt(self.host.name, session, delivery.deadline), place
 
     def _acknowledge(self, member: Member, delivery: Delivery, place: Place) -> None:

@@ -92,7 +92,24 @@ class Reading:
         if messages and not any(_stood(each, messages) for each in self._topic.generations):
             self._cluster.fail(f"D1: a reader was given messages from {messages[0]} that never stood there")
         self._cluster.seen["read messages"] += 1
+        await self._read_numbered(reader)
         return behind
+
+    async def _read_numbered(self, reader: Reader) -> None:
+        """Read the same messages by their numbers."""
+        view = await reader.view()
+        wanted = self._draw.randrange(view.messages + 2)
+        found, end = await reader.numbered(wanted, self._draw.choice((1, 100, 2000)))
+        numbered = [(number, (one.offset, one.time_ns, one.data)) for number, one in found]
+        await self._cluster.catch_up()
+        first, messages = wanted, [message for _, message in numbered]
+        if [number for number, _ in numbered] != list(range(first, end)):
+            self._cluster.fail(f"D1: asked for {first} on, a reader was given other numbers up to {end}")
+        if messages and not any(
+            each.messages[first : first + len(messages)] == messages for each in self._topic.generations
+        ):
+            self._cluster.fail(f"D1: a reader was given messages from number {first} that never had it")
+        self._cluster.seen["read by number"] += bool(messages)
 
     async def _promise(self) -> Promise:
         await self._cluster.catch_up()

@@ -26,6 +26,7 @@ LEAST: Final = {
     "acknowledged": 4700,
     "buried": 40,
     "claimed again": 100,
+    "claimed before it came": 4000,
     "compacted": 80,
     "delete group: done": 10,
     "deleted": 20,

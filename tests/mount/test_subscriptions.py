@@ -25,10 +25,13 @@ def listening(view: Path) -> Iterator[int]:
 
 def hear(descriptor: int, size: int = 1 << 16) -> str:
     """Return what has been said since the last call, "" if nothing."""
+    heard = b""
     try:
-        return os.read(descriptor, size).decode()
+        while len(heard) < size:  # a read may return what this host has, before it asks for more
+            heard += os.read(descriptor, size - len(heard))
     except BlockingIOError:
-        return ""
+        pass
+    return heard.decode()
 
 
 def test_only_what_is_pushed_after_the_open(topic: Path, there: Path) -> None:
