@@ -356,14 +356,9 @@ class GroupScenario(Scenario):
         for session in sorted(cluster.sessions() - cluster.living()):
             await self._revoke(session)
         await self._until(lambda: all(host.sessions.current() is not None for host in cluster.hosts))
-        hosts = list(cluster.hosts)
-        for topic in cluster.live_topics():
-            for group in GROUPS:
-                for reader in [r for r in self.readers if (r._topic, r._group) == (topic.id, group)]:
-                    reader.scope.cancel()
-                host = self.draw.choice(hosts)
-                assert isinstance(host, GroupHost)
-                await self._read_group(host, topic.id, group)
+        for reader in self.readers:
+            reader.scope.cancel()
+        await network.settle()
         if self.chance(0.5):
             for topic in cluster.live_topics():
                 await self._push_last(cluster.hosts[0], topic, 0)
@@ -375,10 +370,19 @@ class GroupScenario(Scenario):
             await self._push_last(cluster.hosts[0], topic, 0)
         await self._drain()
 
+    async def _read_all(self) -> None:
+        """Let each group have a reader."""
+        served = {(reader._topic, reader._group) for reader in self.readers}
+        for topic in self.cluster.live_topics():
+            for group in GROUPS:
+                if (topic.id, group) not in served:
+                    await self._read_group(self._group_host(), topic.id, group)
+
     async def _drain(self) -> None:
-        """Wait until all of every group that is read is acknowledged."""
+        """Let each group have a reader, and wait until all of it is acknowledged."""
         acknowledged, since = -1, trio.current_time()
         while True:
+            await self._read_all()  # what arrives late may delete a group, and create it again
             await self._network.settle()
             await self._judge()
             live = {topic.id for topic in self.cluster.live_topics()}
