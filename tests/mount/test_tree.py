@@ -215,12 +215,11 @@ def current_umask() -> int:
 
 
 def as_nobody(script: str, cwd: Path) -> tuple[int, str, str]:
+    # Not by `user=`: that forks, which gRPC's threads in this process do not bear.
+    become = ["setpriv", f"--reuid={NOBODY}", f"--regid={NOBODY}", "--clear-groups"]
     done = subprocess.run(
-        ["sh", "-c", script],
+        [*become, "sh", "-c", script],
         cwd=cwd,
-        user=NOBODY,
-        group=NOBODY,
-        extra_groups=[],
         capture_output=True,
         text=True,
         check=False,
