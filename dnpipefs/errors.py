@@ -90,6 +90,10 @@ class Interrupted(DnpError):
     """A signal for the caller, or the end of the mount, ended a wait. Not raised for timeouts."""
 
 
+class TooManyReaders(DnpError):
+    """As many reads wait on this mount as it lets wait: more would leave no room for other requests."""
+
+
 class ClusterError(DnpError):
     """The fault lies with etcd, the network, or what is stored there."""
 

@@ -14,7 +14,7 @@ from dnpipefs.cli.running import run_connected, write_output
 from dnpipefs.cli.topics import PlaceType
 from dnpipefs.groups import GroupFacts
 
-HEADINGS = ("TOPIC", "GROUP", "LAG", "PENDING", "RETURNED", "MEMBERS", "OFFSET")
+HEADINGS = ("TOPIC", "GROUP", "LAG", "PENDING", "RETURNED", "AGAIN", "MEMBERS", "OFFSET")
 
 
 @click.command()
@@ -90,7 +90,8 @@ def _as_table(found: Sequence[tuple[str, GroupFacts]]) -> str:
         (
             name,
             os.fsdecode(facts.name),
-            *map(str, (facts.lag, facts.pending, facts.returned, len(facts.members), facts.offset)),
+            *map(str, (facts.lag, facts.pending, facts.returned, facts.redeliveries)),
+            *map(str, (len(facts.members), facts.offset)),
         )
         for name, facts in found
     ]
@@ -114,6 +115,7 @@ def _as_json(found: Sequence[tuple[str, GroupFacts]]) -> str:
                 "lag": facts.lag,
                 "pending": facts.pending,
                 "returned": facts.returned,
+                "redeliveries": facts.redeliveries,
                 "members": [f"{session:x}" for session in facts.members],
                 "offset": facts.offset,
                 "message": facts.message,

@@ -65,6 +65,8 @@ class Returned:
 
     term: Term = NO_TERM
     stretches: Stretches = field(default_factory=Stretches)
+    redeliveries: int = 0
+    """How many messages were claimed again in this term after a reader had had them."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -178,6 +180,7 @@ def claim(records: Records, again: Sequence[Piece], fresh: Piece | None) -> Reco
         if not returned.covers(*piece):
             raise NotHeld(f"{piece} was not returned")
         taken += returned.within(*piece)
+    redelivered = sum([stretch.end - stretch.start for stretch in taken if stretch.deliveries])
     if fresh is not None:
         if fresh.start < cursor.message:
             raise NotHeld(f"what is before {cursor.message} was claimed")
@@ -187,7 +190,11 @@ def claim(records: Records, again: Sequence[Piece], fresh: Piece | None) -> Reco
         records,
         cursor=cursor,
         held=replace(records.held, stretches=records.held.stretches.added(taken)),
-        returned=replace(records.returned, stretches=returned.without(again)),
+        returned=replace(
+            records.returned,
+            stretches=returned.without(again),
+            redeliveries=records.returned.redeliveries + redelivered,
+        ),
     )
 
 

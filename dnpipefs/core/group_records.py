@@ -37,13 +37,21 @@ def decode_held(key: bytes, raw: bytes) -> Held:
 
 def encode_returned(returned: Returned) -> bytes:
     """Return the value of a ``returned`` key."""
-    return dump({**_term(returned.term), **_stretches(returned.stretches)})
+    return dump(
+        {
+            **_term(returned.term),
+            **_stretches(returned.stretches),
+            "redeliveries": returned.redeliveries,
+        }
+    )
 
 
 def decode_returned(key: bytes, raw: bytes) -> Returned:
     """Parse the value of a ``returned`` key. Raises CorruptData."""
     value = load(key, raw)
-    return Returned(_decode_term(key, value), _decode_stretches(key, value))
+    return Returned(
+        _decode_term(key, value), _decode_stretches(key, value), _count(key, value, "redeliveries")
+    )
 
 
 def encode_dead_letter(letter: DeadLetter) -> bytes:

@@ -72,6 +72,7 @@ ERRNO: Final[tuple[tuple[type[Exception], int], ...]] = (
     (errors.TopicGone, errno.ESTALE),
     (errors.OutOfSpace, errno.ENOSPC),
     (errors.Interrupted, errno.EINTR),
+    (errors.TooManyReaders, errno.ENOBUFS),
     (errors.TimedOut, errno.ETIMEDOUT),
     (etcd.PermissionDenied, errno.EACCES),
     (etcd.AuthenticationFailed, errno.EACCES),
@@ -534,7 +535,7 @@ MIN_IDLE_TASKS: Final = 64
 STOP_GRACE_S: Final = 3.0
 """How long a stopping mount waits for requests under way."""
 MAX_TASKS: Final = 10_000
-"""Requests under way at once; beyond it the whole mount waits."""
+"""Requests under way at once; beyond it the whole mount waits, so fewer reads may wait (`BLOCKED_LIMIT`)."""
 
 
 async def serve(

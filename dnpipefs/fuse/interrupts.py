@@ -24,10 +24,12 @@ from typing import Final, TypeVar
 
 import trio
 
-from dnpipefs.errors import Interrupted
+from dnpipefs.errors import Interrupted, TooManyReaders
 from dnpipefs.fuse import processes
 from dnpipefs.fuse.processes import Opener
 
+BLOCKED_LIMIT: Final = 8_000
+"""Reads that may wait at once: below the requests that a mount can have under way, so others find room."""
 TICK_S: Final = 0.2
 LOOKING_S: Final = 0.001
 """Time a tick may spend on looking: half a percent of a core, however many readers there are."""
@@ -55,6 +57,7 @@ class Interrupts:
         self._clock: Final = clock
         self._waits: Final[dict[Opener | None, set[trio.CancelScope]]] = {}
         """By opener, the one looked at longest ago first: one look is for all its reads."""
+        self._count = 0
         self._hinted = False
         self._closed = False
         self._begun = trio.Event()
@@ -65,18 +68,23 @@ class Interrupts:
     async def guard(self, opener: Opener | None, wait: Callable[[], Awaitable[T]]) -> T:
         """Return what *wait* returns, or cancel it and raise Interrupted when a signal is for its reader.
 
-        *wait* is cancelled as by any cancel scope: what it returns all the same is not lost.
+        *wait* is cancelled as by any cancel scope: what it returns all the same is not lost. Raises
+        TooManyReaders if as many as may wait do so.
         """
         if self._closed:
             raise Interrupted("the mount ends")
+        if self._count >= BLOCKED_LIMIT:
+            raise TooManyReaders(f"{BLOCKED_LIMIT} reads wait on this mount, as many as may: end some")
         scope = trio.CancelScope()
         if not self._waits:
             self._begun.set()
         self._waits.setdefault(opener, set()).add(scope)
+        self._count += 1
         try:
             with scope:
                 return await wait()
         finally:
+            self._count -= 1
             waits = self._waits[opener]
             waits.remove(scope)
             if not waits:

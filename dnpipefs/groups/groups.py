@@ -56,6 +56,8 @@ class GroupFacts(NamedTuple):
     """Messages that members have claimed and not acknowledged."""
     returned: int
     """Messages that came back and wait for another reader."""
+    redeliveries: int
+    """Messages that were claimed again after a reader had had them, since the group began or was rewound."""
     members: tuple[SessionId, ...]
     """Sessions of the hosts that have claimed something."""
 
@@ -213,7 +215,8 @@ class Groups:
         fresh = view.messages - max(message, view.first_message)
         offset = await _offset_of(reader, message)
         lag = fresh + pending + came_back
-        return GroupFacts(name, offset, message, lag, pending, came_back, tuple(held))
+        again = returned.redeliveries if returned.term == cursor.term else 0
+        return GroupFacts(name, offset, message, lag, pending, came_back, again, tuple(held))
 
     async def _begin(self, topic: FileId, name: bytes) -> Member:
         reader, live = await self._log.open_reader(topic)

@@ -32,7 +32,7 @@ from dnpipefs.groups import GroupFacts
 from dnpipefs.vfs.views import View, ViewTable
 
 PREFIX: Final = b"user.dnp."
-GROUP_FACTS: Final = ("lag", "offset", "message", "pending", "returned", "members")
+GROUP_FACTS: Final = ("lag", "offset", "message", "pending", "returned", "redeliveries", "members")
 """What is known of a group; `members` is how many hosts have something in hand."""
 SEEK: Final = "seek"
 """Setting it rewinds a group."""

@@ -40,8 +40,10 @@ def test_a_command_that_fails_gives_its_message_back(dnp: Command, tmp_path: Pat
     assert done.stderr == b"dnpipefs: the command ended with status 3: offset 0 goes back\n"
     (facts,) = [json.loads(line) for line in dnp.out("groups", "jobs", "--format", "json").splitlines()]
     assert (facts["lag"], facts["returned"], facts["members"]) == (2, 1, [])
+    assert facts["redeliveries"] == 0
     assert dnp.out("pull", "jobs", "--group", "w", "--no-wait") == b"1\n2\n"
     assert (tmp_path / "tried").read_text() == "1\n"
+    assert json.loads(dnp.out("groups", "jobs", "--format", "json"))["redeliveries"] == 1
 
 
 def test_dead_letters_and_back(dnp: Command) -> None:
@@ -76,8 +78,8 @@ def test_groups_as_a_table(dnp: Command) -> None:
     dnp.out("push", "jobs", "one", "two")
     dnp.out("pull", "jobs", "--group", "w", "--count", "1")
     assert dnp.out("groups") == (
-        b"TOPIC  GROUP  LAG  PENDING  RETURNED  MEMBERS  OFFSET\n"
-        b"jobs   w        1        0         0        0       4\n"
+        b"TOPIC  GROUP  LAG  PENDING  RETURNED  AGAIN  MEMBERS  OFFSET\n"
+        b"jobs   w        1        0         0      0        0       4\n"
     )
 
 

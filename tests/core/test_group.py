@@ -361,7 +361,9 @@ def test_what_is_claimed_before_it_comes_is_the_lowest_that_nobody_has() -> None
 def test_what_is_claimed_again_before_it_comes_was_delivered_as_often_as_it_was() -> None:
     known = records([], [], 9)
     known = replace(known, returned=replace(known.returned, stretches=Stretches([Stretch(3, 5, 2)])))
-    _, ahead = claim_to_come(known, 3, 0)
+    after, ahead = claim_to_come(known, 3, 0)
+    assert after.returned.redeliveries == 2
+    assert claim(after, [], None).returned.redeliveries == 2
     assert ahead == [Stretch(3, 5, 2), Stretch(9, 10, 0)]
 
 
@@ -407,13 +409,13 @@ def test_records_are_read_as_they_were_written(
     assert decode_cursor(b"k", encode_cursor(cursor)) == cursor
     held = Held(term, stretches)
     assert decode_held(b"k", encode_held(held)) == held
-    returned = Returned(term, stretches)
+    returned = Returned(term, stretches, message)
     assert decode_returned(b"k", encode_returned(returned)) == returned
     letter = DeadLetter(term, message, Offset(offset), 3, reason)
     assert decode_dead_letter(b"k", encode_dead_letter(letter)) == letter
 
 
-GOOD = {"generation": "1f", "rewinds": 0, "message": 1, "stretches": [[0, 5, 1]]}
+GOOD = {"generation": "1f", "rewinds": 0, "message": 1, "stretches": [[0, 5, 1]], "redeliveries": 2}
 
 
 @pytest.mark.parametrize(
@@ -430,6 +432,8 @@ GOOD = {"generation": "1f", "rewinds": 0, "message": 1, "stretches": [[0, 5, 1]]
         {"message": -1},
         {"message": None},
         {"message": 1.5},
+        {"redeliveries": -1},
+        {"redeliveries": "2"},
         {"stretches": None},
         {"stretches": 5},
         {"stretches": {}},
@@ -453,13 +457,15 @@ GOOD = {"generation": "1f", "rewinds": 0, "message": 1, "stretches": [[0, 5, 1]]
 def test_a_malformed_value_is_corrupt_data(change: dict[str, object]) -> None:
     raw = json.dumps(GOOD | change).encode()
     [field_name] = change
-    if field_name != "stretches":
+    if field_name not in ("stretches", "redeliveries"):
         with pytest.raises(CorruptData):
             decode_cursor(b"k", raw)
+    if field_name not in ("message", "redeliveries"):
+        with pytest.raises(CorruptData):
+            decode_held(b"k", raw)
     if field_name != "message":
-        for decode in (decode_held, decode_returned):
-            with pytest.raises(CorruptData):
-                decode(b"k", raw)
+        with pytest.raises(CorruptData):
+            decode_returned(b"k", raw)
 
 
 @given(

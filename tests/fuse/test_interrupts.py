@@ -15,8 +15,9 @@ import pytest
 import trio
 import trio.testing
 
-from dnpipefs.errors import Interrupted
-from dnpipefs.fuse.interrupts import LOOKING_S, PAUSE_FACTOR, TICK_S, Interrupts
+from dnpipefs.errors import Interrupted, TooManyReaders
+from dnpipefs.fuse.adapter import MAX_TASKS
+from dnpipefs.fuse.interrupts import BLOCKED_LIMIT, LOOKING_S, PAUSE_FACTOR, TICK_S, Interrupts
 from dnpipefs.fuse.processes import Opener
 from tests.fuse.conftest import MountMaker
 from tests.support.blocking_mount import BlockingMount
@@ -250,6 +251,24 @@ async def test_a_result_that_is_there_when_the_signal_comes_is_not_lost(
         return "message"
 
     assert await interrupts.guard(READER, taken) == "message"
+
+
+async def test_only_so_many_reads_may_wait(
+    autojump_clock: trio.testing.MockClock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Others must find room among the requests that a mount can have under way."""
+    assert BLOCKED_LIMIT < MAX_TASKS
+    monkeypatch.setattr("dnpipefs.fuse.interrupts.BLOCKED_LIMIT", 2)
+    interrupts = Family().interrupts()
+    async with trio.open_nursery() as nursery:
+        for opener in (READER, None):
+            nursery.start_soon(interrupts.guard, opener, never)
+        await trio.testing.wait_all_tasks_blocked()
+        with pytest.raises(TooManyReaders):
+            await interrupts.guard(READER, never)
+        nursery.cancel_scope.cancel()
+    with pytest.raises(trio.TooSlowError), trio.fail_after(1):
+        await interrupts.guard(READER, never)
 
 
 async def test_a_wait_cleans_up_when_it_ends(autojump_clock: trio.testing.MockClock) -> None:
