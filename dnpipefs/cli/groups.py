@@ -35,6 +35,7 @@ def groups(connection: Connection, topic: str | None, *, form: str) -> None:
     LAG        messages that are not acknowledged, the following two included
     PENDING    messages that hosts have claimed for their readers
     RETURNED   messages that came back and wait for another reader
+    AGAIN      messages that were delivered again so far
     MEMBERS    hosts that have claimed something
     OFFSET     where in the topic the next claim begins
     """
