@@ -25,6 +25,14 @@ def keys_below(endpoint: str, prefix: str) -> list[str]:
     return [base64.b64decode(kv["key"]).decode(errors="replace") for kv in found.get("kvs", [])]
 
 
+def values_below(endpoint: str, prefix: str) -> dict[str, bytes]:
+    """Return keys and values of all keys that begin with `prefix` (ASCII, ending in a slash)."""
+    start, end = prefix.encode(), prefix[:-1].encode() + b"0"
+    body = {"key": base64.b64encode(start).decode(), "range_end": base64.b64encode(end).decode()}
+    found = _call(endpoint, "kv/range", body).get("kvs", [])
+    return {base64.b64decode(kv["key"]).decode(): base64.b64decode(kv["value"]) for kv in found}
+
+
 def compact(endpoint: str) -> None:
     """Forget all revisions before the newest."""
     status = _call(endpoint, "maintenance/status", {})

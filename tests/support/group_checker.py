@@ -36,6 +36,7 @@ import math
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
+from itertools import zip_longest
 from typing import Final, NamedTuple
 
 from tests.support.checker import MessageId, Outcome, Push, parse
@@ -248,7 +249,7 @@ class GroupHistory:
         self, reader: Reader, pushes: dict[MessageId, Push], verdict: Verdict
     ) -> Iterator[_Delivery]:
         following = [taken.got for taken in reader.taken[1:]]
-        for taken, after in zip(reader.taken, [*following, None], strict=True):
+        for taken, after in zip_longest(reader.taken, following):
             verdict.deliveries += 1
             message = parse(taken.line)
             if message is None:
@@ -295,6 +296,9 @@ class GroupHistory:
 
     def _came_back(self, before: _Delivery, again: _Delivery, verdict: Verdict) -> Reason | None:
         """Say why *before* may have come back to the group until *again*; None if nothing explains it."""
+        for rewind in self.rewinds:
+            if before.got <= rewind.ended + self.slack_ns and rewind.began <= again.got:
+                return Reason.REWOUND
         known = self._acknowledged(before)
         for fault in self._faults_of(before.reader.host):
             if (
@@ -314,9 +318,6 @@ class GroupHistory:
             least = self.visibility_ns - self.slack_ns / 4
             if again.got - before.got >= least and known - before.got >= least:
                 return Reason.EXPIRED
-        for rewind in self.rewinds:
-            if before.got <= rewind.ended + self.slack_ns and rewind.began <= again.got:
-                return Reason.REWOUND
         return None
 
     def _acknowledged(self, delivery: _Delivery) -> float:
