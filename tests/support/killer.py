@@ -32,6 +32,8 @@ WORKERS: Final = 4
 TTL_S: Final = 2
 """Of the hosts' sessions."""
 UP_WITHIN_S: Final = 30.0
+LONG_S: Final = 8.0
+"""From then on a plan includes the command."""
 TICK_S: Final = 0.01
 
 
@@ -73,7 +75,7 @@ class Plan:
 
     @classmethod
     def of(cls, seed: int, seconds: float, hosts: int) -> "Plan":
-        """Kill a worker about three times a second, and do something to some host nearly all the time."""
+        """Kill about three workers a second, and do something to some host nearly all the time."""
         random = Random(seed)
         events: list[Event] = []
         at = 0.5
@@ -82,15 +84,14 @@ class Plan:
             events.append(Event(at, action, random.randrange(hosts), random.randrange(WORKERS)))
         free = [1.0] * hosts
         ways = [Action.KILL_HOST, Action.FREEZE, Action.STOP_HOST, Action.PAUSE]
-        todo = ways[:2] + random.choices(ways, weights=[4, 2, 2, 2], k=64)
         at = 1.0
-        for action in todo:
-            host = random.randrange(hosts)
+        for number, action in enumerate(ways[:2] + random.choices(ways, weights=[4, 2, 2, 2], k=64)):
+            host = number if number < 2 else random.randrange(hosts)  # these two in any round
             at = max(at + random.uniform(0.3, 2.0), free[host])
             lasts = {
                 Action.KILL_HOST: random.uniform(0.0, 2 * TTL_S),
                 Action.STOP_HOST: random.uniform(0.0, 1.0),
-                Action.FREEZE: TTL_S + random.uniform(1.0, 2.0),
+                Action.FREEZE: TTL_S + random.uniform(1.5, 2.5),
                 Action.PAUSE: random.uniform(0.1, 1.0),
             }[action]
             if at + lasts > seconds:
@@ -99,9 +100,10 @@ class Plan:
             free[host] = at + lasts + 3.0
         if random.random() < 0.5:
             events.append(Event(random.uniform(0.3, 0.9) * seconds, Action.REWIND, random.randrange(hosts)))
-        kill = random.random() < 0.5
-        command = Action.KILL_COMMAND if kill else Action.INTERRUPT_COMMAND
-        events.append(Event(random.uniform(0.3, 0.5) * seconds, command))
+        # What a command had comes again after 10 s only: one that is killed late makes the drain long.
+        command = random.choice([Action.KILL_COMMAND, Action.INTERRUPT_COMMAND])
+        if seconds >= LONG_S:
+            events.append(Event(random.uniform(2.0, 4.0), command))
         events.sort(key=lambda event: event.at)
         return cls(seed, seconds, hosts, tuple(events), 1500 if random.random() < 0.5 else None)
 
@@ -222,7 +224,7 @@ class Siege:
             rewind.result(timeout=UP_WITHIN_S)
 
     def make_peace(self) -> None:
-        """From now on nobody fails; who would, is killed as the last one."""
+        """From now on nobody fails. Who would by itself is the last one to be killed."""
         for worker in self._slots.values():
             if worker.habits.fail_at:
                 self._count_kill(worker, signal.SIGKILL, "worker SIGKILL")
