@@ -226,8 +226,10 @@ class Siege:
     def make_peace(self) -> None:
         """From now on nobody fails. Who would by itself is the last one to be killed."""
         for worker in self._slots.values():
-            if worker.habits.fail_at:
-                self._count_kill(worker, signal.SIGKILL, "worker SIGKILL")
+            if worker.habits.form is Form.COMMAND:  # killed, it would keep what it has for long
+                self._count_kill(worker, signal.SIGINT, Action.INTERRUPT_COMMAND.value)
+            elif worker.habits.fail_at:
+                self._count_kill(worker, signal.SIGKILL, Action.KILL_WORKER.value)
         self._peaceful = True
 
     def tend(self) -> None:
