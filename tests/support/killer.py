@@ -203,6 +203,8 @@ class Siege:
         self.workers: list[Worker] = []
         self.rewinds: list[Rewind] = []
         self.done: Counter[str] = Counter()
+        self.stalled_ns = 0
+        """The longest that this machine has let somebody wait who wanted to wait for TICK_S."""
         self._later: list[tuple[float, Callable[[], None]]] = []
         self._pool = ThreadPoolExecutor(8)
         self._rewinding: list[Future[None]] = []
@@ -212,14 +214,19 @@ class Siege:
         """Carry out the plan; return when all hosts are up again. To be called in the main thread."""
         began = time.monotonic()
         events = list(self._plan.events)
-        while events or self._later or not all(host.up for host in self._hosts):
-            now = time.monotonic() - began
-            while events and events[0].at <= now:
-                self._do(events.pop(0), now)
-            for due in [entry for entry in self._later if entry[0] <= now]:
-                self._later.remove(due)
-                due[1]()
-            self.tend()
+        try:
+            while events or self._later or not all(host.up for host in self._hosts):
+                now = time.monotonic() - began
+                while events and events[0].at <= now:
+                    self._do(events.pop(0), now)
+                for due in [entry for entry in self._later if entry[0] <= now]:
+                    self._later.remove(due)
+                    due[1]()
+                self.tend()
+        finally:
+            for host in self._hosts:
+                if host.frozen_since is not None:  # or its pushers would never end
+                    self._resume(host)
         for rewind in self._rewinding:
             rewind.result(timeout=UP_WITHIN_S)
 
@@ -251,7 +258,9 @@ class Siege:
                     self._start(host, (number, slot))
         if (-1, 0) not in self._slots or not self._slots[-1, 0].alive:
             self._start(self._hosts[0], (-1, 0))
+        before = time.monotonic_ns()
         threading.Event().wait(TICK_S)
+        self.stalled_ns = max(self.stalled_ns, time.monotonic_ns() - before)
 
     def _start(self, host: Host, place: tuple[int, int]) -> None:
         if place[0] < 0:
