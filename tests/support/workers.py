@@ -160,42 +160,65 @@ class Worker:
         """Return what its history tells, after its end; bash writes times of the wall clock."""
         if not self._history.exists():
             return [], []
-        *lines, _torn = self._history.read_bytes().split(b"\n")
-        readers: list[Reader] = []
-        refusals: list[Refusal] = []
-        taken: list[Taken] = []
-        is_open, status, last = False, self.process.returncode, 0
+        return read_history(
+            self._history.read_bytes(),
+            self.name,
+            self.host,
+            status=self.process.returncode,
+            killed_at=self.killed_at,
+            ahead_ns=wall_ahead if self.habits.form.value in _LOOPS else 0,
+        )
 
-        def close(ending: Ending | None, at: int | None) -> None:
-            nonlocal taken, is_open
-            readers.append(Reader(self.name, self.host, taken, ending, at))
-            taken, is_open = [], False
 
-        for line in lines:
-            letter, stamp, rest = line.split(b" ", 2)
-            last = int(stamp) - (wall_ahead if self.habits.form.value in _LOOPS else 0)
-            if letter in b"OG":
-                is_open = True
-            if letter == b"G":
-                taken.append(Taken(rest + b"\n", last))
-            elif letter == b"D":
-                taken[-1] = Taken(taken[-1].line, taken[-1].got, last)
-            elif letter in b"CF":
-                close(Ending.WELL if letter == b"C" else Ending.FAILED, last)
-            elif letter == b"E":
-                refusals.append(Refusal(self.name, self.host, int(rest), last))
-        # The last close may count for nothing if a bad end follows at once, even after another open.
-        if not taken and readers and readers[-1].ending is Ending.WELL and status:
-            closed, at = readers[-1].ended or 0, self.killed_at if status < 0 else last
-            if at is not None and at - closed < GRACE_NS:
-                taken, is_open = list(readers.pop().taken), True
-        if is_open:
-            if status < 0 or (self.habits.form is Form.COMMAND and status):
-                assert self.killed_at is not None, f"{self.name} was ended by somebody else: {status}"
-                close(Ending.KILLED, self.killed_at)
-            else:
-                close(Ending.FAILED if status else Ending.WELL, last)
-        return readers, refusals
+def read_history(
+    history: bytes, name: str, host: str, *, status: int, killed_at: int | None, ahead_ns: int = 0
+) -> tuple[list[Reader], list[Refusal]]:
+    """Return what a worker had at each of its opens, and which calls failed.
+
+    It ended with *status*, as subprocess has it, and the first signal was sent to it at *killed_at*. Its
+    clock is *ahead_ns* ahead.
+    """
+    *lines, _torn = history.split(b"\n")
+    readers: list[Reader] = []
+    refusals: list[Refusal] = []
+    taken: list[Taken] = []
+    is_open, last, letter = False, 0, b""
+
+    def close(ending: Ending, at: int) -> None:
+        nonlocal taken, is_open
+        readers.append(Reader(name, host, taken, ending, at))
+        taken, is_open = [], False
+
+    for line in lines:
+        letter, stamp, rest = line.split(b" ", 2)
+        last = int(stamp) - ahead_ns
+        if letter in b"OG":
+            is_open = True
+        if letter == b"G":
+            taken.append(Taken(rest + b"\n", last))
+        elif letter == b"D":
+            taken[-1] = Taken(taken[-1].line, taken[-1].got, last)
+        elif letter in b"CF":
+            close(Ending.WELL if letter == b"C" else Ending.FAILED, last)
+        elif letter == b"E":
+            refusals.append(Refusal(name, host, int(rest), last))
+    if not status:
+        ending, ended = Ending.WELL, last
+    elif status > 0:
+        ending, ended = Ending.FAILED, last
+        if killed_at is not None and letter != b"X":  # a command that has caught the signal
+            ended = killed_at
+    else:
+        assert killed_at is not None, f"{name} was ended by somebody else: {status}"
+        ending, ended = Ending.KILLED, killed_at
+    if not taken and readers and readers[-1].ending is Ending.WELL and ending is not Ending.WELL:
+        # The last close counts for nothing if a bad end follows at once, even after another open.
+        assert readers[-1].ended is not None
+        if ended - readers[-1].ended < GRACE_NS:
+            taken, is_open = list(readers.pop().taken), True
+    if is_open:
+        close(ending, ended)
+    return readers, refusals
 
 
 def wall_ahead_ns() -> int:
