@@ -85,8 +85,9 @@ class Plan:
         free = [1.0] * hosts
         ways = [Action.KILL_HOST, Action.FREEZE, Action.STOP_HOST, Action.PAUSE]
         at = 1.0
+        first = random.sample(range(hosts), 2)  # for a kill and a freeze in every round
         for number, action in enumerate(ways[:2] + random.choices(ways, weights=[4, 2, 2, 2], k=64)):
-            host = number if number < 2 else random.randrange(hosts)  # these two in any round
+            host = first[number] if number < 2 else random.randrange(hosts)
             at = max(at + random.uniform(0.3, 2.0), free[host])
             lasts = {
                 Action.KILL_HOST: random.uniform(0.0, 2 * TTL_S),
