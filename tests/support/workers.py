@@ -93,7 +93,7 @@ def sees_statuses() -> bool:
 
 
 class Worker:
-    """One worker. Ends with the test, whatever it waits for."""
+    """One worker. To be started in a thread that lives longer: it dies with it."""
 
     def __init__(
         self, name: str, host: str, view: Path, history: Path, habits: Habits, connection: list[str]
@@ -127,7 +127,12 @@ class Worker:
             environment |= {"VIEW": str(view), "HISTORY": str(history), "LC_ALL": "C"}
         with history.with_suffix(".err").open("ab") as log:
             self.process = subprocess.Popen(
-                program, env=environment, stdin=subprocess.DEVNULL, stdout=log, stderr=log, process_group=0
+                ["setpriv", "--pdeathsig", "KILL", *program],
+                env=environment,
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=log,
+                process_group=0,
             )
 
     @property
