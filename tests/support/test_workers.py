@@ -44,17 +44,32 @@ def test_a_worker_that_nobody_has_killed_is_a_fault_of_the_test() -> None:
         told(b"O 1 \n", status=-11)
 
 
-@pytest.mark.parametrize("opened_again", [b"", b"O 5 \n"])
-def test_a_bad_end_right_after_a_close_undoes_it(opened_again: bytes) -> None:
-    history = b"O 1 \nG 2 a\nD 3 \nC 4 \n" + opened_again
-    for killed_at in (6, LATE):
-        first, *others = told(history, status=-9, killed_at=killed_at)
-        assert first.taken == [Taken(b"a\n", 2, 3)]
-        assert (first.ending, first.ended) == ((Ending.KILLED, 6) if killed_at == 6 else (Ending.WELL, 4))
-        assert [other.taken for other in others] == ([[]] if killed_at == LATE and opened_again else [])
+def test_a_bad_end_right_after_a_close_undoes_it() -> None:
+    history = b"O 1 \nG 2 a\nD 3 \nC 4 \n"
+    taken = Taken(b"a\n", 2, 3)
+    assert told(history, status=-9, killed_at=6) == [reader(taken, ending=Ending.KILLED, ended=6)]
+    assert told(history, status=-9, killed_at=LATE) == [reader(taken, ending=Ending.WELL, ended=4)]
+    first, second = told(history + b"O 5 \n", status=-9, killed_at=6)
+    assert (first.ending, second.ending) == (Ending.WELL, Ending.KILLED), "it has opened again"
 
 
-def test_a_close_counts_once_the_next_open_has_brought_a_message() -> None:
+def test_a_pipe_that_is_cut_is_no_message() -> None:
+    def lines(killed_at: int) -> list[bytes]:
+        readers, _ = read_history(
+            b"G 1 a\nD 2 \nC 3 \nG 8 torn b''\n",
+            "w1",
+            "w1",
+            status=130,
+            killed_at=killed_at,
+            by_pipe=True,
+        )
+        return [taken.line for reader in readers for taken in reader.taken]
+
+    assert lines(killed_at=7) == [b"a\n"]
+    assert lines(killed_at=9) == [b"a\n", b"torn b''\n"]
+
+
+def test_a_close_counts_when_the_next_open_has_brought_a_message() -> None:
     first, second = told(b"O 1 \nG 2 a\nD 3 \nC 4 \nO 5 \nG 6 b\nX 7 3\n", status=3)
     assert (first.ending, second.ending) == (Ending.WELL, Ending.FAILED)
 

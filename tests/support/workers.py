@@ -172,16 +172,25 @@ class Worker:
             status=self.process.returncode,
             killed_at=self.killed_at,
             ahead_ns=wall_ahead if self.habits.form.value in _LOOPS else 0,
+            by_pipe=self.habits.form is Form.COMMAND,
         )
 
 
 def read_history(
-    history: bytes, name: str, host: str, *, status: int, killed_at: int | None, ahead_ns: int = 0
+    history: bytes,
+    name: str,
+    host: str,
+    *,
+    status: int,
+    killed_at: int | None,
+    ahead_ns: int = 0,
+    by_pipe: bool = False,
 ) -> tuple[list[Reader], list[Refusal]]:
     """Return what a worker had at each of its opens, and which calls failed.
 
     It ended with *status*, as subprocess has it, and the first signal was sent to it at *killed_at*. Its
-    clock is *ahead_ns* ahead.
+    clock is *ahead_ns* ahead. *by_pipe*: its messages came through a pipe, which is cut when the other end is
+    killed; who reads it cannot tell.
     """
     *lines, _torn = history.split(b"\n")
     readers: list[Reader] = []
@@ -197,6 +206,8 @@ def read_history(
     for line in lines:
         letter, stamp, rest = line.split(b" ", 2)
         last = int(stamp) - ahead_ns
+        if by_pipe and killed_at is not None and last >= killed_at and rest.startswith(b"torn "):
+            break
         if letter in b"OG":
             is_open = True
         if letter == b"G":
@@ -216,8 +227,8 @@ def read_history(
     else:
         assert killed_at is not None, f"{name} was ended by somebody else: {status}"
         ending, ended = Ending.KILLED, killed_at
-    if not taken and readers and readers[-1].ending is Ending.WELL and ending is not Ending.WELL:
-        # The last close counts for nothing if a bad end follows at once, even after another open.
+    if not is_open and readers and readers[-1].ending is Ending.WELL and ending is not Ending.WELL:
+        # The last close counts for nothing if a bad end follows at once.
         assert readers[-1].ended is not None
         if ended - readers[-1].ended < GRACE_NS:
             taken, is_open = list(readers.pop().taken), True
