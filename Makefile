@@ -4,7 +4,7 @@ MOUNT ?= $(if $(filter 0,$(shell id -u)),/dnp,$(HOME)/dnp)
 ARGS ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help setup run stop test test-newer properties lint bench
+.PHONY: help setup run stop test test-newer properties soak-groups lint bench
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-12s%s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -28,6 +28,10 @@ test-newer: setup ## run all checks with an etcd 3.5 from a newer Debian suite
 STEPS ?= 100000
 properties: setup ## let random clusters live for STEPS steps (100000), and look for planted faults
 	@DNPIPEFS_PROPERTY_STEPS=$(STEPS) .venv/bin/python -m pytest -s tests/model $(ARGS)
+
+DURATION ?= 600
+soak-groups: setup ## kill workers and mounts of consumer groups for DURATION seconds (600), and judge what they had
+	@DNPIPEFS_GROUP_KILLS_S=$(DURATION) .venv/bin/python -m pytest -s tests/mount/test_group_kills.py $(ARGS)
 
 lint: setup ## run the linters and the check of the layers only
 	@.venv/bin/python -m pytest -q tests/test_lint.py tests/test_layers.py

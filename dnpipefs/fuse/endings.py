@@ -83,6 +83,8 @@ class Endings:
                 nursery.start_soon(_ended, ending.pidfd, nursery.cancel_scope)
                 await ending.goes_on.wait()
                 nursery.cancel_scope.cancel()
+        if ending.goes_on.is_set():
+            return Fate.ALIVE  # whatever has become of it since
         seen = processes.fate(ending.opener)
         return _reaped(ending.pidfd) if seen is Fate.UNKNOWN else seen
 

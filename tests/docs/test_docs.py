@@ -84,7 +84,7 @@ def test_what_is_named_exists(document: Document) -> None:
     for path in re.findall(r"`(\w+/[\w/]+\.py)`", document.text):
         assert (REPOSITORY / "dnpipefs" / path).exists() or (REPOSITORY / path).exists(), path
     makefile = (REPOSITORY / "Makefile").read_text()
-    for target in re.findall(r"`make (\w+)", document.text):
+    for target in re.findall(r"`make ([\w-]+)", document.text):
         assert f"\n{target}:" in makefile, target
 
 

@@ -75,6 +75,26 @@ async def test_a_process_that_goes_on(mock_clock: trio.testing.MockClock, how: s
     endings.forget(ending)
 
 
+async def test_what_becomes_of_a_process_after_it_has_opened_another_file_does_not_count(
+    process: subprocess.Popen[bytes], mock_clock: trio.testing.MockClock
+) -> None:
+    endings, opener = Endings(), opener_of(process.pid)
+    ending = endings.watch(opener)
+    assert ending is not None
+    fates = []
+
+    async def look() -> None:
+        fates.append(await endings.fate(ending))
+
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(look)
+        await trio.testing.wait_all_tasks_blocked()
+        endings.opens(opener)
+        process.communicate(b"3\n")  # it has failed before anybody looks
+    assert fates == [Fate.ALIVE]
+    endings.forget(ending)
+
+
 def test_no_more_are_watched_than_there_may_be() -> None:
     endings, opener = Endings(), opener_of(os.getpid())
     watched = [endings.watch(opener) for _ in range(WATCHED_LIMIT)]

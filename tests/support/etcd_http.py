@@ -15,14 +15,29 @@ def _call(endpoint: str, method: str, body: dict[str, Any]) -> dict[str, Any]:
 
 def keys_below(endpoint: str, prefix: str) -> list[str]:
     """Return all keys that begin with `prefix` (ASCII, ending in a slash)."""
+    return [
+        base64.b64decode(kv["key"]).decode(errors="replace")
+        for kv in _below(endpoint, prefix, keys_only=True)
+    ]
+
+
+def values_below(endpoint: str, prefix: str) -> dict[str, bytes]:
+    """Return the values of these keys, too."""
+    return {
+        base64.b64decode(kv["key"]).decode(errors="replace"): base64.b64decode(kv["value"])
+        for kv in _below(endpoint, prefix, keys_only=False)
+    }
+
+
+def _below(endpoint: str, prefix: str, *, keys_only: bool) -> list[dict[str, Any]]:
     start, end = prefix.encode(), prefix[:-1].encode() + b"0"
     body = {
         "key": base64.b64encode(start).decode(),
         "range_end": base64.b64encode(end).decode(),
-        "keys_only": True,
+        "keys_only": keys_only,
     }
-    found = _call(endpoint, "kv/range", body)
-    return [base64.b64decode(kv["key"]).decode(errors="replace") for kv in found.get("kvs", [])]
+    found: list[dict[str, Any]] = _call(endpoint, "kv/range", body).get("kvs", [])
+    return found
 
 
 def compact(endpoint: str) -> None:

@@ -25,13 +25,16 @@ class Writer:
     a fork of this one would have to close, and so to flush, the handles of writers in threads.
     """
 
-    def __init__(self, name: str, topic: Path, *, limit: int | None = None, body: bytes = b"") -> None:
+    def __init__(
+        self, name: str, topic: Path, *, limit: int | None = None, body: bytes = b"", pause_s: float = 0
+    ) -> None:
+        """Of messages with that body push at most `limit`, with a pause after each."""
         self.name = name
         self.pushes: list[Push] = []
         self.errors: list[OSError] = []
         self.ok = 0
         """How many pushes were acknowledged."""
-        self._arguments = [name, str(topic), str(-1 if limit is None else limit), body.decode()]
+        self._arguments = [name, str(topic), str(-1 if limit is None else limit), body.decode(), str(pause_s)]
         self._process: subprocess.Popen[bytes] | None = None
         self._thread = threading.Thread(target=self._listen, name=name)
 
@@ -71,7 +74,7 @@ class Writer:
                 self.ok += outcome is Outcome.OK
 
 
-def write_until_told(name: str, topic: str, limit: int, body: bytes) -> None:
+def write_until_told(name: str, topic: str, limit: int, body: bytes, pause_s: float) -> None:
     """Be the process of a Writer: report number (-1 for an open), errno and times of each call."""
     stopping = threading.Event()
 
@@ -103,6 +106,8 @@ def write_until_told(name: str, topic: str, limit: int, body: bytes) -> None:
             with suppress(OSError):  # nothing is held: all messages end in a newline
                 os.close(fd)
             fd = -1
+        if pause_s:
+            stopping.wait(pause_s)
     os._exit(0)  # without waiting for the other thread
 
 
@@ -202,4 +207,4 @@ def history(
 
 
 if __name__ == "__main__":
-    write_until_told(sys.argv[1], sys.argv[2], int(sys.argv[3]), sys.argv[4].encode())
+    write_until_told(sys.argv[1], sys.argv[2], int(sys.argv[3]), sys.argv[4].encode(), float(sys.argv[5]))
