@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -72,8 +73,14 @@ class _Workers:
         if self._wanted.command is None:
             await write_output(self._wanted.render(job.message))
         else:
-            data = self._wanted.render(job.message)
-            done = await trio.run_process(["/bin/sh", "-c", self._wanted.command], stdin=data, check=False)
+            # Not through a pipe: of one that is cut, when this process is killed, the command sees an end
+            # of file as of a whole message.
+            with os.fdopen(os.memfd_create("message"), "w+b") as message:
+                message.write(self._wanted.render(job.message))
+                message.seek(0)
+                done = await trio.run_process(
+                    ["/bin/sh", "-c", self._wanted.command], stdin=message.fileno(), check=False
+                )
             if done.returncode:
                 self._consumer.give_back(job)
                 click.echo(f"dnpipefs: {_ended(done)}: offset {job.message.offset} goes back", err=True)

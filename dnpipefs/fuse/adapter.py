@@ -13,6 +13,7 @@ import os
 import select
 import stat
 from collections.abc import Callable, Coroutine, Iterable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import update_wrapper
 from itertools import count
@@ -165,7 +166,7 @@ class Adapter(pyfuse3.Operations):
     def __init__(self, files: FileSystem, interrupts: Interrupts) -> None:
         super().__init__()
         self.nursery: trio.Nursery | None = None
-        """For the tasks that wake whoever polls; it is there before the first request is."""
+        """For tasks that outlive a request; it is there before the first one is."""
         self._files: Final = files
         self._interrupts: Final = interrupts
         self._endings: Final = Endings()
@@ -173,6 +174,9 @@ class Adapter(pyfuse3.Operations):
         self._handles: dict[FileHandleT, _OpenFile] = {}
         self._listings: dict[FileHandleT, _OpenDirectory] = {}
         self._next_handle: Final = count(1)
+        self._ending = 0
+        """Files that are closed when it is known how their openers end."""
+        self._ended: Final = trio.lowlevel.ParkingLot()
 
     # Names
 
@@ -431,19 +435,39 @@ class Adapter(pyfuse3.Operations):
 
     @_answers
     async def release(self, fh: FileHandleT) -> None:
-        """The last close."""
+        """The last close. Nobody waits for its answer, but the kernel sends few at a time without it."""
         opened = self._handles.pop(fh)
         if opened.counted:
             self._nodes.stopped_writing(opened.node)
         opened.closed.cancel()
-        fate, ending = opened.fate, opened.ending
+        if opened.ending is None:
+            await self._close(opened.handle, opened.fate)
+            return
+        assert self.nursery is not None  # noqa: S101 - see there
+        self._ending += 1
+        self.nursery.start_soon(self._close_after, opened, opened.ending)
+
+    async def _close_after(self, opened: _OpenFile, ending: Ending) -> None:
+        """Close a file as its opener ends, or when that has gone on."""
+        fate = opened.fate
         try:
-            if ending is not None and fate is Fate.ALIVE:
+            if fate is Fate.ALIVE:
                 fate = await self._endings.fate(ending)
         finally:
-            if ending is not None:
-                self._endings.forget(ending)
-            await self._files.close(opened.handle, well=fate in (Fate.ALIVE, Fate.ENDED_WELL))
+            self._endings.forget(ending)
+            with suppress(FUSEError):  # it has been logged
+                await self._close(opened.handle, fate)
+            self._ending -= 1
+            self._ended.unpark_all()
+
+    @_answers
+    async def _close(self, handle: TopicHandle | ViewHandle, fate: Fate) -> None:
+        await self._files.close(handle, well=fate in (Fate.ALIVE, Fate.ENDED_WELL))
+
+    async def all_closed(self) -> None:
+        """Wait until what was closed is."""
+        while self._ending:
+            await self._ended.park()
 
     # Open directories
 
@@ -575,6 +599,7 @@ async def serve(
             nursery.start_soon(interrupts.run)
             nursery.start_soon(end_on_stop)
             await pyfuse3.main(min_tasks=MIN_IDLE_TASKS, max_tasks=MAX_TASKS)
+            await adapter.all_closed()
             nursery.cancel_scope.cancel()
     finally:
         with trio.move_on_after(STOP_GRACE_S, shield=True) as last_chance:

@@ -33,6 +33,21 @@ def test_a_command_for_each_message(dnp: Command, tmp_path: Path) -> None:
     assert json.loads(dnp.out("groups", "jobs", "--format", "json"))["lag"] == 0
 
 
+def test_a_command_has_all_of_its_message_even_if_who_started_it_is_killed(
+    dnp: Command, tmp_path: Path
+) -> None:
+    """It could not tell a message that was cut from a whole one."""
+    line = b"x" * 500_000 + b"\n"
+    dnp.out("push", "jobs", given=line)
+    script = f"touch {tmp_path}/has; until [ -e {tmp_path}/go ]; do :; done; cat > {tmp_path}/had"
+    puller = dnp.start("pull", "jobs", "--group", "w", "--exec", script)
+    eventually((tmp_path / "has").exists)
+    puller.kill()
+    puller.wait(WITHIN_S)
+    (tmp_path / "go").touch()
+    eventually(lambda: (tmp_path / "had").exists() and (tmp_path / "had").read_bytes() == line)
+
+
 def test_a_command_that_fails_gives_its_message_back(dnp: Command, tmp_path: Path) -> None:
     dnp.out("push", "jobs", "1", "2")
     failing = f"read -r job; echo $job >> {tmp_path}/tried; exit 3"

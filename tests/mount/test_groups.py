@@ -9,6 +9,7 @@ import shutil
 import signal
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -37,6 +38,31 @@ def view(here: Path) -> Path:
 
 def push(topic: Path, *messages: object) -> None:
     topic.write_text("".join(f"{message}\n" for message in messages))
+
+
+@pytest.fixture
+def one_close_at_a_time(here: Path, tmp_path: Path) -> Iterator[None]:
+    """Let the kernel send only one request at a time of those that no process waits for."""
+    if os.geteuid() != 0:
+        pytest.skip("only root may set the limits of a FUSE connection")
+    subprocess.run(["mount", "-t", "fusectl", "none", tmp_path], check=True)
+    limit = tmp_path / str(os.minor(here.stat().st_dev)) / "max_background"
+    usual = limit.read_text()
+    limit.write_text("1")
+    yield
+    limit.write_text(usual)
+    subprocess.run(["umount", tmp_path], check=True)
+
+
+@pytest.mark.usefixtures("one_close_at_a_time")
+def test_those_that_close_and_live_on_do_not_wait_for_one_another(
+    view: Path, programs: Programs, onlooker: Onlooker
+) -> None:
+    """It takes a quarter of a second to see that a process lives on: for 70 not 70 times as long."""
+    push(view.parent / "jobs", *range(6, 71))
+    for _ in range(70):
+        programs.start("read -r j < jobs@w; exec tail -f /dev/null")
+    eventually(lambda: onlooker.lag(view) == 0)
 
 
 # Shells
