@@ -423,7 +423,9 @@ class Adapter(pyfuse3.Operations):
         opened = self._handles[fh]
         opener = opened.opener
         if opened.handle.blocking and opened.fate is not Fate.FAILED and opener is not None:
-            if opened.handle.in_hand and opened.ending is None:
+            if opened.ending is not None:
+                opened.ending.close()
+            elif opened.handle.in_hand:
                 opened.ending = self._endings.watch(opener)  # before the look: if it lives then, this is it
             opened.fate = processes.fate(opener)
         await opened.handle.flush()

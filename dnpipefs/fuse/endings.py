@@ -41,6 +41,10 @@ class Ending:
         self.goes_on = trio.Event()
         """The process does something else."""
 
+    def close(self) -> None:
+        """Another descriptor is closed: what the process has opened before the last one says nothing."""
+        self.goes_on = trio.Event()
+
 
 class Endings:
     """The processes that somebody wants to see ending."""
@@ -77,7 +81,6 @@ class Endings:
 
     async def fate(self, ending: Ending) -> Fate:
         """Return how the process ends within GRACE_S; ALIVE if it does not, or nobody can tell how."""
-        ending.goes_on = trio.Event()  # what it has opened before the last close says nothing
         with trio.move_on_after(GRACE_S):
             async with trio.open_nursery() as nursery:
                 nursery.start_soon(_ended, ending.pidfd, nursery.cancel_scope)

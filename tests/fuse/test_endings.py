@@ -57,7 +57,8 @@ async def test_a_process_that_goes_on(mock_clock: trio.testing.MockClock, how: s
     endings, opener = Endings(), opener_of(os.getpid())
     ending = endings.watch(opener)
     assert ending is not None
-    endings.opens(opener)  # before the last close: that says nothing
+    endings.opens(opener)
+    ending.close()  # what was opened before the last close says nothing
     fates = []
 
     async def look() -> None:
@@ -92,6 +93,18 @@ async def test_what_becomes_of_a_process_after_it_has_opened_another_file_does_n
         endings.opens(opener)
         process.communicate(b"3\n")  # it has failed before anybody looks
     assert fates == [Fate.ALIVE]
+    endings.forget(ending)
+
+
+async def test_what_is_opened_before_the_kernel_tells_of_the_last_close_counts(
+    mock_clock: trio.testing.MockClock,
+) -> None:
+    """It lets nobody wait for it: the process may have gone on by then."""
+    endings, opener = Endings(), opener_of(os.getpid())
+    ending = endings.watch(opener)
+    assert ending is not None
+    endings.opens(opener)
+    assert await endings.fate(ending) is Fate.ALIVE
     endings.forget(ending)
 
 
