@@ -51,7 +51,7 @@ class History:
     def check(self) -> list[Anomaly]:
         """Return what is wrong; empty if nothing is."""
         scans = [
-            Scan(seen.reader, seen.began, NEVER, 0, seen.data, end_began=seen.began)
+            Scan(seen.reader, seen.began, 0, NEVER, 0, seen.data, end_began=seen.began)
             for seen in self.observations
         ]
-        return TopicLog("topic", self.pushes, self.resets, scans).check()
+        return TopicLog("topic", pushes=self.pushes, resets=self.resets, scans=scans).check()

@@ -28,7 +28,7 @@ from __future__ import annotations
 import enum
 from bisect import bisect_left
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import accumulate
 from typing import NamedTuple
 
@@ -95,6 +95,8 @@ class Scan:
     reader: str
     fresh: int
     """When the handle was opened, or last began a read that confirmed the end of file."""
+    aligned: int
+    """When the handle last was at the beginning, and so its offset where a message begins."""
     ended: int
     offset: int
     data: bytes
@@ -124,6 +126,8 @@ class End(NamedTuple):
     ended: int
     offset: int
     what: str
+    whole: bool = False
+    """Everything up to there was read."""
 
 
 class Resets:
@@ -228,13 +232,13 @@ class TopicLog:
     """One topic from its creation on."""
 
     name: str
-    pushes: Iterable[Push] = ()
-    resets: Sequence[Reset] = ()
-    scans: Iterable[Scan] = ()
-    sizes: Iterable[Size] = ()
-    deletions: Sequence[Reset] = ()
-    """When it was deleted; each record is one attempt."""
     lines: Lines = field(default_factory=Lines)
+    pushes: list[Push] = field(default_factory=list)
+    resets: list[Reset] = field(default_factory=list)
+    scans: list[Scan] = field(default_factory=list)
+    sizes: list[Size] = field(default_factory=list)
+    deletions: list[Reset] = field(default_factory=list)
+    """Attempts to delete it."""
     anomalies: list[Anomaly] = field(default_factory=list)
     entries: dict[MessageId, Entry] = field(default_factory=dict)
 
@@ -252,7 +256,9 @@ class TopicLog:
             self._see(scan, number)
             if scan.end_began is not None:
                 length = scan.offset + scan.base + len(scan.data)
-                ends.append(End(scan.end_began, scan.ended, length, f"{scan.reader}: end of file"))
+                whole = not scan.offset and not self.removals.during(scan.fresh, scan.ended)
+                what = f"{scan.reader}: end of file"
+                ends.append(End(scan.end_began, scan.ended, length, what, whole or not self.removals))
         spans = self._generations()
         self._check_ends(ends, spans)
         self._check_deletions(ends)
@@ -267,6 +273,12 @@ class TopicLog:
     def _see(self, scan: Scan, number: int) -> None:
         before = len(self.anomalies)
         at, data = scan.offset + scan.base, scan.data
+        if scan.offset and self.removals.during(scan.aligned, scan.ended):
+            # The offset may be one of another generation.
+            first = data.find(b"\n") + 1
+            if first and self.lines(data[:first]) is None:
+                scan = replace(scan, base=scan.base + first, data=data[first:])
+                at, data = at + first, data[first:]
         if not self.removals:
             skip = self._agreed(at, data)
             self._read(scan, number, at + skip, data[skip:], None)
@@ -420,6 +432,10 @@ class TopicLog:
             if entry is not None and entry.end > end.offset:
                 kind = Kind.STALE if entry.sure < end.began else Kind.NON_MONOTONIC
                 self.say(kind, f"{end.what} {end.offset} at {end.began}-{end.ended} without {entry}")
+        self._check_lost([end for end in ends if end.whole], alive)
+
+    def _check_lost(self, ends: list[End], alive: Alive) -> None:
+        """Check that what nobody has seen may have been removed before anybody could."""
         began = [end.began for end in ends]
         first_ended = list(accumulate(reversed(ends), lambda one, other: min(one, other, key=_ended)))[::-1]
         for entry in self.entries.values():

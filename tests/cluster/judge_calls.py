@@ -1,0 +1,36 @@
+"""Calls end in time, and daemons die only when they are killed."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Iterator
+
+from tests.cluster.history import Died, Final, History, Nemesis
+from tests.support.topic_log import NEVER, Anomaly, Kind
+
+SEEN_S = 60
+"""So long after a kill a death may be found that it explains."""
+
+
+def check_calls(history: History, limit: int) -> Iterator[Anomaly]:
+    """Judge the time of all calls, and each death; `limit` in nanoseconds."""
+    pauses: dict[str, list[Nemesis]] = defaultdict(list)
+    ends: dict[str, list[Nemesis]] = defaultdict(list)
+    for nemesis in history.of(Nemesis):
+        if nemesis.what == "pause":
+            pauses[nemesis.mount].append(nemesis)
+        elif nemesis.what in ("kill", "stop"):
+            ends[nemesis.mount].append(nemesis)
+    end = history.end
+    for call in history.calls:
+        ended = min(call.ended, end)
+        if ended - call.began <= limit or isinstance(call, Nemesis | Final):
+            continue
+        still = sum(
+            max(0, min(ended, pause.ended) - max(call.began, pause.began)) for pause in pauses[call.mount]
+        )
+        if ended - call.began - still > limit:
+            yield Anomaly(Kind.HUNG, f"{call} took {(ended - call.began) / 1e9:.1f} s")
+    for died in history.of(Died):
+        if not any(n.began < died.began < min(n.ended, NEVER) + SEEN_S * 10**9 for n in ends[died.mount]):
+            yield Anomaly(Kind.DIED, f"the daemon of {died.mount}, by {died.began}, status {died.status}")
