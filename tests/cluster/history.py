@@ -139,10 +139,12 @@ class Subscribe(Call):
 
 @dataclass(slots=True, kw_only=True)
 class Hear(Call):
-    """One read of a subscription, which does not wait; ok without data: there was nothing (EAGAIN)."""
+    """One read of a subscription; ok without data: there was nothing (EAGAIN)."""
 
     handle: int
     data: bytes = b""
+    waits: bool = False
+    """It is a read that waits until there is something, so it need not end."""
 
 
 @dataclass(slots=True, kw_only=True)
@@ -198,7 +200,8 @@ class Killed(Call):
 class Nemesis(Call):
     """What a test did to a mount on purpose.
 
-    "kill" or "stop": the daemon ends; "pause": it stands still; anything else: calls may fail, but not hang.
+    "kill" or "stop": the daemon ends, and is not back before the end; "pause": it stands still; anything
+    else: calls may fail, but not hang.
     """
 
     what: str
@@ -283,9 +286,10 @@ class History:
 class HistoryWriter:
     """One client's file."""
 
-    def __init__(self, path: Path, client: str, mount: str) -> None:
+    def __init__(self, path: Path, client: str, mount: str, *, first: int = 0) -> None:
+        """`first`: above the numbers of calls that the file has already."""
         self._file = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o600)
-        self._number = 0
+        self._number = first
         self._line({"client": client, "mount": mount})
 
     def begin(self, kind: type[Call], *, at: int | None = None, **values: Any) -> int:

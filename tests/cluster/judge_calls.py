@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Iterator
 
-from tests.cluster.history import Died, Final, History, Nemesis
+from tests.cluster.history import Died, Final, Hear, History, Nemesis
 from tests.support.topic_log import NEVER, Anomaly, Kind
 
 SEEN_S = 60
@@ -25,6 +25,8 @@ def check_calls(history: History, limit: int) -> Iterator[Anomaly]:
     for call in history.calls:
         ended = min(call.ended, end)
         if ended - call.began <= limit or isinstance(call, Nemesis | Final):
+            continue
+        if isinstance(call, Hear) and call.waits:
             continue
         still = sum(
             max(0, min(ended, pause.ended) - max(call.began, pause.began)) for pause in pauses[call.mount]

@@ -17,7 +17,7 @@ from collections import defaultdict
 from collections.abc import Iterator
 from typing import NamedTuple
 
-from tests.cluster.history import Call, Create, Delete, History, Listing, Open, Rename
+from tests.cluster.history import Call, Create, Delete, History, Listing, Nemesis, Open, Rename
 from tests.support.messages import Outcome
 from tests.support.topic_log import LONG_AGO, NEVER, Anomaly, Kind
 
@@ -49,6 +49,20 @@ class Name:
         return found
 
 
+class Away:
+    """When daemons were dead on purpose: without a mount a name is looked up in the directory below it."""
+
+    def __init__(self, history: History) -> None:
+        self._times: dict[str, list[Nemesis]] = defaultdict(list)
+        for nemesis in history.of(Nemesis):
+            if nemesis.what in ("kill", "stop"):
+                self._times[nemesis.mount].append(nemesis)
+
+    def during(self, call: Call) -> bool:
+        """Tell whether a call overlaps such a time."""
+        return any(n.began < call.ended and call.began < n.ended for n in self._times[call.mount])
+
+
 def names(history: History) -> dict[str, Name]:
     """Return the history of each name."""
     changes: dict[str, list[Change]] = defaultdict(list)
@@ -77,6 +91,7 @@ def check_names(history: History, lag: int) -> Iterator[Anomaly]:
     """Judge every open and listing; `lag` in nanoseconds."""
     known = names(history)
     gone = _deletions(history)
+    away = Away(history)
     for opened in history.of(Open):
         name = known.get(opened.name)
         if name is None:
@@ -89,11 +104,26 @@ def check_names(history: History, lag: int) -> Iterator[Anomaly]:
             elif opened.mode == "read" and gone.get(opened.ino, NEVER) < opened.began:
                 text = f"{opened}: {opened.name} was topic {opened.ino:x}"
                 yield Anomaly(Kind.STALE_NAME, f"{text}, whose deletion had returned")
-        elif opened.errno == errno.ENOENT and 0 not in name.meanings(opened.began, opened.ended):
-            yield Anomaly(Kind.MISSING_NAME, f"{opened}: {opened.name} was there all the time")
+        elif opened.errno == errno.ENOENT:
+            yield from _check_missing(opened, opened.name, known, away)
+    for change in [*history.of(Delete), *history.of(Rename)]:
+        if change.errno == errno.ENOENT:
+            yield from _check_missing(change, change.name, known, away)
+    for create in history.of(Create):
+        if create.errno == errno.EEXIST and _meanings(create, create.name, known) == {0}:
+            yield Anomaly(Kind.STALE_NAME, f"{create}: {create.name} was not there")
     for listing in history.of(Listing):
         if listing.ok:
             yield from _check_listing(listing, known)
+
+
+def _meanings(call: Call, name: str, known: dict[str, Name]) -> set[int]:
+    return known[name].meanings(call.began, call.ended) if name in known else {0}
+
+
+def _check_missing(call: Call, name: str, known: dict[str, Name], away: Away) -> Iterator[Anomaly]:
+    if 0 not in _meanings(call, name, known) and not away.during(call):
+        yield Anomaly(Kind.MISSING_NAME, f"{call}: {name} was there all the time")
 
 
 def _check_listing(listing: Listing, known: dict[str, Name]) -> Iterator[Anomaly]:

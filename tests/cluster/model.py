@@ -93,7 +93,13 @@ class Sizes:
     until: float = 4000.0
     unknown: float = 0.03
     reading: float = 60.0
-    """The pause between reads of whole topics."""
+    """The longest pause between reads of whole topics."""
+    following: int = 60
+    """The most polls of one follower."""
+    resetting: float = 800.0
+    """The longest pause between resets."""
+    short_reads: float = 0.5
+    """Of readers, how many are given a few bytes a read."""
 
 
 class Model:
@@ -388,7 +394,7 @@ class Model:
         read.offset, read.round = offset, int(client.startswith("final"))
         self.calls.append(read)
         data, sizes = b"", []
-        long = self.random.choice((0, 1 << 20))
+        long = 0 if self.random.random() < self.sizes.short_reads else 1 << 20
         while True:
             read.last_began = self.at()
             yield self.soon(2)
@@ -429,7 +435,7 @@ class Model:
             opened.size = len(topic.log)
             opened.ended = self.at()
             offset = 0
-            for _ in range(self.random.randrange(1, 60)):
+            for _ in range(self.random.randrange(1, self.sizes.following)):
                 if self.now > self.sizes.until:
                     return
                 offset = yield from self._scan(client, host, topic, name, handle, offset)
@@ -504,7 +510,7 @@ class Model:
 
     def resetter(self, client: str, host: str) -> Client:
         while self.now < self.sizes.until:
-            yield self.soon(800)
+            yield self.soon(self.sizes.resetting)
             topic = self.topics[self.names[self.random.choice(("reset0", "reset1"))]]
             call = Truncate(client=client, mount=host, began=0, ino=topic.ino)
             generation = -1
