@@ -212,8 +212,8 @@ class Pusher(Client):
     def _push(self, opened: Opened) -> bool:
         kind, body = self.random.random(), self.random.randrange(60)
         count = 1
-        if kind > 0.98:
-            count, body = self.random.randrange(50, 200), self.random.randrange(1000, 2000)
+        if kind > 0.995:
+            count, body = self.random.randrange(50, 200), self.random.randrange(200, 1000)
         elif kind > 0.85:
             count = self.random.randrange(2, 20)
         writer, first = self.plan.client, self._number

@@ -8,9 +8,11 @@ CLOCK_MONOTONIC, which all processes of the machine share, whatever their networ
 
 from __future__ import annotations
 
+import base64
 import json
 import os
 import time
+import zlib
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field, fields
 from pathlib import Path
@@ -246,6 +248,7 @@ KINDS: dict[str, type[Call]] = {
         Final,
     )
 }
+COMPRESSED_BYTES = 1000
 _TUPLES = {"sizes", "names", "mounts"}
 _COMMON = {field.name for field in fields(Call)}
 
@@ -324,8 +327,17 @@ def read_history(directory: Path) -> History:
     return History(calls)
 
 
-def _encode(value: bytes) -> str:
-    return value.decode("latin-1")
+def _encode(value: bytes) -> str | list[str]:
+    """Return bytes for JSON; many of them compressed, since every reader reads the same."""
+    if len(value) < COMPRESSED_BYTES:
+        return value.decode("latin-1")
+    return [base64.b85encode(zlib.compress(value, 1)).decode()]
+
+
+def _decode(value: str | list[str]) -> bytes:
+    if isinstance(value, str):
+        return value.encode("latin-1")
+    return zlib.decompress(base64.b85decode(value[0]))
 
 
 def _lines(path: Path) -> Iterator[dict[str, Any]]:
@@ -366,7 +378,7 @@ def _calls(lines: Iterable[dict[str, Any]]) -> list[Call]:
 def _call(values: dict[str, Any]) -> Call:
     kind = KINDS[values.pop("call")]
     if "data" in values:
-        values["data"] = values["data"].encode("latin-1")
+        values["data"] = _decode(values["data"])
     for name in _TUPLES & values.keys():
         values[name] = tuple(values[name])
     return kind(**values)

@@ -84,7 +84,7 @@ def topic_logs(history: History, lines: Lines) -> dict[int, TopicLog]:
             continue
         key = read.client, read.handle
         if read.offset == 0:
-            aligned[key] = read.began
+            aligned[key] = opened.get(key, 0)
         end_began = read.last_began if read.sizes and read.sizes[-1] == 0 else None
         topic(read.ino).scans.append(
             Scan(

@@ -72,6 +72,8 @@ class Topic:
     """How much of its newest generation somebody has read."""
     surely_reset: int = -1
     """The newest generation that began with a reset which said so."""
+    unsure: bool = False
+    """A reset has had an unknown outcome."""
 
     @property
     def log(self) -> bytearray:
@@ -227,12 +229,16 @@ class Model:
         if topic.deleted:
             return
         log = topic.log
+        if len(lines) > 1 and call.ok and topic.lasting and self.trouble("mix batch", "of the same write"):
+            lines = lines[::-1]
         for line in lines:
             tag = b" ".join(line.split(b" ")[:2]).decode()
             sure = call.ok and topic.lasting
             if sure and self.trouble("lose", tag):
                 continue
             if sure and self.trouble("double", tag):
+                log += line
+            if not call.ok and topic.lasting and self.trouble("double unknown", tag):
                 log += line
             if sure and self.trouble("tear", repr(line[:-3])[2:20]):
                 log += line[:-3] + b"\n"
@@ -256,6 +262,9 @@ class Model:
         generation = len(topic.generations) - 1
         for host in self.hosts:
             self.start(self._switch(topic, host, generation, self.soon(LAG)))
+        if call.ok and not topic.unsure and self.trouble("reset twice", "reset"):
+            self.spared = topic
+            self.start(self._late(lambda: topic.generations.append(bytearray()), self.now + 500))
         return generation
 
     def _switch(self, topic: Topic, host: str, generation: int, time: float) -> Client:
@@ -289,8 +298,9 @@ class Model:
             elif fate < 2 / 3:
                 self.start(self._late(effect, self.soon(200)))
             if fate > 0.9:
+                call.errno = 0  # nobody was ever told
                 yield self.soon(20)
-                return  # never told
+                return
         yield self.soon()
         call.ended = self.at()
 
@@ -355,7 +365,7 @@ class Model:
         self.calls.append(opened)
         yield self.soon()
         opened.ino = self.find(name)
-        if name == "gone" and self.trouble("stale name", "whose deletion had returned"):
+        if name == "gone" and self.trouble("stale name", "gone was topic"):
             opened.ino = self.past_names[name][1][1]
         if name == "kept0" and self.trouble("missing name", name):
             opened.ino = 0
@@ -523,8 +533,10 @@ class Model:
             if topic is self.spared:
                 continue
             yield from self._attempt(call, effect)
-            if call.ok and call.ended != NEVER:
+            if call.ok:
                 topic.surely_reset = generation
+            else:
+                topic.unsure = True
 
     def churner(self, client: str, host: str) -> Client:
         """Create, rename, replace, delete names of its own, until an outcome is unknown."""

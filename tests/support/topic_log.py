@@ -96,7 +96,7 @@ class Scan:
     fresh: int
     """When the handle was opened, or last began a read that confirmed the end of file."""
     aligned: int
-    """When the handle last was at the beginning, and so its offset where a message begins."""
+    """`fresh` of when it last read from the beginning; since then its offset is where a message begins."""
     ended: int
     offset: int
     data: bytes
