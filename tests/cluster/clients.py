@@ -262,9 +262,7 @@ class Reader(Client):
         ended = time.monotonic_ns()
         data = b"".join(pieces)
         base = 0 if offset or opened.name.startswith("reset") else self._same(opened.ino, data)
-        self.log.end(
-            number, failure, at=ended, base=base, data=data[base:], sizes=sizes, last_began=began
-        )
+        self.log.end(number, failure, at=ended, base=base, data=data[base:], sizes=sizes, last_began=began)
         return None if failure else end
 
     def _same(self, ino: int, data: bytes) -> int:
@@ -278,7 +276,7 @@ class Reader(Client):
 
 
 class Follower(Reader):
-    """Reads on as a topic grows, as `tail -f` does: a topic that has become shorter it reads from the start."""
+    """Reads on as a topic grows, as `tail -f` does: from the start again if the topic has become shorter."""
 
     def __init__(self, plan: Plan) -> None:
         super().__init__(plan)

@@ -13,7 +13,7 @@ import json
 import os
 import time
 import zlib
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any, TypeVar
@@ -173,7 +173,7 @@ class Received(Call):
 
 @dataclass(slots=True, kw_only=True)
 class Acknowledged(Call):
-    """A close by a worker that lives and does not fail: what was in hand is done. ok: the close returned 0."""
+    """A close by a worker that lives and does not fail, by which what was in hand is done."""
 
     name: str
     group: str
@@ -263,7 +263,7 @@ class History:
 
     def of(self, kind: type[T]) -> list[T]:
         """Return the calls of one kind."""
-        return [call for call in self.calls if type(call) is kind]  # type: ignore[misc]
+        return [call for call in self.calls if type(call) is kind]
 
     @property
     def end(self) -> int:
@@ -352,7 +352,6 @@ def _calls(lines: Iterable[dict[str, Any]]) -> list[Call]:
     begun: dict[int, dict[str, Any]] = {}
     calls: list[Call] = []
     client = mount = ""
-    make: Callable[..., Call]
     for line in lines:
         if "client" in line:
             client, mount = line["client"], line["mount"]

@@ -106,7 +106,8 @@ def check_names(history: History, lag: int) -> Iterator[Anomaly]:
                 yield Anomaly(Kind.STALE_NAME, f"{text}, whose deletion had returned")
         elif opened.errno == errno.ENOENT:
             yield from _check_missing(opened, opened.name, known, away)
-    for change in [*history.of(Delete), *history.of(Rename)]:
+    changes: list[Delete | Rename] = [*history.of(Delete), *history.of(Rename)]
+    for change in changes:
         if change.errno == errno.ENOENT:
             yield from _check_missing(change, change.name, known, away)
     for create in history.of(Create):

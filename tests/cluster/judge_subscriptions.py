@@ -75,7 +75,7 @@ class Subscription:
             *whole, rest = (rest + hear.data).split(b"\n")
             for line in whole:
                 if cuts and self._log.removals.during(opened.began, hear.ended):
-                    line = self._without_lost_part(line, cuts)  # noqa: PLW2901
+                    line = self._without_lost_part(line, cuts)
                 cuts = []
                 found = self._placed(line + b"\n", hear)
                 if isinstance(found, Anomaly):

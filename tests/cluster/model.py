@@ -41,6 +41,8 @@ Client = Generator[float, None, None]
 LAG = 30.0
 """The longest that a watch takes, in milliseconds like all of the model's times; calls take up to 20."""
 UNIT_NS = 1_000_000
+EDGE = (bytearray(), bytearray(b"\n"))
+"""What stands before a message."""
 
 
 class Acked(NamedTuple):
@@ -50,6 +52,9 @@ class Acked(NamedTuple):
     end: int
     began: int
     ended: int
+
+
+NOTHING = Acked(0, 0, 0, 0)
 
 
 @dataclass
@@ -66,7 +71,7 @@ class Topic:
     deleted: bool = False
     deleted_by: float = math.inf
     """When a deletion had returned."""
-    acked: Acked = Acked(0, 0, 0, 0)
+    acked: Acked = NOTHING
     """The last message that was acknowledged."""
     read_to: int = 0
     """How much of its newest generation somebody has read."""
@@ -254,7 +259,7 @@ class Model:
         """Begin a new generation; return its number."""
         topic.generations.append(bytearray())
         topic.read_to = 0
-        topic.acked = Acked(0, 0, 0, 0)
+        topic.acked = NOTHING
         old = topic.generations[-2]
         if call.ok and len(old) > 1000 and self.trouble("survive", "reset"):
             topic.log[:] = old[: old.rfind(b"\n", 0, len(old) // 2 + 80) + 1]
@@ -400,7 +405,9 @@ class Model:
         offset: int,
         known: dict[int, bytes] | None = None,
     ) -> Generator[float, None, int]:
-        read = Read(client=client, mount=host, began=self.at(), handle=handle, ino=topic.ino, name=name, offset=0)
+        read = Read(
+            client=client, mount=host, began=self.at(), handle=handle, ino=topic.ino, name=name, offset=0
+        )
         read.offset, read.round = offset, int(client.startswith("final"))
         self.calls.append(read)
         data, sizes = b"", []
@@ -420,7 +427,7 @@ class Model:
             data += piece
             if not piece:
                 break
-        if topic.kept and not offset and len(data) > 1000 and self.trouble("diverge", "at "):
+        if topic.lasting and not offset and len(data) > 1000 and self.trouble("diverge", "at "):
             first, second = data.find(b"\n") + 1, data.find(b"\n", data.find(b"\n") + 1) + 1
             data = data[first:second] + data[:first] + data[second:]
         elif known is not None and topic.kept and not offset:
@@ -472,7 +479,9 @@ class Model:
                 return
             name = self.random.choice(("kept0", "kept1", "reset0"))
             topic = self.topics[self.names[name]]
-            opened = Subscribe(client=client, mount=host, began=self.at(), name=name, handle=handle, ino=topic.ino)
+            opened = Subscribe(
+                client=client, mount=host, began=self.at(), name=name, handle=handle, ino=topic.ino
+            )
             self.calls.append(opened)
             yield self.soon()
             generation, at = len(topic.generations) - 1, len(topic.log)
@@ -489,7 +498,7 @@ class Model:
                 if generation != len(topic.generations) - 1:
                     generation, at = len(topic.generations) - 1, 0
                 data = bytes(topic.log[at : at + self.random.randrange(1, 400)])
-                due = there.end > at and there.began > opened.ended and topic.log[at - 1 : at] in (b"", b"\n")
+                due = there.end > at and there.began > opened.ended and topic.log[at - 1 : at] in EDGE
                 if due and self.trouble("dry", "nothing to read"):
                     data = b""
                 at += len(data)
@@ -507,7 +516,7 @@ class Model:
         first = hear.data.find(b"\n") + 1
         second = hear.data.find(b"\n", first) + 1
         third = hear.data.find(b"\n", second) + 1
-        whole = topic.log[max(0, at - len(hear.data) - 1) : at - len(hear.data)] in (b"", b"\n")
+        whole = topic.log[max(0, at - len(hear.data) - 1) : at - len(hear.data)] in EDGE
         if not (whole and 0 < first < second < third):
             return
         one, two, rest = hear.data[:first], hear.data[first:second], hear.data[second:]

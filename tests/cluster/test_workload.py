@@ -22,7 +22,7 @@ from tests.cluster.history import (
     Truncate,
     Write,
 )
-from tests.cluster.judge import Kind, Limits, judge
+from tests.cluster.judge import Limits, judge
 from tests.cluster.workload import Workload
 from tests.support.etcd_process import EtcdProcess
 from tests.support.mounts import Mounts, why_no_mounts

@@ -428,7 +428,9 @@ class TopicLog:
         alive = Alive(spans)
         required = Required(entry for entry in self.entries.values() if entry.offset >= 0)
         for end in ends:
-            entry = required.until(end.began, min(self.removals.removed_until(end.ended), alive.since(end.ended)))
+            entry = required.until(
+                end.began, min(self.removals.removed_until(end.ended), alive.since(end.ended))
+            )
             if entry is not None and entry.end > end.offset:
                 kind = Kind.STALE if entry.sure < end.began else Kind.NON_MONOTONIC
                 self.say(kind, f"{end.what} {end.offset} at {end.began}-{end.ended} without {entry}")
@@ -437,7 +439,10 @@ class TopicLog:
     def _check_lost(self, ends: list[End], alive: Alive) -> None:
         """Check that what nobody has seen may have been removed before anybody could."""
         began = [end.began for end in ends]
-        first_ended = list(accumulate(reversed(ends), lambda one, other: min(one, other, key=_ended)))[::-1]
+        first_ended = ends[:]
+        for at in range(len(ends) - 2, -1, -1):
+            if first_ended[at + 1].ended < first_ended[at].ended:
+                first_ended[at] = first_ended[at + 1]
         for entry in self.entries.values():
             if entry.sure == NEVER or entry.offset >= 0:
                 continue
@@ -477,7 +482,7 @@ class Alive:
                 continue
             if self._whole and span.since < self._whole[-1].until:
                 last = self._whole.pop()
-                span = Span(last.since, max(last.until, span.until))  # noqa: PLW2901
+                span = Span(last.since, max(last.until, span.until))
             self._whole.append(span)
         self._starts = [span.since for span in self._whole]
 
@@ -493,7 +498,10 @@ class Alive:
 
 
 class Required:
-    """The last message that must be in sight: asked with growing times; a Fenwick tree over the begin of pushes."""
+    """The last message that must be in sight, asked with growing times.
+
+    A Fenwick tree over when pushes began.
+    """
 
     def __init__(self, entries: Iterable[Entry]) -> None:
         self._waiting = sorted(entries, key=lambda entry: entry.known, reverse=True)
@@ -524,10 +532,6 @@ class Required:
 def _split(data: bytes) -> list[bytes]:
     *whole, rest = data.split(b"\n")
     return [line + b"\n" for line in whole] + ([rest] if rest else [])
-
-
-def _ended(end: End) -> int:
-    return end.ended
 
 
 def _alive(group: list[Entry]) -> Span:
