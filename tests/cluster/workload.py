@@ -28,7 +28,7 @@ from pathlib import Path
 from typing import Any
 
 from tests.cluster.clients import Plan
-from tests.cluster.history import Create, Died, Final, History, HistoryWriter, Nemesis, Write, read_history
+from tests.cluster.history import Create, Died, Final, History, HistoryWriter, Nemesis, read_history
 
 REPOSITORY = Path(__file__).parents[2]
 FINAL_WITHIN_S = 30.0
@@ -62,6 +62,31 @@ class Crew:
     reset_topics: int = 2
 
 
+class Progress:
+    """How many messages a pusher has got acknowledged, as its history grows."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._offset = 0
+        self._begun: dict[int, int] = {}
+        self.acknowledged = 0
+
+    def look(self) -> None:
+        """Read what is new."""
+        with self._path.open("rb") as file:
+            file.seek(self._offset)
+            data = file.read()
+        whole = data.rfind(b"\n") + 1
+        self._offset += whole
+        for line in data[:whole].splitlines():
+            values = json.loads(line)
+            if values.get("call") == "write":
+                self._begun[values["n"]] = values["count"]
+            elif "call" not in values and "n" in values:
+                count = self._begun.pop(values["n"], 0)
+                self.acknowledged += 0 if "errno" in values else values.get("whole", count)
+
+
 class Workload:
     """Client processes on mounts."""
 
@@ -88,6 +113,7 @@ class Workload:
         directory.mkdir(parents=True, exist_ok=True)
         self._clients: list[subprocess.Popen[bytes]] = []
         self._round = 0
+        self._progress: dict[Path, Progress] = {}
         self._logs = {
             mount: HistoryWriter(directory / f"parent{n}.jsonl", f"parent{n}", str(mount))
             for n, mount in enumerate(self.mounts)
@@ -131,14 +157,18 @@ class Workload:
             try:
                 client.wait(timeout=max(0.1, deadline - time.monotonic()))
             except subprocess.TimeoutExpired:
-                client.kill()  # its last call has no end in the history
+                # Its last call has no end in the history, which goes on long enough to show it.
+                client.kill()
+                self._logs[self.mounts[0]].begin(Nemesis, what=f"killed a client that hung: {client.args!r}")
         failed = [client.returncode for client in self._clients if client.returncode not in (0, None)]
         self._clients = []
         assert not failed, f"clients failed: {failed}"
 
     def acknowledged(self) -> int:
         """Return how many messages were acknowledged so far."""
-        return sum(write.count for write in read_history(self._directory).of(Write) if write.ok)
+        for path in self._directory.glob("*-push*.jsonl"):
+            self._progress.setdefault(path, Progress(path)).look()
+        return sum(progress.acknowledged for progress in self._progress.values())
 
     @contextmanager
     def nemesis(self, mount: Path, what: str) -> Iterator[None]:
