@@ -11,6 +11,7 @@ everything.
 from __future__ import annotations
 
 import errno
+import itertools
 import json
 import os
 import select
@@ -95,6 +96,7 @@ class Client:
         self.stopping = False
         self._handles = 0
         self._listed_at = 0.0
+        self._marks: list[int] = []
         self._names = plan.names
 
     def run(self) -> None:
@@ -119,14 +121,24 @@ class Client:
 
     def attempt(self, kind: type[Call], action: Callable[[], dict[str, Any]], **values: Any) -> bool:
         """Make a call and record it; `action` returns what else there is to record."""
-        number = self.log.begin(kind, **values)
+        began = time.monotonic_ns()
+        number = self.log.begin(kind, at=began, **values)
+        self._marks = []
+        more: dict[str, Any] = {}
+        failure = 0
         try:
             more = action()
         except OSError as error:
-            self.log.end(number, error.errno or errno.EIO)
-            return False
-        self.log.end(number, **more)
-        return True
+            failure = error.errno or errno.EIO
+        ended = time.monotonic_ns()
+        if self._marks:
+            more["slowest"] = slowest(began, *self._marks, ended)
+        self.log.end(number, failure, at=ended, **more)
+        return not failure
+
+    def mark(self) -> None:
+        """Say that one of several system calls of an attempt has ended."""
+        self._marks.append(time.monotonic_ns())
 
     def names(self) -> tuple[str, ...]:
         """Return the names of topics, as listed lately."""
@@ -157,6 +169,7 @@ class Client:
 
         def action() -> dict[str, Any]:
             fd = os.open(self.directory / name, flags | os.O_CLOEXEC)
+            self.mark()
             try:
                 status = os.fstat(fd)
             except OSError:
@@ -182,6 +195,11 @@ class Opened:
     handle: int
     ino: int
     name: str
+
+
+def slowest(*times: int) -> tuple[int, int]:
+    """Return the longest time between two times that follow on one another."""
+    return max(itertools.pairwise(times), key=lambda pair: pair[1] - pair[0])
 
 
 def close(fd: int) -> None:
@@ -250,8 +268,10 @@ class Reader(Client):
         pieces: list[bytes] = []
         sizes: list[int] = []
         end, failure = offset, 0
+        times: list[int] = []
         while not sizes or sizes[-1]:
             began = time.monotonic_ns()
+            times.append(began)
             try:
                 pieces.append(os.pread(opened.fd, READ_BYTES, end))
             except OSError as error:
@@ -262,7 +282,16 @@ class Reader(Client):
         ended = time.monotonic_ns()
         data = b"".join(pieces)
         base = 0 if offset or opened.name.startswith("reset") else self._same(opened.ino, data)
-        self.log.end(number, failure, at=ended, base=base, data=data[base:], sizes=sizes, last_began=began)
+        self.log.end(
+            number,
+            failure,
+            at=ended,
+            base=base,
+            data=data[base:],
+            sizes=sizes,
+            last_began=began,
+            slowest=slowest(*times, ended),
+        )
         return None if failure else end
 
     def _same(self, ino: int, data: bytes) -> int:
@@ -413,6 +442,7 @@ class Churner(Client):
     def _create(self, name: str) -> bool:
         def action() -> dict[str, Any]:
             fd = os.open(self.directory / name, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC)
+            self.mark()
             try:
                 self._inos[name] = os.fstat(fd).st_ino
             except OSError as error:

@@ -32,6 +32,8 @@ class Call:
     ended: int = NEVER
     outcome: Outcome = Outcome.OK
     errno: int = 0
+    slowest: tuple[int, ...] = ()
+    """Of a call that stands for several system calls, when the slowest began and ended."""
 
     @property
     def ok(self) -> bool:
@@ -200,7 +202,7 @@ class Killed(Call):
 
 @dataclass(slots=True, kw_only=True)
 class Nemesis(Call):
-    """What a test did to a mount on purpose.
+    """What a test did on purpose, to one mount or to all (mount "").
 
     "kill" or "stop": the daemon ends, and is not back before the end; "pause": it stands still; anything
     else: calls may fail, but not hang.
@@ -249,7 +251,7 @@ KINDS: dict[str, type[Call]] = {
     )
 }
 COMPRESSED_BYTES = 1000
-_TUPLES = {"sizes", "names", "mounts"}
+_TUPLES = {"sizes", "names", "mounts", "slowest"}
 _COMMON = {field.name for field in fields(Call)}
 
 T = TypeVar("T", bound=Call)

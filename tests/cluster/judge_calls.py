@@ -23,16 +23,14 @@ def check_calls(history: History, limit: int) -> Iterator[Anomaly]:
             ends[nemesis.mount].append(nemesis)
     end = history.end
     for call in history.calls:
-        ended = min(call.ended, end)
-        if ended - call.began <= limit or isinstance(call, Nemesis | Final):
+        began, ended = call.slowest or (call.began, min(call.ended, end))
+        if ended - began <= limit or isinstance(call, Nemesis | Final):
             continue
         if isinstance(call, Hear) and call.waits:
             continue
-        still = sum(
-            max(0, min(ended, pause.ended) - max(call.began, pause.began)) for pause in pauses[call.mount]
-        )
-        if ended - call.began - still > limit:
-            yield Anomaly(Kind.HUNG, f"{call} took {(ended - call.began) / 1e9:.1f} s")
+        still = sum(max(0, min(ended, pause.ended) - max(began, pause.began)) for pause in pauses[call.mount])
+        if ended - began - still > limit:
+            yield Anomaly(Kind.HUNG, f"{call} took {(ended - began) / 1e9:.1f} s")
     for died in history.of(Died):
         if not any(n.began < died.began < min(n.ended, NEVER) + SEEN_S * 10**9 for n in ends[died.mount]):
             yield Anomaly(Kind.DIED, f"the daemon of {died.mount}, by {died.began}, status {died.status}")

@@ -3,7 +3,8 @@
 Names are changed by one client each, one change after another, and no more once an outcome is unknown. So
 what a name means has a history of its own, and others may find what it meant at some time during their call.
 
-1. stale name: an open finds a topic which the name has ceased to mean more than the watch's lag before,
+1. stale name: an open finds a topic which the name has ceased to mean more than the watch's lag before
+   (and before what a test did to the mount, which may hold the watch up),
    or (for reading, which asks etcd) one whose deletion had returned; a listing, which asks, shows a name
    that was gone, or lacks one that was there.
 2. missing name: an open says ENOENT, which is confirmed with etcd, of a name that was there all the time.
@@ -49,18 +50,29 @@ class Name:
         return found
 
 
-class Away:
-    """When daemons were dead on purpose: without a mount a name is looked up in the directory below it."""
+class Troubles:
+    """What tests did to mounts on purpose."""
 
     def __init__(self, history: History) -> None:
-        self._times: dict[str, list[Nemesis]] = defaultdict(list)
-        for nemesis in history.of(Nemesis):
-            if nemesis.what in ("kill", "stop"):
-                self._times[nemesis.mount].append(nemesis)
+        self._all = sorted(history.of(Nemesis), key=lambda nemesis: nemesis.began, reverse=True)
 
-    def during(self, call: Call) -> bool:
-        """Tell whether a call overlaps such a time."""
-        return any(n.began < call.ended and call.began < n.ended for n in self._times[call.mount])
+    def away(self, call: Call) -> bool:
+        """Tell whether there may have been no mount: a name is looked up in the directory below it then."""
+        return any(
+            n.what in ("kill", "stop")
+            and n.mount == call.mount
+            and n.began < call.ended
+            and call.began < n.ended
+            for n in self._all
+        )
+
+    def seen_since(self, call: Call, lag: int) -> int:
+        """Return from when on the mount may show what it has seen."""
+        since = call.began - lag
+        for n in self._all:
+            if n.mount in ("", call.mount) and n.began < call.ended and n.ended > since:
+                since = min(since, n.began - lag)
+        return since
 
 
 def names(history: History) -> dict[str, Name]:
@@ -91,13 +103,13 @@ def check_names(history: History, lag: int) -> Iterator[Anomaly]:
     """Judge every open and listing; `lag` in nanoseconds."""
     known = names(history)
     gone = _deletions(history)
-    away = Away(history)
+    troubles = Troubles(history)
     for opened in history.of(Open):
         name = known.get(opened.name)
         if name is None:
             continue
         if opened.ok:
-            meanings = name.meanings(opened.began - lag, opened.ended)
+            meanings = name.meanings(troubles.seen_since(opened, lag), opened.ended)
             if opened.ino not in meanings and -1 not in meanings:
                 text = f"{opened}: {opened.name} was topic {opened.ino:x}"
                 yield Anomaly(Kind.STALE_NAME, f"{text}, not one of {[f'{ino:x}' for ino in meanings]}")
@@ -105,11 +117,11 @@ def check_names(history: History, lag: int) -> Iterator[Anomaly]:
                 text = f"{opened}: {opened.name} was topic {opened.ino:x}"
                 yield Anomaly(Kind.STALE_NAME, f"{text}, whose deletion had returned")
         elif opened.errno == errno.ENOENT:
-            yield from _check_missing(opened, opened.name, known, away)
+            yield from _check_missing(opened, opened.name, known, troubles)
     changes: list[Delete | Rename] = [*history.of(Delete), *history.of(Rename)]
     for change in changes:
         if change.errno == errno.ENOENT:
-            yield from _check_missing(change, change.name, known, away)
+            yield from _check_missing(change, change.name, known, troubles)
     for create in history.of(Create):
         if create.errno == errno.EEXIST and _meanings(create, create.name, known) == {0}:
             yield Anomaly(Kind.STALE_NAME, f"{create}: {create.name} was not there")
@@ -122,8 +134,8 @@ def _meanings(call: Call, name: str, known: dict[str, Name]) -> set[int]:
     return known[name].meanings(call.began, call.ended) if name in known else {0}
 
 
-def _check_missing(call: Call, name: str, known: dict[str, Name], away: Away) -> Iterator[Anomaly]:
-    if 0 not in _meanings(call, name, known) and not away.during(call):
+def _check_missing(call: Call, name: str, known: dict[str, Name], troubles: Troubles) -> Iterator[Anomaly]:
+    if 0 not in _meanings(call, name, known) and not troubles.away(call):
         yield Anomaly(Kind.MISSING_NAME, f"{call}: {name} was there all the time")
 
 

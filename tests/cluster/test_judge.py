@@ -24,6 +24,7 @@ from tests.cluster.history import (
     Nemesis,
     Open,
     Read,
+    Rename,
     Truncate,
     Write,
     read_history,
@@ -255,6 +256,8 @@ def heard(began: int, ended: int, *, waits: bool = False) -> Hear:
         ([nemesis("pause", 5, 15), heard(0, 46)], {Kind.HUNG}),
         ([nemesis("pause", 5, 15, "m0"), heard(0, 44)], {Kind.HUNG}),
         ([nemesis("partition", 5, 15), heard(0, 44)], {Kind.HUNG}),
+        ([replace(heard(0, 60), slowest=(5 * SECOND, 39 * SECOND))], set()),
+        ([replace(heard(0, 60), slowest=(5 * SECOND, 41 * SECOND))], {Kind.HUNG}),
     ],
 )
 def test_calls_that_hang(calls: list[Call], expected: set[Kind]) -> None:
@@ -331,6 +334,14 @@ def test_names_that_are_refused() -> None:
     assert kinds(judge(History([made, missing]), LIMITS)) == {Kind.MISSING_NAME}
     assert kinds(judge(History([made, gone]), LIMITS)) == {Kind.MISSING_NAME}
     assert kinds(judge(History([made, again]), LIMITS)) == {Kind.STALE_NAME}
+    moved = Rename(client="c", mount="m0", name="t", target="u", ino=TOPIC, **at(2))
+    late = Open(client="r", mount="m1", name="t", mode="write", ino=TOPIC, **at(9))
+    assert kinds(judge(History([made, moved, late]), LIMITS)) == {Kind.STALE_NAME}
+    assert kinds(judge(History([made, moved, late, nemesis("partition", 2, 9)]), LIMITS)) == set()
+    assert kinds(judge(History([made, moved, late, nemesis("partition", 2, 9, "")]), LIMITS)) == set()
+    assert kinds(judge(History([made, moved, late, nemesis("partition", 2, 9, "m0")]), LIMITS)) == {
+        Kind.STALE_NAME
+    }
     unmounted = nemesis("kill", 0, 3)
     assert kinds(judge(History([made, missing, unmounted]), LIMITS)) == set(), "there was no mount"
 

@@ -114,10 +114,11 @@ class Workload:
         self._clients: list[subprocess.Popen[bytes]] = []
         self._round = 0
         self._progress: dict[Path, Progress] = {}
-        self._logs = {
+        self._logs: dict[Path | None, HistoryWriter] = {
             mount: HistoryWriter(directory / f"parent{n}.jsonl", f"parent{n}", str(mount))
             for n, mount in enumerate(self.mounts)
         }
+        self._logs[None] = HistoryWriter(directory / "parent.jsonl", "parent", "")
 
     def prepare(self) -> None:
         """Make the topics, through the first mount."""
@@ -159,7 +160,7 @@ class Workload:
             except subprocess.TimeoutExpired:
                 # Its last call has no end in the history, which goes on long enough to show it.
                 client.kill()
-                self._logs[self.mounts[0]].begin(Nemesis, what=f"killed a client that hung: {client.args!r}")
+                self._logs[None].begin(Nemesis, what=f"killed a client that hung: {client.args!r}")
         failed = [client.returncode for client in self._clients if client.returncode not in (0, None)]
         self._clients = []
         assert not failed, f"clients failed: {failed}"
@@ -171,8 +172,11 @@ class Workload:
         return sum(progress.acknowledged for progress in self._progress.values())
 
     @contextmanager
-    def nemesis(self, mount: Path, what: str) -> Iterator[None]:
-        """Say what is done to a mount during the block: "kill", "stop", "pause", or anything else."""
+    def nemesis(self, mount: Path | None, what: str) -> Iterator[None]:
+        """Say what is done to a mount (None: to all) during the block.
+
+        "kill" or "stop": its daemon ends, and is back at the end of the block; "pause"; or anything else.
+        """
         number = self._logs[mount].begin(Nemesis, what=what)
         try:
             yield
@@ -185,7 +189,7 @@ class Workload:
 
     def final_read(self, *, within_s: float = FINAL_WITHIN_S) -> bool:
         """Let all topics be read on all mounts until all agree; the judge knows if they do not in time."""
-        log = self._logs[self.mounts[0]]
+        log = self._logs[None]
         number = log.begin(Final, mounts=[str(mount) for mount in self.mounts], names=self.names)
         deadline = time.monotonic() + within_s
         while True:
