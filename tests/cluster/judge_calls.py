@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import errno
 from collections import defaultdict
 from collections.abc import Iterator
 
 from tests.cluster.history import Died, Final, Hear, History, Nemesis
 from tests.support.topic_log import NEVER, Anomaly, Kind
 
+DEAD = (errno.ENOTCONN, errno.ECONNABORTED)
+"""What the kernel says of a mount without a daemon."""
 SEEN_S = 60
 """So long after a kill a death may be found that it explains."""
 
@@ -22,6 +25,7 @@ def check_calls(history: History, limit: int) -> Iterator[Anomaly]:
         elif nemesis.what in ("kill", "stop"):
             ends[nemesis.mount].append(nemesis)
     end = history.end
+    yield from _check_alive(history, ends)
     for call in history.calls:
         began, ended = call.slowest or (call.began, min(call.ended, end))
         if ended - began <= limit or isinstance(call, Nemesis | Final):
@@ -34,3 +38,14 @@ def check_calls(history: History, limit: int) -> Iterator[Anomaly]:
     for died in history.of(Died):
         if not any(n.began < died.began < min(n.ended, NEVER) + SEEN_S * 10**9 for n in ends[died.mount]):
             yield Anomaly(Kind.DIED, f"the daemon of {died.mount}, by {died.began}, status {died.status}")
+
+
+def _check_alive(history: History, ends: dict[str, list[Nemesis]]) -> Iterator[Anomaly]:
+    """Check that no call says that a daemon is dead which nobody has ended; the first of each mount."""
+    told: set[str] = set()
+    for call in sorted(history.calls, key=lambda call: call.began):
+        if call.errno in DEAD and call.mount not in told:
+            # A handle of a daemon that was killed stays dead.
+            if not any(nemesis.began < call.ended for nemesis in ends[call.mount]):
+                yield Anomaly(Kind.DIED, f"the daemon of {call.mount}, by {call}")
+            told.add(call.mount)

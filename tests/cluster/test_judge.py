@@ -282,6 +282,13 @@ def test_daemons_that_die(calls: list[Call], expected: set[Kind]) -> None:
     assert kinds(judge(History([died, *calls]), LIMITS)) == expected
 
 
+def test_a_mount_that_nobody_killed_and_is_dead() -> None:
+    dead = replace(heard(8, 9), outcome=UNKNOWN, errno=errno.ENOTCONN)
+    assert kinds(judge(History([dead]), LIMITS)) == {Kind.DIED}
+    assert kinds(judge(History([nemesis("pause", 5, 6), dead]), LIMITS)) == {Kind.DIED}
+    assert kinds(judge(History([nemesis("kill", 5, 6), dead]), LIMITS)) == set()
+
+
 def final(outcome: Outcome = OK, round: int = 1) -> Final:  # noqa: A002
     return Final(
         client="parent",

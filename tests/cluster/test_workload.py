@@ -64,6 +64,7 @@ def test_all_guarantees_hold_when_a_daemon_is_killed(tmp_path: Path) -> None:
                 workload.prepare()
                 with workload.running():
                     eventually(lambda: workload.acknowledged() > 1500, within_s=WITHIN_S)
+                    assert all(host.alive for host in hosts)
                     with workload.nemesis(paths[0], "kill"):
                         hosts[0].kill()
                         hosts[0].start()

@@ -18,6 +18,7 @@ from __future__ import annotations
 import errno
 import json
 import os
+import signal
 import subprocess
 import sys
 import time
@@ -160,8 +161,10 @@ class Workload:
             except subprocess.TimeoutExpired:
                 # Its last call has no end in the history, which goes on long enough to show it.
                 client.kill()
+                with suppress(subprocess.TimeoutExpired):  # it may be stuck in the kernel
+                    client.wait(timeout=1)
                 self._logs[None].begin(Nemesis, what=f"killed a client that hung: {client.args!r}")
-        failed = [client.returncode for client in self._clients if client.returncode not in (0, None)]
+        failed = [c.returncode for c in self._clients if c.returncode not in (0, None, -signal.SIGKILL)]
         self._clients = []
         assert not failed, f"clients failed: {failed}"
 
