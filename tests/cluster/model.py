@@ -14,7 +14,7 @@ import errno
 import heapq
 import itertools
 import math
-from collections.abc import Callable, Generator, Iterator
+from collections.abc import Callable, Generator
 from dataclasses import dataclass, field
 from random import Random
 from typing import NamedTuple
@@ -590,9 +590,3 @@ class Model:
             self.topics[ino].deleted_by = self.now
         yield self.soon(40)
         return known
-
-
-def histories(seeds: Iterator[int] | range, sizes: Sizes | None = None) -> Iterator[History]:
-    """Return right histories."""
-    for seed in seeds:
-        yield Model(seed, sizes).run()
