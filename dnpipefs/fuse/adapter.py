@@ -142,8 +142,8 @@ class _OpenFile:
     """Of the opener, at the last close of a descriptor; once seen failing it stays so."""
     ending: Ending | None = None
     """Of the opener, watched from a close on."""
-    closed: trio.CancelScope = field(default_factory=trio.CancelScope)
-    """Of whoever waits for it to become readable."""
+    waker: trio.CancelScope | None = None
+    """Of the task that waits for it to become readable, while there is one."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -387,21 +387,22 @@ class Adapter(pyfuse3.Operations):
     ) -> int:
         """Answer whether a read would return; if not, wake whoever polls once it would."""
         opened = self._handles[fh]
-        waited = opened.poll.wanted
         opened.poll.wait(poll_handle)
         if opened.handle.readable:
             return select.POLLIN | select.POLLRDNORM | _WRITABLE
-        if opened.poll.wanted and not waited:
+        if opened.poll.wanted and opened.waker is None:
             assert self.nursery is not None  # noqa: S101 - see there
-            self.nursery.start_soon(self._wake, opened)
+            opened.waker = trio.CancelScope()
+            self.nursery.start_soon(self._wake, opened, opened.waker)
         return _WRITABLE
 
-    async def _wake(self, opened: _OpenFile) -> None:
-        with opened.closed:
+    async def _wake(self, opened: _OpenFile, scope: trio.CancelScope) -> None:
+        with scope:
             try:
                 await opened.handle.until_readable()
             except errors.DnpError as error:  # the read that follows says so
                 logger.debug("poll: %s", error)
+            opened.waker = None  # who is woken and finds nothing needs another one
             opened.poll.notify()
 
     @_answers
@@ -441,7 +442,8 @@ class Adapter(pyfuse3.Operations):
         opened = self._handles.pop(fh)
         if opened.counted:
             self._nodes.stopped_writing(opened.node)
-        opened.closed.cancel()
+        if opened.waker is not None:
+            opened.waker.cancel()
         if opened.ending is None:
             await self._close(opened.handle, opened.fate)
             return

@@ -1,7 +1,9 @@
 """`topic@` on a real mount: what is pushed after the open, to everybody who listens."""
 
 import os
+import select
 import sys
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -51,6 +53,34 @@ def test_a_listener_that_waits(topic: Path, there: Path, programs: Programs) -> 
     push(there / "topic", "two")
     for listener in listeners:
         assert listener.communicate(timeout=WITHIN_S)[0] == "one\ntwo\n"
+
+
+def test_poll_wakes_a_listener_each_time(topic: Path, there: Path) -> None:
+    push(topic, "old")
+    with listening(topic.parent / "topic@") as descriptor:
+        poll = select.poll()
+        poll.register(descriptor, select.POLLIN)
+        for number in range(10):
+            push(there / "topic", number)
+            began = time.monotonic()
+            assert poll.poll(3 * WITHIN_S * 1000) == [(descriptor, select.POLLIN)]
+            assert time.monotonic() - began < WITHIN_S, (
+                "it was woken, and did not look when its time was over"
+            )
+            assert hear(descriptor) == f"{number}\n"
+
+
+def test_a_listener_polls_in_vain_again_and_again(topic: Path, there: Path) -> None:
+    push(topic, "old")
+    with listening(topic.parent / "topic@") as descriptor:
+        poll = select.poll()
+        poll.register(descriptor, select.POLLIN)
+        for number in range(5):
+            assert poll.poll(10) == []
+            size = topic.stat().st_size
+            push(there / "topic", number)
+            eventually(lambda size=size: topic.stat().st_size > size)  # type: ignore[misc]
+            assert hear(descriptor) == f"{number}\n"
 
 
 def test_it_goes_on_after_a_reset(topic: Path, there: Path, programs: Programs) -> None:

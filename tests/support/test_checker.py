@@ -147,7 +147,7 @@ def test_an_observation_under_way_is_a_beginning() -> None:
     history.observations.append(shorter)
     assert history.check() == []
     history.observations[-1] = replace(shorter, data=b"".join(lines(history)[:1]))
-    assert {anomaly.kind for anomaly in history.check()} == {Kind.LOST}
+    assert {anomaly.kind for anomaly in history.check()} == {Kind.STALE}
 
 
 @pytest.mark.parametrize(
