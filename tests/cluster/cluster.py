@@ -1,0 +1,185 @@
+"""Three etcd members and three mounts on six hosts, with TLS and users: started, stopped, asked how it is."""
+
+import json
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from pathlib import Path
+
+from tests.cluster.hosts import Host, Network
+from tests.cluster.leftovers import Lab, clear_abandoned, guarded, leftovers_of_faketime, own_lab
+from tests.cluster.members import Member, Operator
+from tests.support.certificates import Authority
+from tests.support.mounts import Mount
+from tests.support.waiting import eventually
+
+USER = "dnpipefs"
+PASSWORD = "a password of the tests"  # noqa: S105 - nobody else's
+PREFIX = "/dnp/"
+SESSION_TTL_S = 4
+RECOVERY_S = 40.0
+"""How long everything may need to be well again: clients back off, leaders are elected, sessions begin anew."""
+
+_FAKETIME = sorted(Path("/usr/lib").glob("*/faketime/libfaketimeMT.so.1"))
+
+
+class ClusterMount(Mount):
+    """A mount on a host of its own, with a clock of its own where libfaketime is there."""
+
+    def __init__(self, host: Host, directory: Path, members: Sequence[Member], authority: Authority) -> None:
+        """The first mount is known by its certificate alone, the others by password, too."""
+        by_certificate = host.name == "m1"
+        pair = authority.issue(USER if by_certificate else host.name, host=host.address)
+        (directory / host.name).mkdir()
+        super().__init__(
+            directory / host.name,
+            endpoints=[member.endpoint for member in members],
+            prefix=PREFIX,
+            session_ttl=SESSION_TTL_S,
+            tls={"cacert": str(authority.ca), "cert": str(pair.cert), "key": str(pair.key)},
+            **({} if by_certificate else {"credentials": {"user": USER, "password": PASSWORD}}),
+        )
+        self.host = host
+        self.name = host.name
+        self.frozen = False
+        self._clock = directory / host.name / "clock"
+        self.set_clock(0)
+        self.wrapper = [*host.inside, *self._faketime()]
+
+    def _faketime(self) -> list[str]:
+        if not _FAKETIME:
+            return []
+        settings = {
+            "LD_PRELOAD": str(_FAKETIME[0]),
+            "FAKETIME_TIMESTAMP_FILE": str(self._clock),
+            "FAKETIME_CACHE_DURATION": "1",
+            "FAKETIME_DONT_FAKE_MONOTONIC": "1",
+            "DONT_FAKE_MONOTONIC": "1",  # the same to older releases
+        }
+        return ["env", *(f"{name}={value}" for name, value in settings.items())]
+
+    def wait_ready(self) -> None:
+        super().wait_ready()
+        for file in leftovers_of_faketime(self.pid):  # it has them open; a kill would leave them behind
+            file.unlink(missing_ok=True)
+
+    def set_clock(self, ahead_s: int) -> None:
+        """Put its wall clock, not the monotonic one, ahead of the machine's; it sees that within a second."""
+        new = self._clock.with_name("clock.new")
+        new.write_text(f"{ahead_s:+d}\n")
+        new.replace(self._clock)
+
+    def pause(self) -> None:
+        super().pause()
+        self.frozen = True
+
+    def resume(self) -> None:
+        super().resume()
+        self.frozen = False
+
+
+def why_no_clocks() -> str | None:
+    """Say what this machine lacks to give mounts clocks of their own, None if nothing."""
+    return None if _FAKETIME else "no clock of a mount's own: no libfaketime (package libfaketime)"
+
+
+class Cluster:
+    """The cluster. Whoever harms it calls its `start`: what is started so lives as long as the cluster."""
+
+    def __init__(self, lab: Lab, directory: Path, binary: str, starter: ThreadPoolExecutor) -> None:
+        self.lab = lab
+        self._starter = starter
+        self.network = Network(lab, ["e1", "e2", "e3", "m1", "m2", "m3"])
+        keys = directory / "keys"
+        keys.mkdir()
+        self.authority = Authority(keys, "authority")
+        hosts = self.network.hosts
+        self.members = [Member(host, directory / host.name, self.authority, binary) for host in hosts[:3]]
+        for member in self.members:
+            member.cluster = self.members
+        self.operator = Operator(self.network.operator, self.members, self.authority)
+        self.mounts = [
+            ClusterMount(host, directory, self._from(number), self.authority)
+            for number, host in enumerate(hosts[3:])
+        ]
+
+    def _from(self, number: int) -> list[Member]:
+        """Return the members in an order that lets each mount begin with another."""
+        return [*self.members[number:], *self.members[:number]]
+
+    def start(self, *processes: Member | Mount) -> None:
+        """Start members and mounts, and wait until they work.
+
+        In a thread of the cluster's: the kernel ends what a thread has started when that thread ends.
+        """
+        for process in processes:
+            self._starter.submit(process.launch).result()
+        members = [process for process in processes if isinstance(process, Member)]
+        if members:
+            self.operator.wait_ready(members)
+        for process in processes:
+            if isinstance(process, Mount):
+                process.wait_ready()
+
+    def create(self) -> None:
+        """Make hosts, members, users and mounts."""
+        self.network.create()
+        for member in self.members:
+            member.disk.make()
+        self.start(*self.members)
+        self.operator.enable_users(USER, PASSWORD, PREFIX)
+        self.start(*self.mounts)
+
+    def stop(self) -> None:
+        """End all processes."""
+        for mount in self.mounts:
+            mount.clear()
+        for member in self.members:
+            member.kill()
+
+    def leader(self) -> Member:
+        """Return the leader, once there is one."""
+        found = eventually(self.operator.leader, within_s=RECOVERY_S)
+        assert found is not None
+        return found
+
+    def followers(self) -> list[Member]:
+        leader = self.leader()
+        return [member for member in self.members if member is not leader]
+
+    def has_session(self, mount: Mount) -> bool:
+        """Whether etcd has a session of the mount."""
+        return any(
+            json.loads(line)["pid"] == mount.pid
+            for line in self.operator.etcdctl("get", f"{PREFIX}session/", "--prefix", "--print-value-only").splitlines()
+        )
+
+    def wait_well(self) -> None:
+        """Wait until all members follow one leader, and have applied what it has, and each mount answers."""
+
+        def in_step() -> bool:
+            told = self.operator.status()
+            return (
+                len(told) == len(self.members)
+                and len({status.leader for status in told.values()} - {0}) == 1
+                and max(each.applied for each in told.values()) - min(each.applied for each in told.values()) < 50
+            )
+
+        eventually(in_step, within_s=RECOVERY_S)
+        for mount in self.mounts:
+            assert mount.alive, f"{mount.name} has ended:\n{mount.log}"
+            assert mount.path.is_mount()
+
+
+@contextmanager
+def running_cluster(make_directory: Callable[[str], Path], binary: str) -> Iterator[Cluster]:
+    """Run a cluster while the block runs; `make_directory` makes a directory of a name for it."""
+    clear_abandoned()
+    lab = own_lab()
+    with guarded(lab), ThreadPoolExecutor(1) as starter:
+        cluster = Cluster(lab, make_directory(lab.name), binary, starter)
+        try:
+            cluster.create()
+            yield cluster
+        finally:
+            cluster.stop()
