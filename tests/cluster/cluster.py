@@ -1,6 +1,7 @@
 """Three etcd members and three mounts on six hosts, with TLS and users: started, stopped, asked how it is."""
 
 import json
+import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -19,6 +20,8 @@ PREFIX = "/dnp/"
 SESSION_TTL_S = 4
 RECOVERY_S = 40.0
 """How long everything may need to be well again: clients back off, leaders are elected, sessions begin anew."""
+IN_STEP = 50
+"""By how many entries of etcd's log members may differ that are asked one after another."""
 
 _FAKETIME = sorted(Path("/usr/lib").glob("*/faketime/libfaketimeMT.so.1"))
 
@@ -58,6 +61,21 @@ class ClusterMount(Mount):
         }
         return ["env", *(f"{name}={value}" for name, value in settings.items())]
 
+    def launch(self) -> None:
+        """Mount, without waiting; what an earlier daemon has left is unmounted before."""
+        self.clear()
+        self.frozen = False
+        super().launch()
+
+    def comes_up(self) -> bool:
+        """Wait until the mount answers; False if the daemon has ended, or does before."""
+        if self.alive and not self._ready.closed:
+            try:
+                self.wait_ready()
+            except AssertionError:
+                self.wait()
+        return self.alive
+
     def wait_ready(self) -> None:
         super().wait_ready()
         for file in leftovers_of_faketime(self.pid):  # it has them open; a kill would leave them behind
@@ -84,10 +102,12 @@ def why_no_clocks() -> str | None:
 
 
 class Cluster:
-    """The cluster. Whoever harms it calls its `start`: what is started so lives as long as the cluster."""
+    """The cluster."""
 
     def __init__(self, lab: Lab, directory: Path, binary: str, starter: ThreadPoolExecutor) -> None:
         self.lab = lab
+        self.bad_lines: set[str] = set()
+        """Hosts whose packets are queued: there is one queue a host."""
         self._starter = starter
         self.network = Network(lab, ["e1", "e2", "e3", "m1", "m2", "m3"])
         keys = directory / "keys"
@@ -107,28 +127,32 @@ class Cluster:
         """Return the members in an order that lets each mount begin with another."""
         return [*self.members[number:], *self.members[:number]]
 
-    def start(self, *processes: Member | Mount) -> None:
-        """Start members and mounts, and wait until they work.
+    def launch(self, *processes: Member | ClusterMount) -> None:
+        """Start members and mounts that do not run, without waiting for them.
 
         In a thread of the cluster's: the kernel ends what a thread has started when that thread ends.
         """
         for process in processes:
-            self._starter.submit(process.launch).result()
-        members = [process for process in processes if isinstance(process, Member)]
-        if members:
-            self.operator.wait_ready(members)
-        for process in processes:
-            if isinstance(process, Mount):
-                process.wait_ready()
+            if not process.alive:
+                self._starter.submit(process.launch).result()
 
     def create(self) -> None:
         """Make hosts, members, users and mounts."""
         self.network.create()
         for member in self.members:
             member.disk.make()
-        self.start(*self.members)
+        self.launch(*self.members)
+        self.operator.wait_ready(self.members)
         self.operator.enable_users(USER, PASSWORD, PREFIX)
-        self.start(*self.mounts)
+        self.launch(*self.mounts)
+        self.wait_well()
+
+    def end_daemons(self) -> None:
+        """Kill the mounts' daemons, so that whoever waits for one in the kernel fails."""
+        for mount in self.mounts:
+            if mount.alive:
+                mount.resume()
+                mount.process.kill()
 
     def stop(self) -> None:
         """End all processes."""
@@ -147,28 +171,41 @@ class Cluster:
         leader = self.leader()
         return [member for member in self.members if member is not leader]
 
-    def has_session(self, mount: Mount) -> bool:
-        """Whether etcd has a session of the mount."""
-        return any(
-            json.loads(line)["pid"] == mount.pid
-            for line in self.operator.etcdctl("get", f"{PREFIX}session/", "--prefix", "--print-value-only").splitlines()
-        )
+    def running_members(self) -> list[Member]:
+        """Return the members that run and are not frozen."""
+        return [member for member in self.members if member.alive and not member.frozen]
+
+    def running_mounts(self) -> list[ClusterMount]:
+        """Return the mounts that run and are not frozen."""
+        return [mount for mount in self.mounts if mount.alive and not mount.frozen]
+
+    def sessions(self) -> set[int]:
+        """Return the pids of the mounts that etcd has sessions of."""
+        told = self.operator.etcdctl("get", f"{PREFIX}session/", "--prefix", "--print-value-only")
+        return {json.loads(line)["pid"] for line in told.splitlines() if line}
 
     def wait_well(self) -> None:
-        """Wait until all members follow one leader, and have applied what it has, and each mount answers."""
+        """Wait until all members follow one leader and have applied what it has, and each mount has its session.
 
-        def in_step() -> bool:
-            told = self.operator.status()
-            return (
-                len(told) == len(self.members)
-                and len({status.leader for status in told.values()} - {0}) == 1
-                and max(each.applied for each in told.values()) - min(each.applied for each in told.values()) < 50
-            )
-
-        eventually(in_step, within_s=RECOVERY_S)
+        Starts what does not run: a member that could not go on, a mount that could not begin.
+        """
+        deadline = time.monotonic() + RECOVERY_S
+        self.launch(*self.members)
+        eventually(self._in_step, within_s=RECOVERY_S)
         for mount in self.mounts:
-            assert mount.alive, f"{mount.name} has ended:\n{mount.log}"
-            assert mount.path.is_mount()
+            while not mount.comes_up():
+                assert time.monotonic() < deadline, f"{mount.name} does not come up:\n{mount.log}"
+                self.launch(mount)
+        eventually(lambda: {mount.pid for mount in self.mounts} <= self.sessions(), within_s=RECOVERY_S)
+
+    def _in_step(self) -> bool:
+        told = self.operator.status()
+        applied = [status.applied for status in told.values()]
+        return (
+            len(told) == len(self.members)
+            and len({status.leader for status in told.values()} - {0}) == 1
+            and max(applied) - min(applied) < IN_STEP
+        )
 
 
 @contextmanager

@@ -101,6 +101,10 @@ class Member(EtcdProcess):
         assert self._process is not None, f"{self.name} does not run"
         return self._process.pid
 
+    def launch(self) -> None:
+        self.frozen = False
+        super().launch()
+
     def pause(self) -> None:
         super().pause()
         self.frozen = True
