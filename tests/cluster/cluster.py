@@ -20,6 +20,7 @@ PREFIX = "/dnp/"
 SESSION_TTL_S = 4
 RECOVERY_S = 40.0
 """How long everything may need to be well again: clients back off, leaders are elected, sessions begin anew."""
+LOG_SHOWN = 4000
 IN_STEP = 50
 """By how many entries of etcd's log members may differ that are asked one after another."""
 
@@ -147,6 +148,11 @@ class Cluster:
         self.launch(*self.mounts)
         self.wait_well()
 
+    def logs(self) -> str:
+        """Return the ends of all logs."""
+        logs = {process.name: process.log for process in [*self.members, *self.mounts]}
+        return "\n".join(f"{name}:\n{log[-LOG_SHOWN:]}" for name, log in logs.items())
+
     def end_daemons(self) -> None:
         """Kill the mounts' daemons, so that whoever waits for one in the kernel fails."""
         for mount in self.mounts:
@@ -192,6 +198,7 @@ class Cluster:
         deadline = time.monotonic() + RECOVERY_S
         self.launch(*self.members)
         eventually(self._in_step, within_s=RECOVERY_S)
+        self.operator.look_after()
         for mount in self.mounts:
             while not mount.comes_up():
                 assert time.monotonic() < deadline, f"{mount.name} does not come up:\n{mount.log}"

@@ -41,7 +41,7 @@ def shared_cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster
 
 
 @pytest.fixture
-def cluster(shared_cluster: Cluster) -> Iterator[Cluster]:
+def cluster(shared_cluster: Cluster, request: pytest.FixtureRequest) -> Iterator[Cluster]:
     """The cluster, well before and after the test."""
     shared_cluster.wait_well()
     timer = threading.Timer(TEST_LIMIT_S, shared_cluster.end_daemons)
@@ -51,3 +51,4 @@ def cluster(shared_cluster: Cluster) -> Iterator[Cluster]:
     finally:
         timer.cancel()
         timer.join()
+        request.node.add_report_section("teardown", "logs", shared_cluster.logs())  # shown if it failed

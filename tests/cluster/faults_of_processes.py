@@ -99,8 +99,8 @@ class ClockJump(Fault):
 _GLUTTON = """
 import os, sys
 group, victim = sys.argv[1:]
-with open("/proc/self/oom_score_adj", "w") as score:
-    score.write("-1000")
+with open(f"/proc/{victim}/oom_score_adj", "w") as score:
+    score.write("1000")  # whom the kernel ends first
 for pid in ("self", victim):
     with open(group + "/cgroup.procs", "w") as members:
         members.write("0" if pid == "self" else pid)
@@ -123,6 +123,14 @@ class _MemoryGroup:
                 (self.path / limit).write_text(str(OOM_LIMIT_BYTES))
         with suppress(FileNotFoundError, PermissionError):  # where there is no swap there is no such file
             (self.path / "memory.swap.max").write_text("0")
+
+    def kills(self) -> int:
+        """Return how many processes the kernel has ended here."""
+        for file in ("memory.events", "memory.oom_control"):
+            if (self.path / file).exists():
+                told = dict(line.split() for line in (self.path / file).read_text().splitlines())
+                return int(told["oom_kill"])
+        raise AssertionError(f"{self.path} does not tell what the kernel has ended")
 
     @staticmethod
     def parent() -> Path | None:
@@ -150,6 +158,7 @@ class OutOfMemory(Fault):
     def __init__(self, name: str, *, member: bool) -> None:
         super().__init__(name)
         self._member = member
+        self.kills_of_the_kernel = 0
 
     def why_not(self) -> str | None:
         return None if _MemoryGroup.parent() else "no control groups for memory, or they cannot be written"
@@ -178,6 +187,7 @@ class OutOfMemory(Fault):
             glutton.kill()
             glutton.wait()
             victim.kill()  # waits for it, too
+            self.kills_of_the_kernel = group.kills()
             eventually(lambda: _removed(group.path))
 
     def heal(self, cluster: Cluster) -> None:
@@ -191,5 +201,3 @@ def _removed(group: Path) -> bool:
     except OSError:
         return False
     return True
-
-

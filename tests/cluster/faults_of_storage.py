@@ -55,16 +55,8 @@ class FullEtcd(Fault):
     def heal(self, cluster: Cluster) -> None:
         if self._begun:
             cluster.operator.etcdctl("del", FILLING, "--prefix")
-            make_room(cluster)
+            cluster.operator.make_room()
             self._begun = False
-
-
-def make_room(cluster: Cluster) -> None:
-    """Compact, defragment one member after another, disarm."""
-    cluster.operator.compact()
-    for member in cluster.running_members():
-        cluster.operator.etcdctl("defrag", at=[member])
-    cluster.operator.etcdctl("alarm", "disarm")
 
 
 class Compaction(Fault):

@@ -110,22 +110,25 @@ class Network:
         _ip([f"netns add {host.namespace}" for host in [*self.hosts, self.operator]])
         _ip(
             [
-                f"link add {host.name} netns {switch} type veth peer name eth0 netns {host.namespace}"
+                f"link add name {host.name} netns {switch} type veth peer name eth0 netns {host.namespace}"
                 for host in self.hosts
             ]
         )
         _ip(
             [
-                "link add bridge type bridge forward_delay 0",
+                "link add name bridge type bridge forward_delay 0",
                 f"addr add {self.operator.address}/24 dev bridge",
-                *(f"link set {host.name} master bridge up" for host in self.hosts),
-                "link set bridge up",
-                "link set lo up",
+                *(f"link set dev {host.name} master bridge up" for host in self.hosts),
+                "link set dev bridge up",
+                "link set dev lo up",
             ],
             switch,
         )
         for host in self.hosts:
-            _ip([f"addr add {host.address}/24 dev eth0", "link set eth0 up", "link set lo up"], host.namespace)
+            _ip(
+                [f"addr add {host.address}/24 dev eth0", "link set dev eth0 up", "link set dev lo up"],
+                host.namespace,
+            )
 
     def cut(self, ways: Iterable[tuple[Host, Host]]) -> list[Rule]:
         """Let receivers lose all that senders send them, given as (sender, receiver); return how it is undone."""
@@ -144,5 +147,3 @@ def both_ways(some: Iterable[Host], others: Iterable[Host]) -> list[tuple[Host, 
 def _ip(commands: Sequence[str], namespace: str | None = None) -> None:
     where = () if namespace is None else ("-n", namespace)
     output_of("ip", *where, "-batch", "-", given="\n".join(commands) + "\n")
-
-

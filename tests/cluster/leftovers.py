@@ -50,7 +50,9 @@ class Lab:
         """Return the pids of all processes in its namespaces."""
         found = []
         for namespace in self.namespaces():
-            told = subprocess.run(["ip", "netns", "pids", namespace], capture_output=True, text=True, check=False)
+            told = subprocess.run(
+                ["ip", "netns", "pids", namespace], capture_output=True, text=True, check=False
+            )
             found += [int(pid) for pid in told.stdout.split()]
         return found
 

@@ -43,7 +43,9 @@ class Recovery:
     def gaps(self) -> dict[str, float]:
         """Return the longest gap on each mount between the fault and now, seconds."""
         now = time.monotonic_ns()
-        return {writer.name: longest_gap_s(list(writer.pushes), self.began_ns, now) for writer in self.writers}
+        return {
+            writer.name: longest_gap_s(list(writer.pushes), self.began_ns, now) for writer in self.writers
+        }
 
 
 @contextmanager

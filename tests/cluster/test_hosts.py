@@ -29,7 +29,9 @@ def test_each_host_is_one_of_its_own(cluster: Cluster) -> None:
     seen = {host.run("ip", "-brief", "-4", "addr", "show", "dev", "eth0") for host in cluster.network.hosts}
     assert len(seen) == 6
     here = subprocess.run(["ip", "-brief", "link"], capture_output=True, text=True, check=True).stdout
-    assert not any(f"{host.name}@" in here for host in cluster.network.hosts), "nothing of it is the machine's"
+    assert not any(f"{host.name}@" in here for host in cluster.network.hosts), (
+        "nothing of it is the machine's"
+    )
 
 
 def test_etcd_wants_certificates_and_keeps_the_mounts_to_their_prefix(cluster: Cluster) -> None:
@@ -103,7 +105,10 @@ def test_nothing_is_left_when_the_owner_is_killed(repository: Path, tmp_path: Pa
                     os.kill(int(child), signal.SIGKILL)
     finally:
         owner.kill()
-        owner.communicate()
+        owner.wait()  # not for the end of its output: the process that it has left has that, too
+        for pipe in (owner.stdin, owner.stdout):
+            assert pipe is not None
+            pipe.close()
     if guardian == "guardian killed":
         assert lab.abandoned
         clear_abandoned()

@@ -64,7 +64,17 @@ class EtcdProcess:
         """Return program and arguments, to be run in the member's directory."""
         listen = "unix://client.sock:0" if self._unix else self.endpoint
         command = [
-            *(self._binary, "--name", self.name, "--data-dir", "data", "--logger", "zap", "--log-level", "error"),
+            *(
+                self._binary,
+                "--name",
+                self.name,
+                "--data-dir",
+                "data",
+                "--logger",
+                "zap",
+                "--log-level",
+                "error",
+            ),
             *("--listen-client-urls", listen, "--advertise-client-urls", listen),
             *("--listen-peer-urls", self.peer, "--initial-advertise-peer-urls", self.peer),
             *("--initial-cluster", ",".join(f"{member.name}={member.peer}" for member in self.cluster)),
