@@ -6,8 +6,9 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
-from tests.cluster.hosts import Host, Network
+from tests.cluster.hosts import CommandFailed, Host, Network
 from tests.cluster.leftovers import Lab, clear_abandoned, guarded, leftovers_of_faketime, own_lab
 from tests.cluster.members import Member, Operator
 from tests.support.certificates import Authority
@@ -19,7 +20,7 @@ PASSWORD = "a password of the tests"  # noqa: S105 - nobody else's
 PREFIX = "/dnp/"
 SESSION_TTL_S = 4
 RECOVERY_S = 40.0
-"""How long everything may need to be well again: clients back off, leaders are elected, sessions begin anew."""
+"""How long all may need to be well again: clients back off, leaders are elected, sessions begin anew."""
 LOG_SHOWN = 4000
 IN_STEP = 50
 """By how many entries of etcd's log members may differ that are asked one after another."""
@@ -35,13 +36,17 @@ class ClusterMount(Mount):
         by_certificate = host.name == "m1"
         pair = authority.issue(USER if by_certificate else host.name, host=host.address)
         (directory / host.name).mkdir()
+        identity: dict[str, Any] = {
+            "tls": {"cacert": str(authority.ca), "cert": str(pair.cert), "key": str(pair.key)}
+        }
+        if not by_certificate:
+            identity["credentials"] = {"user": USER, "password": PASSWORD}
         super().__init__(
             directory / host.name,
             endpoints=[member.endpoint for member in members],
             prefix=PREFIX,
             session_ttl=SESSION_TTL_S,
-            tls={"cacert": str(authority.ca), "cert": str(pair.cert), "key": str(pair.key)},
-            **({} if by_certificate else {"credentials": {"user": USER, "password": PASSWORD}}),
+            **identity,
         )
         self.host = host
         self.name = host.name
@@ -150,7 +155,8 @@ class Cluster:
 
     def logs(self) -> str:
         """Return the ends of all logs."""
-        logs = {process.name: process.log for process in [*self.members, *self.mounts]}
+        processes: list[Member | ClusterMount] = [*self.members, *self.mounts]
+        logs = {process.name: process.log for process in processes}
         return "\n".join(f"{name}:\n{log[-LOG_SHOWN:]}" for name, log in logs.items())
 
     def end_daemons(self) -> None:
@@ -191,19 +197,25 @@ class Cluster:
         return {json.loads(line)["pid"] for line in told.splitlines() if line}
 
     def wait_well(self) -> None:
-        """Wait until all members follow one leader and have applied what it has, and each mount has its session.
+        """Wait until all members follow one leader and have applied what it has, and mounts have sessions.
 
         Starts what does not run: a member that could not go on, a mount that could not begin.
         """
         deadline = time.monotonic() + RECOVERY_S
         self.launch(*self.members)
         eventually(self._in_step, within_s=RECOVERY_S)
-        self.operator.look_after()
+        eventually(self.operator.look_after, within_s=RECOVERY_S)
         for mount in self.mounts:
             while not mount.comes_up():
                 assert time.monotonic() < deadline, f"{mount.name} does not come up:\n{mount.log}"
                 self.launch(mount)
-        eventually(lambda: {mount.pid for mount in self.mounts} <= self.sessions(), within_s=RECOVERY_S)
+        eventually(self._have_sessions, within_s=RECOVERY_S)
+
+    def _have_sessions(self) -> bool:
+        try:
+            return {mount.pid for mount in self.mounts} <= self.sessions()
+        except CommandFailed:
+            return False
 
     def _in_step(self) -> bool:
         told = self.operator.status()

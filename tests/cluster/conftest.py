@@ -6,7 +6,8 @@ they are left out.
 
 import os
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -28,14 +29,16 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 
 
 @pytest.fixture(scope="package")
-def shared_cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
+def make_directory(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
+    """Give what makes a directory for a cluster; skips where there can be none."""
     reason = why_no_mounts() or why_no_hosts()
     if reason is not None:
         pytest.skip(reason)
+    return partial(tmp_path_factory.mktemp, numbered=False)
 
-    def make_directory(name: str) -> Path:
-        return tmp_path_factory.mktemp(name, numbered=False)
 
+@pytest.fixture(scope="package")
+def shared_cluster(make_directory: Callable[[str], Path]) -> Iterator[Cluster]:
     with running_cluster(make_directory, os.environ.get("DNPIPEFS_TEST_ETCD", "etcd")) as cluster:
         yield cluster
 

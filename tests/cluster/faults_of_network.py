@@ -35,9 +35,10 @@ class _Cuts:
     def __init__(self) -> None:
         self._rules: list[Rule] = []
 
-    def cut(self, cluster: Cluster, ways: list[tuple[Host, Host]]) -> None:
-        for way in ways:
-            self._rules += cluster.network.cut([way])
+    def cut(self, ways: list[tuple[Host, Host]]) -> None:
+        """Let receivers lose all that senders send them."""
+        for sender, receiver in ways:
+            self._rules.append(Rule(receiver, "INPUT", "-s", sender.address, "-j", "DROP").add())
 
     def undo(self) -> None:
         while self._rules:
@@ -63,7 +64,7 @@ class MemberCutOff(OfMembers):
         for member in self.draw_members(cluster, draw):
             self.victims.append(member)
             others = [host for host in cluster.network.hosts if host != member.host]
-            self._cuts.cut(cluster, self._ways(member.host, others))
+            self._cuts.cut(self._ways(member.host, others))
 
     def heal(self, cluster: Cluster) -> None:
         self._cuts.undo()
@@ -88,7 +89,7 @@ class MountCutOff(Fault):
             members = [] if leader is None else [leader]
         for mount in draw_mount(cluster, draw):
             self.victims.append(mount)
-            self._cuts.cut(cluster, apart(mount.host, [member.host for member in members]))
+            self._cuts.cut(apart(mount.host, [member.host for member in members]))
 
     def heal(self, cluster: Cluster) -> None:
         self._cuts.undo()
@@ -106,7 +107,7 @@ class BadLine(Fault):
 
     def why_not(self) -> str | None:
         if importlib.util.find_spec("netfilterqueue") is None:
-            return "no bad lines: no NetfilterQueue (make setup says why)"
+            return "no bad lines: no NetfilterQueue, which `make setup` installs for root"
         return _why_no_rules()
 
     def begin(self, cluster: Cluster, draw: Random) -> None:

@@ -60,7 +60,7 @@ class KilledMount(Fault):
 
 
 class FrozenMount(Fault):
-    """SIGSTOP of a daemon: who uses its files waits. After the session's time to live it has lost its session."""
+    """SIGSTOP of a daemon: who uses its files waits. Its session ends after the time to live."""
 
     def begin(self, cluster: Cluster, draw: Random) -> None:
         for mount in draw_mount(cluster, draw):

@@ -1,4 +1,4 @@
-"""What happens to etcd's data: disks and databases that are full, compaction, members and certificates replaced."""
+"""What happens to etcd's data: full disks and databases, compaction; members and certificates replaced."""
 
 import itertools
 from concurrent.futures import ThreadPoolExecutor
@@ -6,6 +6,7 @@ from random import Random
 
 from tests.cluster.cluster import Cluster
 from tests.cluster.fault import Fault, OfMembers
+from tests.cluster.hosts import CommandFailed
 from tests.cluster.members import QUOTA_BYTES, Member
 
 FILLING = "filling/"
@@ -15,7 +16,7 @@ _OF_EACH_THREAD = 2 * QUOTA_BYTES // len(_PIECE) // 4
 
 
 class FullDisk(OfMembers):
-    """A member's disk has no room for another page. etcd ends when it needs one: its log it has laid out before."""
+    """A member's disk has no room for another page. etcd ends when its database needs one."""
 
     def begin(self, cluster: Cluster, draw: Random) -> None:
         for member in self.draw_members(cluster, draw):
@@ -47,7 +48,7 @@ class FullEtcd(Fault):
         for piece in itertools.islice(itertools.count(), _OF_EACH_THREAD):
             try:
                 cluster.operator.etcdctl("put", f"{FILLING}{number}/{piece}", given=_PIECE)
-            except AssertionError as refusal:
+            except CommandFailed as refusal:
                 if "database space exceeded" in str(refusal):
                     return
                 raise
@@ -86,7 +87,8 @@ class ReplacedMember(OfMembers):
     def heal(self, cluster: Cluster) -> None:
         for victim in self.victims:
             assert isinstance(victim, Member)
-            cluster.operator.etcdctl("member", "add", victim.name, f"--peer-urls={victim.peer}")
+            if victim.peer not in cluster.operator.etcdctl("member", "list"):
+                cluster.operator.etcdctl("member", "add", victim.name, f"--peer-urls={victim.peer}")
             victim.joins = True
         cluster.launch(*self.victims)
         self.victims.clear()

@@ -1,13 +1,12 @@
 """Hosts on one machine: network namespaces joined by a bridge, itself in a namespace of its own.
 
-Owns names, addresses and what is cut between hosts. Nothing is added to the machine's own network: links,
+Owns names, addresses and rules of the packet filter. Nothing is added to the machine's own network: links,
 addresses and rules live in the namespaces, and go with them. A namespace's name begins with its lab's, which
 tells whose it is (`leftovers.py`). Knows nothing of etcd.
 """
 
 import ctypes
 import os
-from socket import AF_INET, SocketKind, socket
 import subprocess
 from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -15,6 +14,7 @@ from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 from shutil import which
+from socket import AF_INET, SocketKind, socket
 
 from tests.cluster.leftovers import NAMESPACES, Lab, own_lab
 
@@ -31,17 +31,22 @@ def why_no_hosts() -> str | None:
     if missing:
         return f"no network namespaces: no {missing[0]} (packages iproute2 and util-linux)"
     lab = own_lab()
-    made = subprocess.run(["ip", "netns", "add", f"{lab.name}-probe"], capture_output=True, text=True)  # noqa: PLW1510
+    made = subprocess.run(["ip", "netns", "add", f"{lab.name}-probe"], capture_output=True, text=True)
     if made.returncode != 0:
         return f"no network namespaces: ip netns add is refused: {made.stderr.strip()}"
     lab.clear()
     return None
 
 
+class CommandFailed(AssertionError):
+    """A command has told that it failed."""
+
+
 def output_of(*command: str | Path, given: str | None = None) -> str:
-    """Run a command that has to succeed, and return what it prints."""
+    """Run a command, and return what it prints; CommandFailed if it does not succeed."""
     done = subprocess.run(command, input=given, capture_output=True, text=True, timeout=60, check=False)
-    assert done.returncode == 0, f"{' '.join(map(str, command))}: {done.stderr}{done.stdout}"
+    if done.returncode != 0:
+        raise CommandFailed(f"{' '.join(map(str, command))}: {done.stderr}{done.stdout}")
     return done.stdout
 
 
@@ -130,15 +135,9 @@ class Network:
                 host.namespace,
             )
 
-    def cut(self, ways: Iterable[tuple[Host, Host]]) -> list[Rule]:
-        """Let receivers lose all that senders send them, given as (sender, receiver); return how it is undone."""
-        return [
-            Rule(receiver, "INPUT", "-s", sender.address, "-j", "DROP").add() for sender, receiver in ways
-        ]
-
 
 def both_ways(some: Iterable[Host], others: Iterable[Host]) -> list[tuple[Host, Host]]:
-    """Return the ways between two sets of hosts, for `Network.cut`."""
+    """Return the ways between two sets of hosts, as (sender, receiver)."""
     others = list(others)
     pairs = [(a, b) for a in some for b in others if a != b]
     return pairs + [(b, a) for a, b in pairs]

@@ -5,7 +5,7 @@ namespaces, a directory below which all is mounted, control groups. So whatever 
 is gone is garbage, also after SIGKILL. Two look for it: a guardian, which waits for the owner's end, and
 whoever makes the next lab, should the guardian have been killed, too.
 
-    python -m tests.cluster.leftovers NAME      be the guardian of lab NAME: standard input is the owner's pipe
+    python -m tests.cluster.leftovers NAME      be lab NAME's guardian: standard input is the owner's pipe
 """
 
 import itertools
@@ -73,7 +73,7 @@ class Lab:
         for pid in processes:
             with suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGKILL)
-        # A process that waits for a mount ends when what serves the mount has; so nothing is unmounted before.
+        # Who waits for a mount ends when what serves the mount has; so nothing is unmounted before.
         for pid in processes:
             has_exited(pid, within_s=5)
             for file in leftovers_of_faketime(pid):

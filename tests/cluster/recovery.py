@@ -1,5 +1,6 @@
-"""How long a fault keeps each mount from pushing: measured while writers never stop, printed, never asserted."""
+"""How long a fault keeps each mount from pushing: measured while writers go on; printed, not asserted."""
 
+import itertools
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -19,7 +20,7 @@ def longest_gap_s(pushes: Sequence[Push], began_ns: int, ended_ns: int) -> float
     before = [moment for moment in moments if moment <= began_ns]
     within = [moment for moment in moments if began_ns < moment < ended_ns]
     marks = [before[-1] if before else began_ns, *within, ended_ns]
-    return max(later - earlier for earlier, later in zip(marks, marks[1:], strict=False)) / 1e9
+    return max(later - earlier for earlier, later in itertools.pairwise(marks)) / 1e9
 
 
 class Recovery:
@@ -35,6 +36,10 @@ class Recovery:
         """Wait until each writer has that many more pushes acknowledged, but for those on some mounts."""
         names = {mount.name for mount in self._cluster.mounts if mount in without}
         progress([writer for writer in self.writers if writer.name not in names], count)
+
+    def acknowledged(self) -> int:
+        """Return how many pushes have been acknowledged, on all mounts."""
+        return sum(writer.ok for writer in self.writers)
 
     def errors(self) -> set[int | None]:
         """Return the errnos that writers were told."""

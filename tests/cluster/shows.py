@@ -203,7 +203,7 @@ def cut_off_from_leader(scene: Scene) -> Iterator[None]:
 
 
 def probe(sender: Host, receiver: Host) -> list[tuple[int, float]]:
-    """Send datagrams, a millisecond apart; return those that arrived in their order: number, seconds under way."""
+    """Send datagrams, a millisecond apart; return number and seconds under way of those that arrive."""
     arrived: list[tuple[int, float]] = []
     with receiver.open_socket(SOCK_DGRAM) as here, sender.open_socket(SOCK_DGRAM) as there:
         here.bind((receiver.address, PROBE_PORT))

@@ -11,7 +11,6 @@ import pytest
 
 from tests.cluster.cluster import PREFIX, USER, Cluster
 from tests.cluster.faults import fault_named
-from tests.cluster.hosts import why_no_hosts
 from tests.cluster.leftovers import Lab, clear_abandoned
 from tests.cluster.recovery import longest_gap_s, measured
 from tests.support.checker import MessageId, Outcome, Push
@@ -63,7 +62,7 @@ def test_invariant_1_when_the_leader_is_killed(cluster: Cluster) -> None:
         assert recovery.errors() == set()
 
 
-_OWNER = """
+_OWNER_OF_NETWORK = """
 import subprocess, sys
 from pathlib import Path
 from tests.cluster.hosts import Network, output_of
@@ -81,13 +80,34 @@ with guarded(lab):
 """
 
 
+_OWNER_OF_CLUSTER = """
+import sys
+from pathlib import Path
+from tests.cluster.cluster import running_cluster
+def make_directory(name):
+    directory = Path(sys.argv[1]) / name
+    directory.mkdir()
+    return directory
+with running_cluster(make_directory, "etcd") as cluster:
+    print(cluster.lab.name, flush=True)
+    sys.stdin.read()
+"""
+
+
 @pytest.mark.parametrize("guardian", ["guardian lives", "guardian killed"])
-def test_nothing_is_left_when_the_owner_is_killed(repository: Path, tmp_path: Path, guardian: str) -> None:
-    reason = why_no_hosts()
-    if reason is not None:
-        pytest.skip(reason)
+@pytest.mark.parametrize(
+    "script",
+    [
+        pytest.param(_OWNER_OF_NETWORK, id="network"),
+        pytest.param(_OWNER_OF_CLUSTER, id="cluster", marks=pytest.mark.thorough),
+    ],
+)
+@pytest.mark.usefixtures("make_directory")
+def test_nothing_is_left_when_the_owner_is_killed(
+    repository: Path, tmp_path: Path, guardian: str, script: str
+) -> None:
     owner = subprocess.Popen(
-        [sys.executable, "-c", _OWNER, tmp_path],
+        [sys.executable, "-c", script, tmp_path],
         cwd=repository,
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
