@@ -57,7 +57,7 @@ def test_a_fault(cluster: Cluster, make: MakeFault) -> None:
     before = cluster.operator.status()
     with measured(cluster, f"topic{next(_topics)}") as recovery:
         with healed(cluster, [fault]):
-            fault.begin(cluster, Random(7))
+            fault.begin(cluster, Random(fault.name))
             scene = Scene(cluster, fault, recovery, before)
             show = SHOWS[fault.name](scene)
             next(show)
