@@ -4,7 +4,7 @@ MOUNT ?= $(if $(filter 0,$(shell id -u)),/dnp,$(HOME)/dnp)
 ARGS ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help setup run stop test test-newer properties soak-groups lint bench
+.PHONY: help setup run stop test test-newer test-cluster properties soak-groups lint bench
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-12s%s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -24,6 +24,9 @@ test: setup ## run all checks: lint, types, tests with a real etcd and real moun
 
 test-newer: setup ## run all checks with an etcd 3.5 from a newer Debian suite
 	@etcd=$$(scripts/etcd_newer.sh) && DNPIPEFS_TEST_ETCD=$$etcd .venv/bin/python -m pytest $(ARGS)
+
+test-cluster: setup ## let a cluster on hosts of its own meet every fault: network, disks, clocks, kills (as root)
+	@DNPIPEFS_CLUSTER_TESTS=thorough .venv/bin/python -m pytest -s tests/cluster $(ARGS)
 
 STEPS ?= 100000
 properties: setup ## let random clusters live for STEPS steps (100000), and look for planted faults

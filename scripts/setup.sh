@@ -57,9 +57,15 @@ python_packages() {
 
 # etcdctl and the attr tools are for the tests: they look at what is stored, and set topics up, as a user would.
 has_programs() { has etcd && has fusermount3 && has etcdctl && has getfattr; }
+# For the cluster tests, which are root's: hosts, what cuts them off and delays their packets, clocks that jump.
+has_cluster_tools() {
+    has ip && has iptables && has_queue_headers && compgen -G '/usr/lib/*/faketime/libfaketimeMT.so.1' >/dev/null
+}
+has_queue_headers() { has pkg-config && pkg-config --exists libnetfilter_queue; }
+wants_cluster_tools() { [ "$(id -u)" = 0 ] && has apt-get && ! has_cluster_tools; }
 has_headers() { has pkg-config && pkg-config --exists fuse3; }
 compiles() { has cc && echo '#include <stdlib.h>' | cc -E - >/dev/null 2>&1; }
-is_complete() { has_programs && has_headers && compiles && find_python >/dev/null; }
+is_complete() { has_programs && has_headers && compiles && find_python >/dev/null && ! wants_cluster_tools; }
 
 install_packages() {
     local packages=() had_etcd=yes
@@ -81,6 +87,7 @@ install_packages() {
         had_etcd=no
         if apt-cache show etcd-server >/dev/null 2>&1; then packages+=(etcd-server); else packages+=(etcd); fi
     fi
+    if wants_cluster_tools; then packages+=(iproute2 iptables libfaketime libnetfilter-queue-dev); fi
     as_root env DEBIAN_FRONTEND=noninteractive apt-get install -qq -y --no-install-recommends "${packages[@]}" >&2 ||
         fail "could not install ${packages[*]}, see above"
     [ "$had_etcd" = yes ] || disable_etcd_service
@@ -116,6 +123,9 @@ make_venv() {
     fi
     echo "setup: installing dnpipefs into .venv" >&2
     .venv/bin/python -m pip install --quiet --disable-pip-version-check --editable '.[test]' >&2
+    ! has_queue_headers ||
+        .venv/bin/python -m pip install --quiet --disable-pip-version-check --editable '.[cluster]' >&2 ||
+        echo "setup: no NetfilterQueue, see above: tests of bad lines are skipped" >&2
 }
 
 if is_set_up; then exit 0; fi

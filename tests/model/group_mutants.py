@@ -233,7 +233,7 @@ NOT_FOUND: Final = (
 )
 """Which the scenarios were not shown to find: no test runs them.
 
-The take-overs are what `tests/groups/test_records.py` is about; late give-backs, sessions that end, and
-what is claimed ahead for nobody are met on real mounts (`test_group_settings.py`, `test_group_hosts.py`). A failed
-comparison that ends doubt is met by nothing.
+The take-overs are what `tests/groups/test_records.py` is about. Late give-backs, sessions that end, and
+what is claimed ahead for nobody are met on real mounts (`test_group_settings.py`, `test_group_hosts.py`).
+A failed comparison that ends doubt is met by nothing.
 """

@@ -60,13 +60,21 @@ class EtcdProcess:
             return f"unix:{self.directory}/client.sock:0"
         return f"{'https' if self._tls else 'http'}://127.0.0.1:{self.port}"
 
-    def launch(self) -> None:
-        """Start the process; `wait_ready` tells when it answers."""
-        self.directory.mkdir(exist_ok=True)
+    def command(self) -> list[str]:
+        """Return program and arguments, to be run in the member's directory."""
         listen = "unix://client.sock:0" if self._unix else self.endpoint
         command = [
-            *("setpriv", "--pdeathsig", "KILL", self._binary),
-            *("--name", self.name, "--data-dir", "data", "--logger", "zap", "--log-level", "error"),
+            *(
+                self._binary,
+                "--name",
+                self.name,
+                "--data-dir",
+                "data",
+                "--logger",
+                "zap",
+                "--log-level",
+                "error",
+            ),
             *("--listen-client-urls", listen, "--advertise-client-urls", listen),
             *("--listen-peer-urls", self.peer, "--initial-advertise-peer-urls", self.peer),
             *("--initial-cluster", ",".join(f"{member.name}={member.peer}" for member in self.cluster)),
@@ -76,9 +84,17 @@ class EtcdProcess:
             command += ["--cert-file", str(self._tls.cert), "--key-file", str(self._tls.key)]
             if self._tls.ca is not None:
                 command += ["--client-cert-auth", "--trusted-ca-file", str(self._tls.ca)]
+        return command + self._arguments
+
+    def launch(self) -> None:
+        """Start the process; `wait_ready` tells when it answers."""
+        self.directory.mkdir(exist_ok=True)
         with (self.directory / "log").open("ab") as log:
             self._process = subprocess.Popen(
-                command + self._arguments, cwd=self.directory, stdout=log, stderr=log
+                ["setpriv", "--pdeathsig", "KILL", *self.command()],
+                cwd=self.directory,
+                stdout=log,
+                stderr=log,
             )
 
     def wait_ready(self) -> None:

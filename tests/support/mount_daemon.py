@@ -13,6 +13,7 @@ from typing import Any
 
 from dnpipefs.cluster import Settings
 from dnpipefs.core.names import FileId
+from dnpipefs.etcd import Credentials, Tls
 from dnpipefs.mount import MountOptions, prepare_mountpoint, run_mount
 from dnpipefs.vfs import Attributes, FileSystem
 
@@ -52,6 +53,10 @@ def main() -> None:
     more = settings["settings"]
     if "data_dir" in more:
         more["data_dir"] = Path(more["data_dir"])
+    if "tls" in more:
+        more["tls"] = Tls(**{what: Path(file) for what, file in more["tls"].items()})
+    if "credentials" in more:
+        more["credentials"] = Credentials(**more["credentials"])
     run_mount(
         Settings(
             endpoints=tuple(settings["endpoints"]),

@@ -42,9 +42,9 @@ class Mount:
         session_ttl: int = 10,
         faulty: bool = False,
         traced: bool = False,
-        **settings: int | str,
+        **settings: int | str | dict[str, str],
     ) -> None:
-        """`settings` are further fields of `Settings`, such as those of an embedded etcd."""
+        """`settings` are further fields of `Settings`, such as those of an embedded etcd, or `tls`."""
         directory.mkdir(exist_ok=True)
         self.path = directory / "mnt"
         self.path.mkdir(exist_ok=True)
