@@ -4,14 +4,17 @@ MOUNT ?= $(if $(filter 0,$(shell id -u)),/dnp,$(HOME)/dnp)
 ARGS ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help setup run stop test test-newer test-cluster properties soak-groups lint bench
+.PHONY: help setup setup-tests run stop test test-newer test-cluster properties soak-groups lint bench
 
 help: ## list the targets
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-12s%s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-13s%s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 	@echo 'MOUNT=DIR chooses the mount point ($(MOUNT)), ARGS=… is handed on.'
 
 setup: ## install what is missing: packages, .venv
 	@scripts/setup.sh
+
+setup-tests: ## install what only the tests need, too
+	@scripts/setup.sh --tests
 
 run: setup ## mount at MOUNT with an etcd of its own, push and read a first message
 	@scripts/run.sh '$(MOUNT)' $(ARGS)
@@ -19,21 +22,21 @@ run: setup ## mount at MOUNT with an etcd of its own, push and read a first mess
 stop: ## unmount MOUNT
 	@scripts/stop.sh '$(MOUNT)'
 
-test: setup ## run all checks: lint, types, tests with a real etcd and real mounts
+test: setup-tests ## run all checks: lint, types, tests with a real etcd and real mounts
 	@.venv/bin/python -m pytest $(ARGS)
 
-test-newer: setup ## run all checks with an etcd 3.5 from a newer Debian suite
+test-newer: setup-tests ## run all checks with an etcd 3.5 from a newer Debian suite
 	@etcd=$$(scripts/etcd_newer.sh) && DNPIPEFS_TEST_ETCD=$$etcd .venv/bin/python -m pytest $(ARGS)
 
-test-cluster: setup ## let a cluster on hosts of its own meet every fault: network, disks, clocks, kills (as root)
+test-cluster: setup-tests ## let a cluster on hosts of its own meet every fault: network, disks, clocks, kills (as root)
 	@DNPIPEFS_CLUSTER_TESTS=thorough .venv/bin/python -m pytest -s tests/cluster $(ARGS)
 
 STEPS ?= 100000
-properties: setup ## let random clusters live for STEPS steps (100000), and look for planted faults
+properties: setup-tests ## let random clusters live for STEPS steps (100000), and look for planted faults
 	@DNPIPEFS_PROPERTY_STEPS=$(STEPS) .venv/bin/python -m pytest -s tests/model $(ARGS)
 
 DURATION ?= 600
-soak-groups: setup ## kill workers and mounts of consumer groups for DURATION seconds (600), and judge what they had
+soak-groups: setup-tests ## kill workers and mounts of consumer groups for DURATION seconds (600), and judge what they had
 	@DNPIPEFS_GROUP_KILLS_S=$(DURATION) .venv/bin/python -m pytest -s tests/mount/test_group_kills.py $(ARGS)
 
 lint: setup ## run the linters and the check of the layers only

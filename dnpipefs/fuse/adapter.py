@@ -7,17 +7,15 @@ exception that is not one of ours is logged with its traceback and answered with
 
 from __future__ import annotations
 
-import errno
 import logging
 import os
 import select
 import stat
-from collections.abc import Callable, Coroutine, Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
-from functools import update_wrapper
 from itertools import count
-from typing import Any, Concatenate, Final, ParamSpec, TypeVar
+from typing import Final
 
 import pyfuse3
 import trio
@@ -33,9 +31,10 @@ from pyfuse3 import (
     XAttrNameT,
 )
 
-from dnpipefs import errors, etcd
+from dnpipefs import errors
 from dnpipefs.core.names import FileId, Offset
 from dnpipefs.fuse import processes, readiness
+from dnpipefs.fuse.answers import answers
 from dnpipefs.fuse.endings import Ending, Endings
 from dnpipefs.fuse.interrupts import Interrupts
 from dnpipefs.fuse.nodes import NodeId, NodeTable
@@ -54,79 +53,7 @@ busy machine some more. It saves two or three requests for each."""
 BLOCK_SIZE: Final = 1 << 20
 """st_blksize: how much programs like cat read and write at once."""
 
-ERRNO: Final[tuple[tuple[type[Exception], int], ...]] = (
-    (errors.NameTooLong, errno.ENAMETOOLONG),
-    (errors.InvalidName, errno.EINVAL),
-    (errors.InvalidArgument, errno.EINVAL),
-    (errors.NotInSequence, errno.ESPIPE),
-    (errors.MessageTooLarge, errno.EMSGSIZE),
-    (errors.NotPermitted, errno.EPERM),
-    (errors.AccessDenied, errno.EACCES),
-    (errors.WouldBlock, errno.EAGAIN),
-    (errors.NotSupported, errno.EOPNOTSUPP),
-    (errors.NoSuchAttribute, pyfuse3.ENOATTR),
-    (errors.NotFound, errno.ENOENT),
-    (errors.AlreadyExists, errno.EEXIST),
-    (errors.NotADirectory, errno.ENOTDIR),
-    (errors.IsADirectory, errno.EISDIR),
-    (errors.NotEmpty, errno.ENOTEMPTY),
-    (errors.TopicGone, errno.ESTALE),
-    (errors.OutOfSpace, errno.ENOSPC),
-    (errors.Interrupted, errno.EINTR),
-    (errors.TooManyReaders, errno.ENOBUFS),
-    (errors.TimedOut, errno.ETIMEDOUT),
-    (etcd.PermissionDenied, errno.EACCES),
-    (etcd.AuthenticationFailed, errno.EACCES),
-    (etcd.RequestTooLarge, errno.EMSGSIZE),
-    (etcd.Ambiguous, errno.ETIMEDOUT),
-    (etcd.Unreachable, errno.ETIMEDOUT),
-    (errors.DnpError, errno.EIO),
-)
-"""The one table of errors: the first class that fits."""
-
 _WRITABLE: Final = select.POLLOUT | select.POLLWRNORM
-_QUIET: Final = (
-    errors.UsageError,
-    errors.NotFound,
-    errors.AlreadyExists,
-    errors.NotEmpty,
-    errors.NotADirectory,
-    errors.WouldBlock,
-    errors.Interrupted,
-)
-"""What a caller did and sees in its errno; not worth a line in the log."""
-_SAID: Final = (errors.InvalidSetting,)
-"""Yet these are: the errno does not tell what would be allowed."""
-
-P = ParamSpec("P")
-T = TypeVar("T")
-Handler = Callable[Concatenate["Adapter", P], Coroutine[Any, Any, T]]
-
-
-def _answers(handler: Handler[P, T]) -> Handler[P, T]:
-    """Translate what a handler raises into errno."""
-
-    async def answer(self: Adapter, /, *args: P.args, **kwargs: P.kwargs) -> T:
-        try:
-            return await handler(self, *args, **kwargs)
-        except FUSEError:
-            raise
-        except Exception as error:  # the border: nothing that goes wrong in one call may end the mount
-            raise FUSEError(_errno(handler.__name__, error)) from None
-
-    update_wrapper(answer, handler)
-    return answer
-
-
-def _errno(operation: str, error: Exception) -> int:
-    for kind, number in ERRNO:
-        if isinstance(error, kind):
-            quiet = isinstance(error, _QUIET) and not isinstance(error, _SAID)
-            level = logging.DEBUG if quiet else logging.WARNING
-            logger.log(level, "%s: %s (%s)", operation, error, errno.errorcode[number])
-            return number
-    logger.error("%s failed unexpectedly; the caller gets EIO", operation, exc_info=error)
-    return errno.EIO
 
 
 @dataclass(slots=True, eq=False)
@@ -180,7 +107,7 @@ class Adapter(pyfuse3.Operations):
 
     # Names
 
-    @_answers
+    @answers
     async def lookup(self, parent_inode: InodeT, name: bytes, ctx: RequestContext) -> EntryAttributes:
         """Answer a name's attributes."""
         return self._found(await self._files.lookup(self._file(parent_inode), name), ctx)
@@ -190,7 +117,7 @@ class Adapter(pyfuse3.Operations):
         for inode, lookups in inode_list:
             self._nodes.forget(NodeId(inode), lookups)
 
-    @_answers
+    @answers
     async def mkdir(
         self, parent_inode: InodeT, name: bytes, mode: ModeT, ctx: RequestContext
     ) -> EntryAttributes:
@@ -199,7 +126,7 @@ class Adapter(pyfuse3.Operations):
         parent = self._file(parent_inode)
         return self._found(await self._files.make_directory(parent, name, permissions, ctx.uid, ctx.gid), ctx)
 
-    @_answers
+    @answers
     async def mknod(
         self, parent_inode: InodeT, name: bytes, mode: ModeT, rdev: int, ctx: RequestContext
     ) -> EntryAttributes:
@@ -209,7 +136,7 @@ class Adapter(pyfuse3.Operations):
             await self._files.make_topic(parent, name, mode & ~ctx.umask, ctx.uid, ctx.gid), ctx
         )
 
-    @_answers
+    @answers
     async def create(
         self, parent_inode: InodeT, name: bytes, mode: ModeT, flags: FlagT, ctx: RequestContext
     ) -> tuple[FileInfo, EntryAttributes]:
@@ -229,17 +156,17 @@ class Adapter(pyfuse3.Operations):
             self._nodes.forget(node, 1)
             raise
 
-    @_answers
+    @answers
     async def unlink(self, parent_inode: InodeT, name: bytes, ctx: RequestContext) -> None:
         """Delete a topic."""
         await self._files.unlink(self._file(parent_inode), name)
 
-    @_answers
+    @answers
     async def rmdir(self, parent_inode: InodeT, name: bytes, ctx: RequestContext) -> None:
         """Remove an empty directory."""
         await self._files.remove_directory(self._file(parent_inode), name)
 
-    @_answers
+    @answers
     async def rename(
         self,
         parent_inode_old: InodeT,
@@ -258,14 +185,14 @@ class Adapter(pyfuse3.Operations):
             replace=not flags & pyfuse3.RENAME_NOREPLACE,
         )
 
-    @_answers
+    @answers
     async def link(
         self, inode: InodeT, new_parent_inode: InodeT, new_name: bytes, ctx: RequestContext
     ) -> EntryAttributes:
         """Refuse: a topic has one name."""
         raise errors.NotPermitted("topics have no hard links")
 
-    @_answers
+    @answers
     async def symlink(
         self, parent_inode: InodeT, name: bytes, target: bytes, ctx: RequestContext
     ) -> EntryAttributes:
@@ -274,12 +201,12 @@ class Adapter(pyfuse3.Operations):
 
     # Attributes
 
-    @_answers
+    @answers
     async def getattr(self, inode: InodeT, ctx: RequestContext) -> EntryAttributes:
         """Answer current attributes."""
         return _entry(await self._files.attributes(self._file(inode)))
 
-    @_answers
+    @answers
     async def setattr(
         self,
         inode: InodeT,
@@ -307,27 +234,27 @@ class Adapter(pyfuse3.Operations):
 
     # Extended attributes. pyfuse3 itself heeds XATTR_CREATE and XATTR_REPLACE, by a getxattr before.
 
-    @_answers
+    @answers
     async def getxattr(self, inode: InodeT, name: XAttrNameT, ctx: RequestContext) -> bytes:
         """Answer a value. Never ENOSYS: the kernel would not ask again for any."""
         return await self._files.xattrs.get(self._file(inode), name)
 
-    @_answers
+    @answers
     async def setxattr(self, inode: InodeT, name: XAttrNameT, value: bytes, ctx: RequestContext) -> None:
         """Change a setting."""
         await self._files.xattrs.set(self._file(inode), name, value)
 
-    @_answers
+    @answers
     async def listxattr(self, inode: InodeT, ctx: RequestContext) -> Sequence[XAttrNameT]:
         """Answer all names."""
         return [XAttrNameT(name) for name in await self._files.xattrs.list(self._file(inode))]
 
-    @_answers
+    @answers
     async def removexattr(self, inode: InodeT, name: XAttrNameT, ctx: RequestContext) -> None:
         """Take a setting back to its default."""
         await self._files.xattrs.remove(self._file(inode), name)
 
-    @_answers
+    @answers
     async def statfs(self, ctx: RequestContext) -> pyfuse3.StatvfsData:
         """Answer etcd's quota and use."""
         usage = await self._files.usage()
@@ -342,7 +269,7 @@ class Adapter(pyfuse3.Operations):
 
     # Open topics
 
-    @_answers
+    @answers
     async def open(self, inode: InodeT, flags: FlagT, ctx: RequestContext) -> FileInfo:
         """Open a topic. O_TRUNC does not reset it: `echo message > topic` pushes."""
         node = NodeId(inode)
@@ -368,7 +295,7 @@ class Adapter(pyfuse3.Operations):
         self._handles[fh] = _OpenFile(node, handle, opener=opener)
         return FileInfo(fh=fh, direct_io=True, keep_cache=False, nonseekable=False)
 
-    @_answers
+    @answers
     async def read(self, fh: FileHandleT, off: int, size: int) -> bytes:
         """Answer bytes; none only at the confirmed end. A view waits for some."""
         opened = self._handles[fh]
@@ -377,7 +304,7 @@ class Adapter(pyfuse3.Operations):
             return await handle.read(Offset(off), size)
         return await self._interrupts.guard(opened.opener, lambda: handle.read(Offset(off), size))
 
-    @_answers
+    @answers
     async def poll(
         self,
         inode: InodeT,
@@ -405,7 +332,7 @@ class Adapter(pyfuse3.Operations):
             opened.waker = None  # who is woken and finds nothing needs another one
             opened.poll.notify()
 
-    @_answers
+    @answers
     async def write(self, fh: FileHandleT, off: int, buf: bytes) -> int:
         """Push; answered after the commit."""
         opened = self._handles[fh]
@@ -414,7 +341,7 @@ class Adapter(pyfuse3.Operations):
             self._nodes.began_writing(opened.node)
         return await opened.handle.write(off, buf)
 
-    @_answers
+    @answers
     async def flush(self, fh: FileHandleT) -> None:
         """One of maybe many close(2)s of the descriptor: commit the part without newline.
 
@@ -431,12 +358,12 @@ class Adapter(pyfuse3.Operations):
             opened.fate = processes.fate(opener)
         await opened.handle.flush()
 
-    @_answers
+    @answers
     async def fsync(self, fh: FileHandleT, datasync: bool) -> None:
         """Commit the part without newline; everything else is durable already."""
         await self._handles[fh].handle.flush()
 
-    @_answers
+    @answers
     async def release(self, fh: FileHandleT) -> None:
         """The last close. Nobody waits for its answer, but the kernel sends few at a time without it."""
         opened = self._handles.pop(fh)
@@ -464,7 +391,7 @@ class Adapter(pyfuse3.Operations):
             self._ending -= 1
             self._ended.unpark_all()
 
-    @_answers
+    @answers
     async def _close(self, handle: TopicHandle | ViewHandle, fate: Fate) -> None:
         await self._files.close(handle, well=fate in (Fate.ALIVE, Fate.ENDED_WELL))
 
@@ -475,7 +402,7 @@ class Adapter(pyfuse3.Operations):
 
     # Open directories
 
-    @_answers
+    @answers
     async def opendir(self, inode: InodeT, ctx: RequestContext) -> FileHandleT:
         """Take the listing: what is created meanwhile belongs to the next one."""
         file = self._file(inode)
@@ -486,7 +413,7 @@ class Adapter(pyfuse3.Operations):
         )
         return fh
 
-    @_answers
+    @answers
     async def readdir(self, fh: FileHandleT, start_id: int, token: pyfuse3.ReaddirToken) -> None:
         """Fill one reply."""
         opened = self._listings[fh]
@@ -500,7 +427,7 @@ class Adapter(pyfuse3.Operations):
                 return
             self._nodes.listed(attributes.id)
 
-    @_answers
+    @answers
     async def releasedir(self, fh: FileHandleT) -> None:
         """Drop the listing."""
         del self._listings[fh]

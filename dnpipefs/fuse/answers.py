@@ -1,0 +1,89 @@
+"""Which errno a caller gets for what goes wrong, and what of it the log says."""
+
+from __future__ import annotations
+
+import errno
+import logging
+from collections.abc import Callable, Coroutine
+from functools import update_wrapper
+from typing import Any, Final, ParamSpec, TypeVar
+
+import pyfuse3
+from pyfuse3 import FUSEError
+
+from dnpipefs import errors, etcd
+
+logger: Final = logging.getLogger(__name__)
+
+ERRNO: Final[tuple[tuple[type[Exception], int], ...]] = (
+    (errors.NameTooLong, errno.ENAMETOOLONG),
+    (errors.InvalidName, errno.EINVAL),
+    (errors.InvalidArgument, errno.EINVAL),
+    (errors.NotInSequence, errno.ESPIPE),
+    (errors.MessageTooLarge, errno.EMSGSIZE),
+    (errors.NotPermitted, errno.EPERM),
+    (errors.AccessDenied, errno.EACCES),
+    (errors.WouldBlock, errno.EAGAIN),
+    (errors.NotSupported, errno.EOPNOTSUPP),
+    (errors.NoSuchAttribute, pyfuse3.ENOATTR),
+    (errors.NotFound, errno.ENOENT),
+    (errors.AlreadyExists, errno.EEXIST),
+    (errors.NotADirectory, errno.ENOTDIR),
+    (errors.IsADirectory, errno.EISDIR),
+    (errors.NotEmpty, errno.ENOTEMPTY),
+    (errors.TopicGone, errno.ESTALE),
+    (errors.OutOfSpace, errno.ENOSPC),
+    (errors.Interrupted, errno.EINTR),
+    (errors.TooManyReaders, errno.ENOBUFS),
+    (errors.TimedOut, errno.ETIMEDOUT),
+    (etcd.PermissionDenied, errno.EACCES),
+    (etcd.AuthenticationFailed, errno.EACCES),
+    (etcd.RequestTooLarge, errno.EMSGSIZE),
+    (etcd.Ambiguous, errno.ETIMEDOUT),
+    (etcd.Unreachable, errno.ETIMEDOUT),
+    (errors.DnpError, errno.EIO),
+)
+"""The one table of errors: the first class that fits."""
+
+_QUIET: Final = (
+    errors.UsageError,
+    errors.NotFound,
+    errors.AlreadyExists,
+    errors.NotEmpty,
+    errors.NotADirectory,
+    errors.WouldBlock,
+    errors.Interrupted,
+)
+"""What a caller did and sees in its errno; not worth a line in the log."""
+_SAID: Final = (errors.InvalidSetting,)
+"""Yet these are: the errno does not tell what would be allowed."""
+
+P = ParamSpec("P")
+T = TypeVar("T")
+Handler = Callable[P, Coroutine[Any, Any, T]]
+
+
+def answers(handler: Handler[P, T]) -> Handler[P, T]:
+    """Translate what a handler raises into errno."""
+
+    async def answer(*args: P.args, **kwargs: P.kwargs) -> T:
+        try:
+            return await handler(*args, **kwargs)
+        except FUSEError:
+            raise
+        except Exception as error:  # the border: nothing that goes wrong in one call may end the mount
+            raise FUSEError(_errno(handler.__name__, error)) from None
+
+    update_wrapper(answer, handler)
+    return answer
+
+
+def _errno(operation: str, error: Exception) -> int:
+    for kind, number in ERRNO:
+        if isinstance(error, kind):
+            quiet = isinstance(error, _QUIET) and not isinstance(error, _SAID)
+            level = logging.DEBUG if quiet else logging.WARNING
+            logger.log(level, "%s: %s (%s)", operation, error, errno.errorcode[number])
+            return number
+    logger.error("%s failed unexpectedly; the caller gets EIO", operation, exc_info=error)
+    return errno.EIO
