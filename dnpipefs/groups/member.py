@@ -107,6 +107,7 @@ class Member:
         """What watches have brought since the records were read, by key."""
         self._stale = False
         """A watch may have missed something."""
+        self._backoff = Backoff()
         self._unsettled = False
         """A change may still be applied: another one has to come through before all is known."""
         self._fenced = True
@@ -323,15 +324,14 @@ class Member:
             raise
 
     async def _make_changes(self) -> None:
-        backoff = Backoff()
         while self.failure is None:
             await self._until_stirred()
             try:
                 await self._change()
-                backoff = Backoff()
+                self._backoff = Backoff()
             except (*TRANSIENT, TimedOut) as error:
                 self._not_through(error)
-                await backoff.wait()
+                await self._backoff.wait()
             except DnpError as error:
                 if not isinstance(error, TopicGone):
                     logger.warning("group %s ends: %s", self._shown, error)
@@ -425,7 +425,8 @@ class Member:
         self._known = None  # until the answer is here
         unsettled, self._unsettled = self._unsettled, True
         try:
-            done, known = await self.keys.change(session, before, after)
+            timeout = self._backoff.answer_s
+            done, known = await self.keys.change(session, before, after, timeout=timeout)
         except (etcd.Ambiguous, trio.Cancelled):
             self._fenced = self._fenced and before.held_at > 0
             raise
@@ -561,14 +562,13 @@ class Member:
 
     async def _leave(self) -> None:
         """Put what is acknowledged and give the rest back: nobody takes it over while the session lives."""
-        backoff = Backoff()
         while (session := self._session) is not None and session == self._sessions.current():
             try:
                 if await self._leave_once(session):
                     return
             except TRANSIENT as error:
                 logger.info("group %s is not left yet: %s", self._shown, error)
-                await backoff.wait()
+                await self._backoff.wait()
             except DnpError as error:
                 if self.failure is None:
                     logger.info("what was not acknowledged in time is delivered again: %s", error)

@@ -82,7 +82,9 @@ class GroupKeys:
         )
         return result.succeeded
 
-    async def change(self, session: SessionId, before: Known, after: Records) -> tuple[bool, Known | None]:
+    async def change(
+        self, session: SessionId, before: Known, after: Records, *, timeout: float | None = None
+    ) -> tuple[bool, Known | None]:
         """Put what differs between *before* and *after*; tell whether it was, and what is known now.
 
         It is not if somebody was faster or the session is gone; then, as `read` returns it, what there is.
@@ -108,7 +110,7 @@ class GroupKeys:
         if returned_changes:
             compares.append(etcd.compare_mod_revision(self.returned) == before.returned_at)
             puts.append(etcd.put(self.returned, encode_returned(after.returned)))
-        result = await self._client.transaction(compares, puts, self._gets(session))
+        result = await self._client.transaction(compares, puts, self._gets(session), timeout=timeout)
         if not result.succeeded:
             return False, _known(result)
         at = Revision(result.revision)

@@ -38,7 +38,8 @@ TOPICS_WITH_PREVIOUS: Final = 30
 """In a transaction of so many topics there is room for a read beside the three puts of each."""
 NOT_REMEMBERED: Final = UNKNOWN_SEQUENCE - 1
 """In the place of the last sequence number taken, so that the next one is UNKNOWN_SEQUENCE."""
-_RPC_TIMEOUT_S: Final = 5.0
+_SLOWEST_PER_S: Final = 500_000
+"""Bytes that etcd takes in a second if it is slow: large transactions have longer to be answered."""
 
 
 class Committer:
@@ -110,10 +111,10 @@ class Committer:
             try:
                 for batch in batches:
                     if batch.staged:
-                        await self._stager.stage(batch, timeout=self._time_for(batches))
+                        await self._stager.stage(batch, timeout=self._time_for(batches, backoff))
                 sent = True
                 result = await self._client.commit(
-                    self._transaction(batches), timeout=self._time_for(batches)
+                    self._transaction(batches), timeout=self._time_for(batches, backoff)
                 )
             except etcd.SpaceExceeded as error:
                 await self._settle_out_of_space(batches, error, sent=sent)
@@ -160,17 +161,17 @@ class Committer:
         return [batch for batch in batches if batch.deadline > now]
 
     @staticmethod
-    def _time_for(batches: Sequence[Batch]) -> float:
+    def _time_for(batches: Sequence[Batch], backoff: Backoff) -> float:
         """Return how long one transaction for *batches* may take, seconds."""
         left = max(batch.deadline for batch in batches) - trio.current_time()
-        return min(_RPC_TIMEOUT_S, left)
+        return min(backoff.answer_s + sum([batch.payload.stored for batch in batches]) / _SLOWEST_PER_S, left)
 
     async def _begin_generations(self, batches: list[Batch], backoff: Backoff) -> list[Batch]:
         """Give those topics of *batches* a generation that have none; return what is to be sent."""
         try:
             for batch in batches:
                 if batch.fence.generation == NO_GENERATION:
-                    topic, timeout = batch.writer.topic, self._time_for(batches)
+                    topic, timeout = batch.writer.topic, self._time_for(batches, backoff)
                     await begin_generation(self._client, self._keys, topic, batch.time_ns, timeout=timeout)
         except etcd.SpaceExceeded as error:
             await self._settle_out_of_space(batches, error, sent=False)

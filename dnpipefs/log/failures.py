@@ -25,15 +25,22 @@ def timed_out(op_timeout: float, cause: BaseException | None) -> TimedOut:
 
 
 class Backoff:
-    """Waits before the next try: 50 ms, doubled each time, at most 1 s."""
+    """Waits before the next try: 50 ms, doubled each time, at most 1 s.
+
+    It also says how long to wait for an answer: what was sent to a leader that is gone has none, and a new
+    one is there after a second; but an etcd that is only slow must have the time that it needs.
+    """
 
     def __init__(self) -> None:
         self._next_s = 0.05
+        self.answer_s = 1.0
+        """How long the next try may take, seconds: doubled each time, at most 5 s."""
 
     async def wait(self) -> None:
-        """Sleep; the next wait is longer."""
+        """Sleep; the next wait is longer, and so may be the next try."""
         await trio.sleep(self._next_s)
         self._next_s = min(1.0, 2 * self._next_s)
+        self.answer_s = min(5.0, 2 * self.answer_s)
 
 
 @contextmanager
