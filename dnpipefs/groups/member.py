@@ -114,8 +114,8 @@ class Member:
         """No change can come late that was planned when this member had no record yet."""
         self._mine: Final = Holdings()
         self._stocked_at = 0.0
-        self._loading: Final = trio.Lock()
-        """Who moves what has come from ahead to the stock."""
+        self._loading = False
+        """A task moves what has come from ahead to the stock."""
         self._ahead_wanted_at = 0.0
         """When readers last waited for all that is claimed ahead."""
         self._waiting = 0
@@ -489,8 +489,10 @@ class Member:
 
         Not if the session may have ended, after a pause of this host: others have it then.
         """
-        mine, sessions = self._mine, self._sessions
-        async with self._loading:
+        if self._loading:
+            return  # that task goes on as long as there is more
+        mine, sessions, self._loading = self._mine, self._sessions, True
+        try:
             while mine.ahead and sessions.healthy and self._session == sessions.current():
                 view, term = await self._reader.view(), mine.term
                 number, times = next(iter(mine.ahead.items()))
@@ -506,6 +508,8 @@ class Member:
                 elif number < view.first_message:
                     del mine.ahead[number]
                     mine.done.append(Piece(number, number + 1))  # retention was faster than this host
+        finally:
+            self._loading = False
 
     def _stock_up(self, claimed: list[Delivery]) -> None:
         limit = self._config().max_deliveries
