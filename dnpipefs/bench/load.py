@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import struct
 import subprocess
 import sys
@@ -155,6 +156,8 @@ class Load:
         self._open: dict[str, int] = {}
         self._groups: dict[str, Writers] = {}
         self._inherited: list[int] = []
+        self._blocked: list[int] = []
+        """Pids of those that wait in a read."""
 
     def write(self, path: str, size: int, start: float, end: float) -> Reply:
         """Write messages on one open handle, one after another."""
@@ -244,6 +247,33 @@ class Load:
             if code:
                 raise OSError(code, os.strerror(code))
         return {"count": sum(count for _, count, _ in found), "nanoseconds": took}
+
+    def block(self, path: str, readers: int) -> Reply:
+        """Let processes wait in a read, until `unblock`."""
+        waiting, report = os.pipe()
+        for _ in range(readers):
+            pid = os.fork()
+            if not pid:
+                fd = os.open(path, os.O_RDONLY)
+                os.write(report, b".")
+                os.read(fd, CONSUME_BYTES)
+                os._exit(1)
+            self._blocked.append(pid)
+        left = readers
+        while left:
+            left -= len(os.read(waiting, left))
+        os.close(waiting)
+        os.close(report)
+        return {}
+
+    def unblock(self) -> Reply:
+        """End them."""
+        for pid in self._blocked:
+            os.kill(pid, signal.SIGKILL)
+        for pid in self._blocked:
+            os.waitpid(pid, 0)
+        self._blocked.clear()
+        return {}
 
     def take_stamped(self, path: str) -> Reply:
         """Read from a group, a message at a time; tell how long ago what comes was sent."""

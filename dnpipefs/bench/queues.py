@@ -7,6 +7,8 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from typing import Final
 
+import trio
+
 from dnpipefs.bench.figures import NS, Bar, Line, Quantity, Sample
 from dnpipefs.bench.measurements import (
     MESSAGE_BYTES,
@@ -27,10 +29,14 @@ MESSAGES_PER_S: Final = 40_000
 """In the topic that is shared, for each second of an arm; each round has a group of its own."""
 WORK_S: Final = 0.001
 """How long a host of those that work has each message in hand."""
-TOPIC, JOBS, WAITED = "queue", "jobs", "waited"
+TOPIC, JOBS, WAITED, EMPTY = "queue", "jobs", "waited", "empty"
+BLOCKED_S: Final = 5.0
+"""How long blocked readers are looked at."""
+SETTLED_S: Final = 3.0
+"""After how long all of them wait."""
 
 
-def _lines(_scale: Scale) -> list[Line]:
+def _lines(scale: Scale) -> list[Line]:
     workers = f"group of {WORKERS} workers on one mount"
     return [
         Line(workers, Quantity.RATE, "workers", bar=Bar(10_000, at_most=False, absolute=True)),
@@ -38,6 +44,12 @@ def _lines(_scale: Scale) -> list[Line]:
         Line("one host that does nothing else", Quantity.RATE, "idle"),
         Line("push → waiting worker, p50", Quantity.P50, "worker", "raw", Bar(1.5, at_most=True)),
         Line("push → waiting worker, p99", Quantity.P99, "worker", "raw"),
+        Line(
+            f"CPU of a mount with {scale.readers:,} blocked readers",
+            Quantity.SHARE,
+            "blocked",
+            bar=Bar(2, at_most=True, absolute=True),
+        ),
     ]
 
 
@@ -49,7 +61,7 @@ async def _arms(stage: Stage, scale: Scale) -> AsyncIterator[Arms]:
     await sender.ask("fill", topic=TOPIC, messages=count, size=MESSAGE_BYTES)
     jobs = int(2 * scale.seconds / WORK_S)
     await sender.ask("fill", topic=JOBS, messages=jobs, size=MESSAGE_BYTES)
-    await sender.ask("create", topics=[WAITED])
+    await sender.ask("create", topics=[WAITED, EMPTY])
     async with (
         stage.start.load() as load,
         stage.start.load() as writer,
@@ -85,6 +97,15 @@ async def _arms(stage: Stage, scale: Scale) -> AsyncIterator[Arms]:
                 lambda: worker.ask("take_stamped", path=str(there / f"{WAITED}@worker")),
             )
 
+        async def block(_seconds: float) -> Sample:
+            await load.ask("block", path=str(here / f"{EMPTY}@{next(names)}"), readers=scale.readers)
+            await trio.sleep(SETTLED_S)
+            before = stage.start.cpu_of(here)
+            await trio.sleep(BLOCKED_S)
+            used = stage.start.cpu_of(here) - before
+            await load.ask("unblock")
+            return Sample(1, BLOCKED_S, value=used / BLOCKED_S)
+
         yield {
             "workers": Arm(work),
             "idle": Arm(lambda seconds: share(1, seconds, TOPIC, 0)),
@@ -92,6 +113,7 @@ async def _arms(stage: Stage, scale: Scale) -> AsyncIterator[Arms]:
             "hosts": Arm(lambda seconds: share(HOSTS, seconds, JOBS, WORK_S)),
             "raw": Arm(put),
             "worker": Arm(wait),
+            "blocked": Arm(block),
         }
 
 

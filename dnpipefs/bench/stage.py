@@ -172,6 +172,10 @@ class Starter:
             return math.nan
         return next(int(line.split()[1]) << 10 for line in status.splitlines() if line.startswith("VmHWM:"))
 
+    def cpu_of(self, mountpoint: Path) -> float:
+        """Return the CPU seconds that a mount's daemon has used so far."""
+        return _cpu_seconds(self._mounts[mountpoint])
+
     def cpu(self) -> dict[str, float]:
         """Return the CPU seconds used so far by the processes there are, by role, and the whole machine's."""
         used: dict[str, float] = {}
