@@ -11,7 +11,7 @@ from typing import Final
 
 from dnpipefs.core.findings import Finding, Repair, Rule, Stored, absent, unchanged
 from dnpipefs.core.keys import KeySchema
-from dnpipefs.core.names import MAX_FILE_ID, ROOT, FileId, Kind, Revision, check_component
+from dnpipefs.core.names import ROOT, FileId, Kind, Revision, check_component
 from dnpipefs.core.records import Inode, decode_time, encode_time
 from dnpipefs.core.tree import Entry, Guard
 from dnpipefs.errors import CorruptData, InvalidName
@@ -70,8 +70,6 @@ class Names:
 
     def _decode(self, stored: Stored) -> Inode:
         inode = Inode.decode(stored.key, stored.value)
-        if not 0 < inode.id < MAX_FILE_ID:
-            raise CorruptData(f"{inode.id:x} is no id")
         if (inode.id == ROOT) != (stored.key == self._keys.root):
             raise CorruptData("id 1 is that of the root directory, and of nothing else")
         return inode
