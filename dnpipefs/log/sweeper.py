@@ -55,6 +55,7 @@ class Sweeper:
 
     async def run(self) -> None:
         """Carry out orders as they come, and look for others' once a round, until cancelled."""
+        said = ""
         try:
             while True:
                 self._wake = trio.Event()
@@ -63,7 +64,8 @@ class Sweeper:
                 except DnpError as error:
                     # Nobody waits for it, and a round from now it may go, or it is a key that does not
                     # parse: a reason to say, not to end.
-                    logger.warning("old keys are not swept yet: %s", error)
+                    level = logging.DEBUG if str(error) == said else logging.WARNING
+                    logger.log(level, "old keys are not swept yet: %s", said := str(error))
                 with trio.move_on_after(ROUND_S):
                     await self._wake.wait()
         finally:
