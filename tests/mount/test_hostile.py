@@ -390,7 +390,7 @@ async def end(lab: Lab) -> None:
 
 @pytest.mark.xfail(
     strict=True,
-    reason="ESTALE and a traceback: Groups._serve takes what a watch brings and does not parse for its own fault",
+    reason="ESTALE and a traceback: what a watch brings and does not parse counts as a fault of ours",
 )
 @pytest.mark.parametrize("kind", ["cursor", "returned"])
 def test_a_group_that_is_read_when_it_breaks(
