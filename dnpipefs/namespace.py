@@ -43,6 +43,8 @@ logger: Final = logging.getLogger(__name__)
 
 ENTRIES_LIMIT: Final = 1_000_000
 """Topics and directories of a cluster. Every host has all of them in memory, at some 550 bytes each."""
+PATIENCE_S: Final = 2.0
+"""How long the watch may be behind what etcd has before all entries are read again."""
 COMPLAINTS_LIMIT: Final = 100
 """Entries that cannot be read and are named in the log; fsck names all."""
 LOAD_ENTRIES: Final = 20_000
@@ -68,6 +70,8 @@ class Namespace:
         self._op_timeout: Final = op_timeout
         self._planner: Final = Planner(keys)
         self._tree: Tree | None = None
+        self._following = trio.CancelScope()
+        """Of the watch; who waits for it in vain ends it."""
         self._complaints: dict[bytes, int] = {}
         """Entries that cannot be read, by key, with the revisions of which that was said."""
         self._changed = trio.lowlevel.ParkingLot()
@@ -292,7 +296,11 @@ class Namespace:
     async def _catch_up(self, revision: Revision) -> Tree:
         with deadline(self._op_timeout):
             while self.tree.revision < revision:
-                await self._changed.park()
+                with trio.move_on_after(PATIENCE_S) as patience:
+                    await self._changed.park()
+                if patience.cancelled_caught and self.tree.revision < revision:
+                    # Somebody has put `last/ns` by hand, perhaps: then no watch will ever bring it.
+                    self._following.cancel()
         return self.tree
 
     async def run(self, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
@@ -311,7 +319,9 @@ class Namespace:
         backoff = Backoff()
         while True:
             try:
-                await self._follow(self.tree)
+                with trio.CancelScope() as self._following:
+                    await self._follow(self.tree)
+                logger.warning("the watch of the namespace is late; taking a new snapshot")
             except etcd.Compacted:
                 logger.info("the watch of the namespace was compacted; taking a new snapshot")
             except DnpError as error:
