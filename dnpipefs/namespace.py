@@ -364,7 +364,7 @@ class Namespace:
             self._complain(kv, error)
             return None
         try:
-            return EntryPut(key, parse_inode(self._keys, kv.key, kv.value))
+            return EntryPut(key, parse_inode(key, kv.key, kv.value))
         except CorruptData as error:
             self._complain(kv, error)
             return EntryUnreadable(key, str(error))

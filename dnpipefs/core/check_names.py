@@ -45,7 +45,7 @@ class Names:
             self._find(Rule.ENTRY_KEY, stored.key, str(error))
             return
         try:
-            inode = parse_inode(self._keys, stored.key, stored.value)
+            inode = parse_inode(key, stored.key, stored.value)
         except CorruptData as error:
             self._find(Rule.ENTRY_RECORD, stored.key, f"{error}; what is below it cannot be reached")
             return

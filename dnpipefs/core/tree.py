@@ -115,7 +115,7 @@ class Mutation:
 def parse_name(keys: KeySchema, key: bytes) -> EntryKey:
     """Return what the key of an entry says. Raises CorruptData for one that no path can lead to."""
     parsed = keys.parse_entry(key)
-    if key != keys.root:
+    if not _is_root(parsed):
         try:
             check_component(parsed.name)
         except InvalidName as error:
@@ -123,10 +123,14 @@ def parse_name(keys: KeySchema, key: bytes) -> EntryKey:
     return parsed
 
 
-def parse_inode(keys: KeySchema, key: bytes, raw: bytes) -> Inode:
-    """Return what stands under the key of an entry. Raises CorruptData."""
+def _is_root(key: EntryKey) -> bool:
+    return not (key.name or key.parent)  # as `KeySchema.root` has it; a million are looked at
+
+
+def parse_inode(name: EntryKey, key: bytes, raw: bytes) -> Inode:
+    """Return what stands under the key of an entry, which says *name*. Raises CorruptData."""
     inode = Inode.decode(key, raw)
-    if (inode.id == ROOT) != (key == keys.root):
+    if (inode.id == ROOT) != _is_root(name):
         raise CorruptData(f"{key!r}: id 1 is that of the root directory, and of nothing else")
     return inode
 

@@ -26,7 +26,7 @@ logger: Final = logging.getLogger(__name__)
 SESSION_TTL_S: Final = 10
 """How long the keys of a dead host stay, seconds."""
 _RETRY_S: Final = 0.5
-_REFUSED_RETRY_S: Final = 5.0
+REFUSED_RETRY_S: Final = 5.0
 """How often somebody who may only read tries again: the role can be changed at any time."""
 _REFUSALS: Final = (etcd.PermissionDenied, etcd.AuthenticationFailed)
 """Failures that last until somebody does something about them."""
@@ -133,7 +133,7 @@ class SessionKeeper:
                 if isinstance(error, _REFUSALS):
                     if session is not None:
                         await self._give_back(session)
-                    await trio.sleep(_REFUSED_RETRY_S)
+                    await trio.sleep(REFUSED_RETRY_S)
                 else:
                     await trio.sleep(_RETRY_S)
                 continue
