@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import suppress
 from itertools import groupby
 from typing import Any, Final
 
@@ -21,8 +22,19 @@ from dnpipefs.core.config import DEFAULTS, TopicConfig, parse_change
 from dnpipefs.core.keys import KeySchema
 from dnpipefs.core.names import FileId, Kind, Revision, check_component
 from dnpipefs.core.records import Inode
-from dnpipefs.core.tree import Entry, EntryDeleted, EntryPut, Mutation, Planner, Tree, TreeEvent
-from dnpipefs.errors import DnpError, NotFound, OutOfSpace, TopicGone
+from dnpipefs.core.tree import (
+    Entry,
+    EntryDeleted,
+    EntryPut,
+    EntryUnreadable,
+    Mutation,
+    Planner,
+    Tree,
+    TreeEvent,
+    parse_inode,
+    parse_name,
+)
+from dnpipefs.errors import CorruptData, DnpError, NotFound, OutOfSpace, TopicGone
 from dnpipefs.log.barrier import Barrier
 from dnpipefs.log.clock import Clock
 from dnpipefs.log.failures import TRANSIENT, Backoff, deadline
@@ -31,6 +43,10 @@ logger: Final = logging.getLogger(__name__)
 
 ENTRIES_LIMIT: Final = 1_000_000
 """Topics and directories of a cluster. Every host has all of them in memory, at some 550 bytes each."""
+PATIENCE_S: Final = 2.0
+"""How long the watch may be behind what etcd has before all entries are read again."""
+COMPLAINTS_LIMIT: Final = 100
+"""Entries that cannot be read and are named in the log; fsck names all."""
 LOAD_ENTRIES: Final = 20_000
 """Entries asked for in one read when all of them are: some 5 MiB."""
 
@@ -54,6 +70,10 @@ class Namespace:
         self._op_timeout: Final = op_timeout
         self._planner: Final = Planner(keys)
         self._tree: Tree | None = None
+        self._following = trio.CancelScope()
+        """Of the watch; who waits for it in vain ends it."""
+        self._complaints: dict[bytes, int] = {}
+        """Entries that cannot be read, by key, with the revisions of which that was said."""
         self._changed = trio.lowlevel.ParkingLot()
 
     @property
@@ -276,7 +296,11 @@ class Namespace:
     async def _catch_up(self, revision: Revision) -> Tree:
         with deadline(self._op_timeout):
             while self.tree.revision < revision:
-                await self._changed.park()
+                with trio.move_on_after(PATIENCE_S) as patience:
+                    await self._changed.park()
+                if patience.cancelled_caught and self.tree.revision < revision:
+                    # Somebody has put `last/ns` by hand, perhaps: then no watch will ever bring it.
+                    self._following.cancel()
         return self.tree
 
     async def run(self, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
@@ -295,10 +319,12 @@ class Namespace:
         backoff = Backoff()
         while True:
             try:
-                await self._follow(self.tree)
+                with trio.CancelScope() as self._following:
+                    await self._follow(self.tree)
+                logger.warning("the watch of the namespace is late; taking a new snapshot")
             except etcd.Compacted:
                 logger.info("the watch of the namespace was compacted; taking a new snapshot")
-            except DnpError as error:  # an entry that does not parse must not end the mount, either
+            except DnpError as error:
                 logger.warning("the namespace cannot be watched, trying again: %s", error)
                 await backoff.wait()
             try:
@@ -313,20 +339,40 @@ class Namespace:
         names = self._keys.namespace
         start, revision = names.start, 0
         entries: list[Entry] = []
+        unreadable: list[EntryUnreadable] = []
         while True:
             page = await self._client.range(
                 start, names.end, revision=revision, limit=LOAD_ENTRIES, timeout=self._op_timeout
             )
-            entries += map(self._entry, page.kvs)
+            for kv in page.kvs:
+                match self._read(kv):
+                    case EntryPut(key, inode):
+                        entries.append(Entry(key.parent, key.name, inode, Revision(kv.mod_revision)))
+                    case EntryUnreadable() as lost:
+                        unreadable.append(lost)
             if not page.more:
                 break
             start, revision = page.kvs[-1].key + b"\0", revision or page.revision
-        self._tree = Tree(Revision(revision or page.revision), entries)
+        self._tree = Tree(Revision(revision or page.revision), entries, unreadable)
         self._changed.unpark_all()
 
-    def _entry(self, kv: etcd.KeyValue) -> Entry:
-        inode = Inode.decode(kv.key, kv.value)
-        return Entry(*self._keys.parse_entry(kv.key), inode, Revision(kv.mod_revision))
+    def _read(self, kv: etcd.KeyValue) -> EntryPut | EntryUnreadable | None:
+        """Return what an entry's key has; None if no path leads to it. What does not parse is said once."""
+        try:
+            key = parse_name(self._keys, kv.key)
+        except CorruptData as error:
+            self._complain(kv, error)
+            return None
+        try:
+            return EntryPut(key, parse_inode(key, kv.key, kv.value))
+        except CorruptData as error:
+            self._complain(kv, error)
+            return EntryUnreadable(key, str(error))
+
+    def _complain(self, kv: etcd.KeyValue, error: CorruptData) -> None:
+        if self._complaints.get(kv.key) != kv.mod_revision and len(self._complaints) < COMPLAINTS_LIMIT:
+            self._complaints[kv.key] = kv.mod_revision
+            logger.warning("%s; the rest is served, dnpipefs fsck tells more", error)
 
     async def _follow(self, tree: Tree) -> None:
         names = self._keys.namespace
@@ -337,17 +383,14 @@ class Namespace:
                 self._changed.unpark_all()
 
     def _translate(self, events: Iterable[etcd.Event]) -> list[TreeEvent]:
-        return [
-            EntryDeleted(self._keys.parse_entry(event.kv.key))
-            if event.kind is etcd.EventKind.DELETE
-            else EntryPut(self._keys.parse_entry(event.kv.key), _inode(event.kv))
-            for event in events
-        ]
-
-
-def _inode(kv: etcd.KeyValue) -> Inode:
-    """Parse the value of an entry's key; say what of its settings cannot hold."""
-    inode = Inode.decode(kv.key, kv.value)
-    for complaint in inode.config.complaints:
-        logger.warning("%s: %s", kv.key.decode(errors="backslashreplace"), complaint)
-    return inode
+        translated: list[TreeEvent] = []
+        for event in events:
+            if event.kind is etcd.EventKind.DELETE:
+                with suppress(CorruptData):  # said when it came
+                    translated.append(EntryDeleted(parse_name(self._keys, event.kv.key)))
+            elif (found := self._read(event.kv)) is not None:
+                translated.append(found)
+                if isinstance(found, EntryPut):
+                    for complaint in found.inode.config.complaints:
+                        logger.warning("%s: %s", event.kv.key.decode(errors="backslashreplace"), complaint)
+        return translated

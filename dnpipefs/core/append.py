@@ -31,12 +31,14 @@ Invariants:
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 from typing import Final, NamedTuple
 
 from dnpipefs.core.names import Revision
 from dnpipefs.errors import CorruptData
 
+_NUMBER: Final = re.compile(rb"[0-9]{1,20}")
 UNKNOWN_SEQUENCE: Final = 0
 """Instead of a sequence number: this session may have appended to the topic, and it has to be looked up."""
 
@@ -111,7 +113,7 @@ UNKNOWN: Final = Unknown()
 def decode_writer(key: bytes, raw: bytes) -> tuple[int, int]:
     """Parse the value of a writer key."""
     sequence, colon, attempt = raw.partition(b":")
-    if not (colon and sequence.isdigit() and attempt.isdigit()):
+    if not (colon and _NUMBER.fullmatch(sequence) and _NUMBER.fullmatch(attempt)):
         raise CorruptData(f"{key!r} does not hold sequence:attempt")
     return int(sequence), int(attempt)
 

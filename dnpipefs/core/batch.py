@@ -49,6 +49,8 @@ _PREFIX: Final = struct.Struct(">BBBBI")
 _HEADER: Final = struct.Struct(">QQQQII")
 HEADER_BYTES: Final = _PREFIX.size + _HEADER.size
 _HERE, _BESIDE = 0, 1
+_LENGTH_BYTES: Final = 10
+"""A number of 64 bits takes so many bytes at most."""
 _CONTINUED: Final = bytes(range(0x80, 0x100))
 """Bytes of a LEB128 number but for its last one."""
 
@@ -216,7 +218,8 @@ def decode(raw: bytes) -> Batch:
     if compression == NONE and boundaries == Boundaries.LINES:  # most batches; copied once
         data = raw[HEADER_BYTES:]
     else:
-        body = unpack(compression, memoryview(raw)[HEADER_BYTES:])
+        table = messages * _LENGTH_BYTES if boundaries == Boundaries.LENGTHS else 0
+        body = unpack(compression, memoryview(raw)[HEADER_BYTES:], size + table)
         if boundaries == Boundaries.LENGTHS:
             lengths, start = read_lengths(body, messages)
         data = bytes(body[start:]) if start or not isinstance(body, bytes) else body
@@ -257,14 +260,20 @@ def verify(batch: Batch) -> None:
 
 
 def peek_time_ns(raw: bytes) -> int:
-    """Return the time of an encoded batch without checking or copying its data."""
-    time_ns: int = _HEADER.unpack_from(raw, _PREFIX.size)[1]
-    return time_ns
+    """Return the time of an encoded batch without checking or copying its data. Raises CorruptData."""
+    return _peek(raw)[1]
 
 
 def peek_generation(raw: bytes) -> Revision:
-    """Return the generation of an encoded batch without checking or copying its data."""
-    return Revision(_HEADER.unpack_from(raw, _PREFIX.size)[0])
+    """Return the generation of an encoded batch without checking or copying its data. Raises CorruptData."""
+    return Revision(_peek(raw)[0])
+
+
+def _peek(raw: bytes) -> tuple[int, int]:
+    if len(raw) < HEADER_BYTES:
+        raise CorruptData(f"a batch of {len(raw)} bytes is shorter than its header")
+    generation, time_ns, *_ = _HEADER.unpack_from(raw, _PREFIX.size)
+    return generation, time_ns
 
 
 def _boundary_table(chunks: Sequence[Chunk]) -> tuple[Boundaries, bytes]:
@@ -313,5 +322,7 @@ def read_lengths(table: bytes | memoryview, count: int, position: int = 0) -> tu
             shift += 7
             if byte < 0x80:
                 break
+            if shift > 63:  # more digits would make numbers of any length, slowly
+                raise CorruptData("a length of a batch is no number of 64 bits")
         numbers.append(number)
     return tuple(numbers), position

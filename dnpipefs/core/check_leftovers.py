@@ -73,7 +73,7 @@ def judge_pending(keys: KeySchema, pending: Pending, *, ordered: bool) -> list[F
     try:
         topic, generation, body = keys.parse_pending(stored.key)
     except CorruptData as error:
-        what = f"{error}: no order behind it is carried out"
+        what = f"{error}: nobody carries it out"
         return [Finding(Rule.BAD_ORDER, stored.key, what, repair=removal("remove it", [stored]))]
     if pending.session_lives or ordered:
         return []
@@ -134,5 +134,5 @@ def judge_stranger(keys: KeySchema, names: Names, stranger: Stranger, now_ns: in
 
 def judge_bad_order(stored: Stored, error: CorruptData) -> Finding:
     """Return the finding for a key below `trash/` that is no order."""
-    what = f"{error}: no order is carried out any more"
+    what = f"{error}: nobody carries it out"
     return Finding(Rule.BAD_ORDER, stored.key, what, repair=removal("remove it", [stored]))

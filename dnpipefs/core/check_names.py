@@ -11,10 +11,10 @@ from typing import Final
 
 from dnpipefs.core.findings import Finding, Repair, Rule, Stored, absent, unchanged
 from dnpipefs.core.keys import KeySchema
-from dnpipefs.core.names import MAX_FILE_ID, ROOT, FileId, Kind, Revision, check_component
+from dnpipefs.core.names import ROOT, FileId, Kind, Revision
 from dnpipefs.core.records import Inode, decode_time, encode_time
-from dnpipefs.core.tree import Entry, Guard
-from dnpipefs.errors import CorruptData, InvalidName
+from dnpipefs.core.tree import Entry, Guard, parse_inode, parse_name
+from dnpipefs.errors import CorruptData
 
 ROOT_MODE: Final = 0o755
 FOUND_MODE: Final = 0o600
@@ -40,14 +40,12 @@ class Names:
         """Take in an entry. Of two with one id the first counts."""
         self._newest = max(self._newest, stored.revision)
         try:
-            key = self._keys.parse_entry(stored.key)
-            if stored.key != self._keys.root:
-                check_component(key.name)
-        except (CorruptData, InvalidName) as error:
+            key = parse_name(self._keys, stored.key)
+        except CorruptData as error:
             self._find(Rule.ENTRY_KEY, stored.key, str(error))
             return
         try:
-            inode = self._decode(stored)
+            inode = parse_inode(key, stored.key, stored.value)
         except CorruptData as error:
             self._find(Rule.ENTRY_RECORD, stored.key, f"{error}; what is below it cannot be reached")
             return
@@ -67,14 +65,6 @@ class Names:
         reached = {ROOT}
         for entry in list(self._entries.values()):
             self._climb(entry, reached)
-
-    def _decode(self, stored: Stored) -> Inode:
-        inode = Inode.decode(stored.key, stored.value)
-        if not 0 < inode.id < MAX_FILE_ID:
-            raise CorruptData(f"{inode.id:x} is no id")
-        if (inode.id == ROOT) != (stored.key == self._keys.root):
-            raise CorruptData("id 1 is that of the root directory, and of nothing else")
-        return inode
 
     @property
     def topics(self) -> dict[FileId, Entry]:

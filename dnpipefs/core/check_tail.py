@@ -45,6 +45,8 @@ class TailCheck:
         self.newest: Revision = Revision(0)
         """The newest revision in the tail."""
         self.batches = 0
+        self.messages = 0
+        """How many are in them, as their keys say."""
 
     def key(self, stored: Stored) -> TailKey | None:
         """Take in a key of the tail; return what it says if it is one of this generation's batches."""
@@ -64,6 +66,7 @@ class TailCheck:
         self._revisions.append(stored.revision)
         self._sizes.append(key.size)
         self.batches += 1
+        self.messages += key.messages
         return key
 
     def _judge_sequence(self, key: TailKey, stored: Stored) -> None:

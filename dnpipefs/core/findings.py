@@ -1,8 +1,8 @@
 """What a check of the stored data finds: the numbered rules, a finding, and the repair of one. Pure.
 
 The rules are listed in `docs/fsck.md`. Judgement is in `check_names.py`, `check_records.py`,
-`check_sealed.py`, `check_tail.py` and `check_leftovers.py`: facts in, findings out. All facts of one
-judgement are of one revision of etcd, so a sound cluster that is in use breaks no rule.
+`check_sealed.py`, `check_tail.py`, `check_groups.py` and `check_leftovers.py`: facts in, findings out. All
+facts of one judgement are of one revision of etcd, so a sound cluster that is in use breaks no rule.
 
 Invariants of repairs:
 
@@ -87,6 +87,16 @@ class Rule(enum.Enum):
     SEQUENCE = ("B4", Severity.ERROR, "appends do not follow on one another")
     WRITER = ("B5", Severity.ERROR, "the fence of a writer does not fit")
     APPEND_MISSING = ("B6", Severity.ERROR, "newest append missing")
+
+    CURSOR = ("G1", Severity.ERROR, "unreadable cursor of a group")
+    GROUP_RECORD = ("G2", Severity.ERROR, "unreadable record of a group")
+    IN_TWO_RECORDS = ("G3", Severity.ERROR, "message in two records of a group")
+    BEHIND_CURSOR = ("G4", Severity.ERROR, "message behind the cursor of a group")
+    IN_NO_RECORD = ("G5", Severity.ERROR, "message that no record of a group has")
+    LATER_TERM = ("G6", Severity.ERROR, "record of a term that never began")
+    NO_CURSOR = ("G7", Severity.ERROR, "records of a group without cursor")
+    DEAD_NOTE = ("G8", Severity.ERROR, "unreadable note of a dead letter")
+    MEMBER_ENDED = ("G9", Severity.NOTE, "member whose session has ended")
 
     OLD_GENERATION = ("L1", Severity.WARNING, "leftovers of an old generation")
     DELETED_TOPIC = ("L2", Severity.WARNING, "leftovers of a deleted topic")

@@ -9,14 +9,18 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any, ClassVar, Final, NamedTuple
+from typing import Any, ClassVar, Final, NamedTuple, TypeGuard
 
 from dnpipefs.core.config import StoredConfig
 from dnpipefs.core.keys import Beside, BodyKey
-from dnpipefs.core.names import START, FileId, Kind, Offset, Revision, SessionId
+from dnpipefs.core.names import MAX_FILE_ID, START, FileId, Kind, Offset, Revision, SessionId
 from dnpipefs.errors import CorruptData, UnsupportedFormat
 
 FORMAT_VERSION: Final = 1
+_USERS: Final = 2**32
+"""Exclusive: of numbers of users and groups."""
+LIMIT: Final = 2**63
+"""Exclusive: of all numbers."""
 NOTHING_SET: Final = StoredConfig()
 """Shared by all entries with nothing set, which is most of them."""
 
@@ -30,7 +34,7 @@ def load(key: bytes, raw: bytes) -> dict[str, Any]:
     """Parse a value that is a JSON object. Raises CorruptData."""
     try:
         value = json.loads(raw)
-    except ValueError:
+    except (ValueError, RecursionError):  # the latter for brackets in brackets in brackets
         value = None
     if not isinstance(value, dict):
         raise CorruptData(f"{key!r} does not hold a JSON object")
@@ -38,10 +42,23 @@ def load(key: bytes, raw: bytes) -> dict[str, Any]:
 
 
 def integer(key: bytes, value: Mapping[str, Any], name: str) -> int:
-    """Return a field that is a whole number. Raises CorruptData."""
+    """Return a field that is a whole number of 64 bits. Raises CorruptData."""
     number = value.get(name)
-    if type(number) is not int:
-        raise CorruptData(f"{key!r}: field {name!r} is missing or not a whole number")
+    if not _is_integer(number):
+        raise CorruptData(f"{key!r}: field {name!r} is missing or not a whole number of 64 bits")
+    return number
+
+
+def _is_integer(number: object) -> TypeGuard[int]:
+    """Tell whether a value is a number that other programs, and the kernel, can take."""
+    return type(number) is int and -LIMIT <= number < LIMIT
+
+
+def count(key: bytes, value: Mapping[str, Any], name: str, *, limit: int = LIMIT) -> int:
+    """Return a field that is a whole number, not below zero and below *limit*. Raises CorruptData."""
+    number = integer(key, value, name)
+    if not 0 <= number < limit:
+        raise CorruptData(f"{key!r}: field {name!r} is not from 0 to {limit - 1}")
     return number
 
 
@@ -120,11 +137,11 @@ class Inode:
         value = load(key, raw)
         try:
             return cls(
-                id=FileId(int(_text(key, value, "id"), 16)),
+                id=_file_id(_text(key, value, "id")),
                 kind=Kind(_text(key, value, "kind")),
-                mode=int(_text(key, value, "mode"), 8),
-                uid=integer(key, value, "uid"),
-                gid=integer(key, value, "gid"),
+                mode=_mode(_text(key, value, "mode")),
+                uid=count(key, value, "uid", limit=_USERS),
+                gid=count(key, value, "gid", limit=_USERS),
                 mtime_ns=integer(key, value, "mtime"),
                 ctime_ns=integer(key, value, "ctime"),
                 config=StoredConfig(stored) if (stored := _object(key, value, "config")) else NOTHING_SET,
@@ -135,6 +152,20 @@ class Inode:
     def changed(self, ctime_ns: int, **changes: Any) -> Inode:
         """Return a copy with *changes* and a new status-change time."""
         return replace(self, ctime_ns=ctime_ns, **changes)
+
+
+def _file_id(text: str) -> FileId:
+    file = int(text, 16)
+    if not 0 < file < MAX_FILE_ID:
+        raise ValueError(f"{text[:20]} is no id")
+    return FileId(file)
+
+
+def _mode(text: str) -> int:
+    mode = int(text, 8)
+    if not 0 <= mode <= 0o7777:
+        raise ValueError(f"{text[:20]} is no mode")
+    return mode
 
 
 class SegmentInfo(NamedTuple):
@@ -175,7 +206,7 @@ class Index:
     def decode(cls, key: bytes, raw: bytes, start: Offset) -> Index:
         """Parse the value of a page that begins at *start*."""
         value = load(key, raw)
-        return cls(start, integer(key, value, "messages"), _segments(key, value))
+        return cls(start, count(key, value, "messages"), _segments(key, value))
 
 
 @dataclass(frozen=True, slots=True)
@@ -228,15 +259,22 @@ class Head:
             return _EMPTY_HEAD
         value = load(key, raw)
         writers = _object(key, value, "writers")
-        return cls(
-            Offset(integer(key, value, "offset")),
-            integer(key, value, "messages"),
-            Offset(integer(key, value, "first")),
-            integer(key, {"first_message": 0} | value, "first_message"),
+        head = cls(
+            Offset(count(key, value, "offset")),
+            count(key, value, "messages"),
+            Offset(count(key, value, "first")),
+            count(key, {"first_message": 0} | value, "first_message"),
             {name: integer(key, writers, name) for name in writers},
-            Revision(integer(key, {"forgotten": 0} | value, "forgotten")),
+            Revision(count(key, {"forgotten": 0} | value, "forgotten")),
             _segments(key, {"segments": []} | value),
         )
+        ordered = head.first <= head.offset and head.first_message <= head.messages
+        if not ordered or head.newest.start < 0 or head.newest.first_message < 0:
+            raise CorruptData(
+                f"{key!r}: bytes {head.first} to {head.offset}, "
+                f"messages {head.first_message} to {head.messages}"
+            )
+        return head
 
 
 def _segment_rows(segments: Sequence[SegmentInfo]) -> list[list[object]]:
@@ -263,14 +301,16 @@ def _segments(key: bytes, value: Mapping[str, Any]) -> tuple[SegmentInfo, ...]:
 
 def _segment(row: Sequence[Any]) -> SegmentInfo:
     size, stored, messages, oldest_ns, newest_ns, *more = row
-    if any(type(number) is not int for number in row[:5]):
-        raise TypeError
+    # The first three stand in keys as well, with eight digits; above all, what is stored tells how many keys.
+    if not all(_is_integer(number) and number >= 0 for number in row[:5]) or max(row[:3]) >= 1 << 32:
+        raise ValueError
     if not more:
         return SegmentInfo(size, stored, messages, oldest_ns, newest_ns)
     session, sequence, attempt = more
-    if type(sequence) is not int or type(attempt) is not int:
-        raise TypeError
-    body = BodyKey(SessionId(int(session, 16)), sequence, Beside(attempt, stored))
+    numbers = (int(session, 16), sequence, attempt)
+    if not all(_is_integer(number) and number >= 0 for number in numbers):
+        raise ValueError
+    body = BodyKey(SessionId(numbers[0]), sequence, Beside(attempt, stored))
     return SegmentInfo(size, stored, messages, oldest_ns, newest_ns, body)
 
 
@@ -310,9 +350,9 @@ class Mark:
             return cls(kind, time_ns)
         if kind not in (cls.SEAL, cls.TRIM):
             raise UnsupportedFormat(f"{key!r}: mark of kind {kind!r}; upgrade dnpipefs on this host")
-        start = Offset(integer(key, value, "start"))
+        start = Offset(count(key, value, "start"))
         segments = _segments(key, value) if kind == cls.SEAL else ()
-        return cls(kind, time_ns, start, integer(key, value, "first_message"), segments)
+        return cls(kind, time_ns, start, count(key, value, "first_message"), segments)
 
 
 _EMPTY_HEAD: Final = Head()
@@ -327,7 +367,8 @@ def encode_time(time_ns: int) -> bytes:
 
 def decode_time(key: bytes, raw: bytes) -> int:
     """Parse the value of an epoch or last key."""
-    if raw.startswith(b'{"time":') and raw.endswith(b"}") and (digits := raw[8:-1]).isdigit():
+    digits = raw[8:-1]
+    if len(digits) < 19 and raw.startswith(b'{"time":') and raw.endswith(b"}") and digits.isdigit():
         return int(digits)  # as `encode_time` makes it: some thousands are read for a listing
     return integer(key, load(key, raw), "time")
 

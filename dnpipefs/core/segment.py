@@ -151,8 +151,8 @@ def decode(raw: bytes) -> Segment:
     generation, offset, first_ns, last_ns, messages, size, runs, run_bytes, length_bytes = (
         _HEADER.unpack_from(raw, _PREFIX.size)
     )
-    body = unpack(compression, memoryview(raw)[HEADER_BYTES:])
     tables = run_bytes + length_bytes
+    body = unpack(compression, memoryview(raw)[HEADER_BYTES:], tables + size)
     if len(body) != tables + size:
         raise CorruptData(f"a segment says {tables} + {size} bytes and has {len(body)}")
     # The checksum begins behind the kind of boundaries, but the tables tell.

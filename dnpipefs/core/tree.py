@@ -22,12 +22,13 @@ from typing import Final
 
 from dnpipefs.core import generation
 from dnpipefs.core.keys import EntryKey, KeyRange, KeySchema
-from dnpipefs.core.names import ROOT, FileId, Kind, Revision, check_new_name
+from dnpipefs.core.names import ROOT, FileId, Kind, Revision, check_component, check_new_name
 from dnpipefs.core.records import Inode, encode_time
 from dnpipefs.errors import (
     AlreadyExists,
     CorruptData,
     InvalidArgument,
+    InvalidName,
     IsADirectory,
     NotADirectory,
     NotEmpty,
@@ -74,7 +75,15 @@ class EntryDeleted:
     key: EntryKey
 
 
-TreeEvent = EntryPut | EntryDeleted
+@dataclass(frozen=True, slots=True)
+class EntryUnreadable:
+    """What stands under an entry's key does not parse."""
+
+    key: EntryKey
+    why: str
+
+
+TreeEvent = EntryPut | EntryDeleted | EntryUnreadable
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,16 +112,49 @@ class Mutation:
         return replace(self, puts=())
 
 
-class Tree:
-    """All entries at `revision`."""
+def parse_name(keys: KeySchema, key: bytes) -> EntryKey:
+    """Return what the key of an entry says. Raises CorruptData for one that no path can lead to."""
+    parsed = keys.parse_entry(key)
+    if not _is_root(parsed):
+        try:
+            check_component(parsed.name)
+        except InvalidName as error:
+            raise CorruptData(f"{key!r}: {error}") from None
+    return parsed
 
-    def __init__(self, revision: Revision, entries: Iterable[Entry]) -> None:
+
+def _is_root(key: EntryKey) -> bool:
+    return not (key.name or key.parent)  # as `KeySchema.root` has it; a million are looked at
+
+
+def parse_inode(name: EntryKey, key: bytes, raw: bytes) -> Inode:
+    """Return what stands under the key of an entry, which says *name*. Raises CorruptData."""
+    inode = Inode.decode(key, raw)
+    if (inode.id == ROOT) != _is_root(name):
+        raise CorruptData(f"{key!r}: id 1 is that of the root directory, and of nothing else")
+    return inode
+
+
+class Tree:
+    """All entries at `revision`.
+
+    Where an entry cannot be read there is a name of which nothing is known: it can neither be opened nor
+    taken. Everything else goes on.
+    """
+
+    def __init__(
+        self, revision: Revision, entries: Iterable[Entry], unreadable: Iterable[EntryUnreadable] = ()
+    ) -> None:
         self.revision: Revision = revision
         self._by_id: dict[FileId, Entry] = {}
         self._children: dict[FileId, dict[bytes, Entry]] = {}
         self._subdirectories: dict[FileId, int] = {}
         self._changed_ns: dict[FileId, int] = {}
+        self._unreadable: dict[EntryKey, str] = {one.key: one.why for one in unreadable}
         for entry in entries:
+            if entry.id in self._by_id:
+                self._unreadable[EntryKey(entry.parent, entry.name)] = f"id {entry.id:x} has another name"
+                continue
             self._insert(entry)
             self.note_change(entry.parent, entry.inode.ctime_ns)
         if ROOT not in self._by_id:
@@ -127,9 +169,13 @@ class Tree:
         for event in events:
             match event:
                 case EntryPut(key, inode):
+                    self._unreadable.pop(key, None)
                     self._put(Entry(key.parent, key.name, inode, revision))
                 case EntryDeleted(key):
+                    self._unreadable.pop(key, None)
                     deleted.append(key)
+                case EntryUnreadable(key, why):
+                    self._lose(key, why)
         for key in deleted:
             entry = self._children.get(key.parent, {}).get(key.name)
             if entry is not None and entry.revision < revision:
@@ -154,7 +200,12 @@ class Tree:
         return self._by_id.get(file)
 
     def find(self, parent: FileId, name: bytes) -> Entry | None:
-        """Return the entry of a name in a directory, None if there is none."""
+        """Return the entry of a name in a directory, None if there is none.
+
+        Raises CorruptData if it cannot be read.
+        """
+        if self._unreadable and (why := self._unreadable.get(EntryKey(parent, name))) is not None:
+            raise CorruptData(f"{why}; dnpipefs fsck tells more")
         return self._children.get(parent, {}).get(name)
 
     def lookup(self, parent: FileId, name: bytes) -> Entry:
@@ -176,6 +227,10 @@ class Tree:
         """Return a directory's entries by name. A live mapping: copy before you await."""
         return self._children.get(parent, {})
 
+    def is_empty(self, directory: FileId) -> bool:
+        """Tell whether a directory has no entry, readable or not."""
+        return directory not in self._children and all(key.parent != directory for key in self._unreadable)
+
     def subdirectories(self, parent: FileId) -> int:
         """How many directories a directory holds."""
         return self._subdirectories.get(parent, 0)
@@ -194,10 +249,23 @@ class Tree:
         return b"/".join(reversed([entry.name for entry in self._ancestry(file)]))
 
     def _ancestry(self, file: FileId) -> Iterator[Entry]:
+        seen: set[FileId] = set()
         while file != ROOT:
+            if file in seen:
+                raise CorruptData(f"directory {file:x} lies below itself; dnpipefs fsck --repair moves it")
+            seen.add(file)
             entry = self.get(file)
             yield entry
             file = entry.parent
+
+    def _lose(self, key: EntryKey, why: str) -> None:
+        """Know nothing of a name any more; of the root what was known holds, for without it nothing would."""
+        entry = self._children.get(key.parent, {}).get(key.name)
+        if entry is not None and entry.id == ROOT:
+            return
+        self._unreadable[key] = why
+        if entry is not None:
+            self._remove(entry)
 
     def _put(self, entry: Entry) -> None:
         old = self._by_id.get(entry.id)
@@ -218,7 +286,8 @@ class Tree:
             self._subdirectories[entry.parent] = self._subdirectories.get(entry.parent, 0) + 1
 
     def _remove(self, entry: Entry) -> None:
-        del self._by_id[entry.id]
+        if self._by_id.get(entry.id) is entry:
+            del self._by_id[entry.id]
         siblings = self._children[entry.parent]
         del siblings[entry.name]
         if entry.is_directory:
@@ -272,7 +341,7 @@ class Planner:
     def rmdir(self, tree: Tree, parent: FileId, name: bytes, now_ns: int) -> Mutation:
         """Plan the removal of an empty directory."""
         entry = tree.directory(tree.lookup(parent, name).id)
-        if tree.children(entry.id):
+        if not tree.is_empty(entry.id):
             raise NotEmpty(f"{name.decode(errors='backslashreplace')!r} is not empty")
         return Mutation(
             tuple(self._guard(entry)),
@@ -339,7 +408,7 @@ class Planner:
             raise IsADirectory(f"{name!r} is a directory")
         if entry.is_directory and not old.is_directory:
             raise NotADirectory(f"{name!r} is a topic")
-        if tree.children(old.id):
+        if not tree.is_empty(old.id):
             raise NotEmpty(f"{name!r} is not empty")
 
     def _guard(self, entry: Entry) -> list[Guard]:

@@ -97,6 +97,11 @@ echo "$1 ${22}" >etcd.pid.new && mv etcd.pid.new etcd.pid
 """
 
 
+def _private(path: str, flags: int) -> int:
+    """Open a file that only its owner can read if this is what creates it."""
+    return os.open(path, flags, 0o600)
+
+
 class EmbeddedServer:
     """A running embedded server, as one of its users sees it."""
 
@@ -442,7 +447,7 @@ class _Keeper:
         with suppress(FileNotFoundError):
             if path.stat().st_size > LOG_LIMIT_BYTES:
                 path.rename(path.with_suffix(".log.1"))
-        with path.open("a") as file:
+        with open(path, "a", opener=_private) as file:
             file.write(f"-- dnpipefs starts {self._command[0]}\n")
             return file.tell()
 

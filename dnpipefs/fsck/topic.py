@@ -1,4 +1,4 @@
-"""Reads one topic at one moment and has it judged: its records, its sealed part, its tail, its leftovers."""
+"""Reads one topic at one moment and has it judged: records, sealed part, tail, groups, leftovers."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from contextlib import aclosing
 from itertools import groupby
 from typing import Final
 
+from dnpipefs.core.check_groups import GroupCheck
 from dnpipefs.core.check_leftovers import Pending, judge_generations, judge_pending
 from dnpipefs.core.check_records import Records, TopicState, judge_newest, judge_records
 from dnpipefs.core.check_sealed import SealedCheck, judge_orphan_body, name_of
@@ -52,8 +53,12 @@ class TopicReader:
         self._first = await self._probe(state.generation)
         if state.generation and state.head is not None:
             await self._inspect_sealed(state)
-        newest = await self._inspect_tail(state)
-        self._findings += judge_newest(keys, topic, records, newest)
+        tail = await self._inspect_tail(state)
+        self._findings += judge_newest(keys, topic, records, tail.newest)
+        # Where anything else is wrong, how many messages there are is not certain.
+        certain = state.head is not None and not self._findings
+        messages = state.head.messages + tail.messages if state.head is not None and certain else None
+        await self._inspect_groups(state, messages)
         await self._inspect_leftovers(state, records)
         return self._findings
 
@@ -70,7 +75,7 @@ class TopicReader:
     async def _probe(self, generation: Revision) -> dict[KeyRange, Stored | None]:
         keys, topic = self._keys, self._topic
         families = (keys.segments(topic), keys.index(topic), keys.bodies(topic))
-        parts = [keys.writers(topic), keys.all_pending_of(topic), *families]
+        parts = [keys.writers(topic), keys.all_pending_of(topic), keys.groups(topic), *families]
         for family in families:
             parts.append(KeySchema.before_generation(family, generation))
             parts.append(KeySchema.of_generation(family, generation))
@@ -150,8 +155,8 @@ class TopicReader:
 
     # ------------------------------------------------------------------ the tail
 
-    async def _inspect_tail(self, state: TopicState) -> Revision:
-        """Judge the tail and the writers; return the newest revision in it."""
+    async def _inspect_tail(self, state: TopicState) -> TailCheck:
+        """Judge the tail and the writers; return what was seen of it."""
         check = TailCheck(self._keys, self._topic, state)
         batches: list[tuple[TailKey, Stored]] = []
         async with aclosing(self._moment.scan(self._keys.tail(self._topic), keys_only=True)) as found:
@@ -170,7 +175,7 @@ class TopicReader:
                 lives = await self._lives(stored)
                 check.writer(stored, session_lives=lives)
         self._findings += check.finish()
-        return check.newest
+        return check
 
     async def _lives(self, writer: Stored) -> bool:
         try:
@@ -195,6 +200,36 @@ class TopicReader:
                     body = BodyKey(key.session, key.sequence, key.beside)
                     self._referred.add(_name(body))
                     check.body(key, stored.revision, await self._read_body(state.generation, body))
+
+    # ------------------------------------------------------------------ groups
+
+    async def _inspect_groups(self, state: TopicState, messages: int | None) -> None:
+        """Judge the groups one by one: a group's keys lie together."""
+        keys, topic = self._keys, self._topic
+        check: GroupCheck | None = None
+        name = b""
+        async with aclosing(self._scan(keys.groups(topic))) as found:
+            async for stored in found:
+                try:
+                    its, _ = keys.parse_group(topic, stored.key)
+                except CorruptData as error:
+                    self._findings.append(Finding(Rule.UNKNOWN_KEY, stored.key, str(error), topic))
+                    continue
+                if check is None or its != name:
+                    self._findings += check.finish(messages) if check is not None else []
+                    check, name = GroupCheck(keys, topic, state, its), its
+                check.add(stored, session_lives=await self._member_lives(stored.key))
+        self._findings += check.finish(messages) if check is not None else []
+
+    async def _member_lives(self, key: bytes) -> bool:
+        """Tell whether a key of a group is that of a member whose session lives."""
+        if b"/member/" not in key:
+            return False
+        try:
+            session = self._keys.parse_member(key)
+        except CorruptData:
+            return False
+        return await self._moment.exists(self._keys.session(session))
 
     # ------------------------------------------------------------------ what nothing refers to
 

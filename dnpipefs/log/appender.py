@@ -17,7 +17,7 @@ from __future__ import annotations
 import logging
 from collections import OrderedDict, deque
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from typing import Final
 
@@ -183,7 +183,7 @@ class Appender:
             if not self._ready or self._waiting:
                 await self._work.park()
             elif session is None:
-                with self._waiting_at_most(NO_SESSION_S):
+                with self._waiting_at_most(NO_SESSION_S), suppress(etcd.EtcdError):  # they are told below
                     await self._sessions.get()
                 self._expire_queued()
             elif not self._may_commit():
@@ -234,12 +234,12 @@ class Appender:
     def _expire_queued(self) -> None:
         """Fail what waited too long for a session, or waits in vain; none of it was sent."""
         reason = self._sessions.failure
-        full = isinstance(reason, etcd.SpaceExceeded)
+        refused = isinstance(reason, etcd.SpaceExceeded) or self._sessions.refused is not None
         now = trio.current_time()
         for writer in list(self._ready):
-            while writer.queue and (full or writer.queue[0].deadline <= now):
+            while writer.queue and (refused or writer.queue[0].deadline <= now):
                 push = writer.queue.popleft()
-                push.error = reason if full else timed_out(self._op_timeout, reason)
+                push.error = reason if refused else timed_out(self._op_timeout, reason)
                 push.settled.set()
             if not writer.queue:
                 self._ready.remove(writer)

@@ -285,7 +285,12 @@ class Committer:
             batch for batch in batches if not batch.sent_unanswered or await self._is_open_after_loss(batch)
         ]
         with trio.move_on_at(max(batch.deadline for batch in batches)):
-            session = await self._sessions.get()
+            try:
+                session = await self._sessions.get()
+            except etcd.EtcdError as error:
+                for batch in still_open:
+                    self._refuse(batch, error)
+                return []
             return [self._anew(batch, session) for batch in still_open]
         for batch in still_open:
             self._fail(batch, timed_out(self._op_timeout, batch.failure))

@@ -122,6 +122,9 @@ class SealSchedule:
 
     async def _look(self, due: Due) -> None:
         topic = due.topic
+        if self._sessions.refused is not None:  # who may only read leaves it to others
+            self._forget(topic)
+            return
         look = await self._read(topic)
         waited = topic in self._waited_for
         heavy = self._waited_for.pop(topic, False) or due.heavy

@@ -26,6 +26,10 @@ logger: Final = logging.getLogger(__name__)
 SESSION_TTL_S: Final = 10
 """How long the keys of a dead host stay, seconds."""
 _RETRY_S: Final = 0.5
+REFUSED_RETRY_S: Final = 5.0
+"""How often somebody who may only read tries again: the role can be changed at any time."""
+_REFUSALS: Final = (etcd.PermissionDenied, etcd.AuthenticationFailed)
+"""Failures that last until somebody does something about them."""
 
 
 class SessionKeeper:
@@ -66,15 +70,27 @@ class SessionKeeper:
         """Return the session if there is one now."""
         return self._session
 
+    @property
+    def refused(self) -> etcd.EtcdError | None:
+        """Why there will be no session until somebody gives this host's user another role."""
+        return self.failure if self._session is None and isinstance(self.failure, _REFUSALS) else None
+
     async def get(self) -> SessionId:
-        """Wait until there is a session. The caller sets the deadline."""
+        """Wait until there is a session. The caller sets the deadline.
+
+        Raises PermissionDenied, AuthenticationFailed when etcd does not allow one.
+        """
         while self._session is None:
+            if self.refused is not None:
+                raise self.refused
             await self._changed.wait()
         return self._session
 
     async def wait_healthy(self) -> None:
-        """Wait until etcd has confirmed the session recently. The caller sets the deadline."""
+        """Wait until etcd has confirmed the session recently. The caller sets the deadline; as `get`."""
         while not self.healthy:
+            if self.refused is not None:
+                raise self.refused
             await self._changed.wait()
 
     def report_lost(self, session: SessionId) -> None:
@@ -98,6 +114,7 @@ class SessionKeeper:
 
     async def _begin(self) -> SessionId:
         while True:
+            session = None
             try:
                 asked_at = trio.current_time()
                 lease = await self._client.lease_grant(self._ttl)
@@ -112,7 +129,13 @@ class SessionKeeper:
                         self._level, "no session yet, so nothing can be pushed; trying again: %s", error
                     )
                 self.failure = error
-                await trio.sleep(_RETRY_S)
+                self._set(None)
+                if isinstance(error, _REFUSALS):
+                    if session is not None:
+                        await self._give_back(session)
+                    await trio.sleep(REFUSED_RETRY_S)
+                else:
+                    await trio.sleep(_RETRY_S)
                 continue
             self._lost = trio.Event()
             self.failure = None
@@ -141,10 +164,13 @@ class SessionKeeper:
         if session is None:
             return
         with trio.move_on_after(1, shield=True):
-            try:
-                await self._client.lease_revoke(session)
-            except etcd.EtcdError as error:
-                logger.info("the lease of session %x runs out by itself: %s", session, error)
+            await self._give_back(session)
+
+    async def _give_back(self, session: SessionId) -> None:
+        try:
+            await self._client.lease_revoke(session)
+        except etcd.EtcdError as error:
+            logger.info("the lease of session %x runs out by itself: %s", session, error)
 
     def _set(self, session: SessionId | None, confirmed_at: float = -1e9) -> None:
         self._session = session

@@ -21,7 +21,7 @@ import trio
 from dnpipefs import etcd
 from dnpipefs.core.keys import KeyRange, KeySchema
 from dnpipefs.core.names import FileId, Revision, SessionId
-from dnpipefs.errors import DnpError
+from dnpipefs.errors import CorruptData, DnpError
 from dnpipefs.log.staging import remove_pending
 
 logger: Final = logging.getLogger(__name__)
@@ -55,6 +55,7 @@ class Sweeper:
 
     async def run(self) -> None:
         """Carry out orders as they come, and look for others' once a round, until cancelled."""
+        said = ""
         try:
             while True:
                 self._wake = trio.Event()
@@ -63,7 +64,8 @@ class Sweeper:
                 except DnpError as error:
                     # Nobody waits for it, and a round from now it may go, or it is a key that does not
                     # parse: a reason to say, not to end.
-                    logger.warning("old keys are not swept yet: %s", error)
+                    level = logging.DEBUG if str(error) == said else logging.WARNING
+                    logger.log(level, "old keys are not swept yet: %s", said := str(error))
                 with trio.move_on_after(ROUND_S):
                     await self._wake.wait()
         finally:
@@ -74,25 +76,35 @@ class Sweeper:
         """Remove what nobody else would, for want of an order; the rest is for those who stay."""
         try:
             if self._own:
-                self._own -= {self._keys.parse_trash(kv.key) for kv in await self._orders()}
+                orders, _ = await self._orders()
+                self._own -= orders.keys()
                 await self._sweep_own()
         except DnpError as error:
             logger.warning("old keys are swept after the next push to their topics only: %s", error)
 
     async def sweep_all(self) -> None:
-        """Carry out all orders there are now."""
-        for kv in await self._orders():
-            topic = self._keys.parse_trash(kv.key)
+        """Carry out all orders there are now. Raises CorruptData in the end if one of them is none."""
+        orders, unreadable = await self._orders()
+        for topic, kv in orders.items():
             await self._sweep_whole(topic)
             # Only if nobody reset the topic again meanwhile: that order is a new one.
             await self._client.transaction(
                 [etcd.compare_mod_revision(kv.key) == kv.mod_revision], [etcd.delete(kv.key)]
             )
         await self._sweep_own()
+        if unreadable is not None:
+            raise unreadable
 
-    async def _orders(self) -> list[etcd.KeyValue]:
-        orders = self._keys.all_trash
-        return (await self._client.range(orders.start, orders.end)).kvs
+    async def _orders(self) -> tuple[dict[FileId, etcd.KeyValue], CorruptData | None]:
+        """Return the orders by topic, and what is wrong with one that is none."""
+        part, unreadable = self._keys.all_trash, None
+        orders: dict[FileId, etcd.KeyValue] = {}
+        for kv in (await self._client.range(part.start, part.end)).kvs:
+            try:
+                orders[self._keys.parse_trash(kv.key)] = kv
+            except CorruptData as error:
+                unreadable = error
+        return orders, unreadable
 
     async def _sweep_own(self) -> None:
         while self._own:
@@ -115,13 +127,19 @@ class Sweeper:
 
     async def _sweep_pending(self) -> None:
         """Remove parts that were put for batches of sessions that are gone, so nobody can commit them."""
-        pending = self._keys.all_pending
+        pending, unreadable = self._keys.all_pending, None
         for kv in (await self._client.range(pending.start, pending.end, limit=STEP_KEYS)).kvs:
-            topic, generation, body = self._keys.parse_pending(kv.key)
+            try:
+                topic, generation, body = self._keys.parse_pending(kv.key)
+            except CorruptData as error:
+                unreadable = error
+                continue
             if await self._client.get(self._keys.session(body.session)) is None and await remove_pending(
                 self._client, self._keys, topic, generation, body
             ):
                 logger.info("topic %x: removed what a dead host had not committed", topic)
+        if unreadable is not None:
+            raise unreadable
 
     async def sweep(self, topic: FileId) -> None:
         """Remove what is garbage of a topic, if anything is. Raises EtcdError, CorruptData."""

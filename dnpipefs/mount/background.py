@@ -21,11 +21,12 @@ _READY: Final = b"ready"
 def start_in_background(command: Sequence[str], log_file: Path) -> None:
     """Start *command* (a mount in the foreground) detached, and return when its mount answers.
 
-    Its output goes to *log_file*. Raises SetupError with the reason the child gave.
+    Its output goes to *log_file*, which only its owner can read if it is new. Raises SetupError with the
+    reason that the child gave.
     """
     try:
         log_file.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
-        log = log_file.open("ab")
+        log = open(log_file, "ab", opener=_private)  # noqa: SIM115 - closed below
     except OSError as error:
         raise SetupError(f"the log file {log_file} cannot be written: {error.strerror}") from None
     reading, writing = os.pipe()
@@ -49,6 +50,11 @@ def start_in_background(command: Sequence[str], log_file: Path) -> None:
     child.wait()
     reason = report.decode(errors="replace") or f"the mount ended while starting; see {log_file}"
     raise SetupError(reason)
+
+
+def _private(path: str, flags: int) -> int:
+    """Open a file that is nobody else's business if this is what creates it."""
+    return os.open(path, flags, 0o600)
 
 
 def report_ready() -> None:

@@ -78,7 +78,7 @@ def test_inode_round_trip(inode: Inode) -> None:
     assert Inode.decode(KEY, inode.encode()) == inode
 
 
-@given(st.dictionaries(st.text(), st.integers(), max_size=3))
+@given(st.dictionaries(st.text(), times, max_size=3))
 def test_head_round_trip(writers: dict[str, int]) -> None:
     head = Head(writers=writers)
     assert Head.decode(KEY, head.encode()) == head

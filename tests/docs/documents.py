@@ -73,6 +73,7 @@ FORMAT = Document("docs/format.md")
 SEMANTICS = Document("docs/semantics.md")
 FSCK = Document("docs/fsck.md")
 GROUPS = Document("docs/groups.md")
+SECURITY = Document("docs/security.md")
 DOCUMENTS = (
     README,
     ARCHITECTURE,
@@ -80,6 +81,7 @@ DOCUMENTS = (
     SEMANTICS,
     FSCK,
     GROUPS,
+    SECURITY,
     Document("docs/benchmarks.md"),
     Document("CHANGELOG.md"),
 )

@@ -12,6 +12,7 @@ import pytest
 from dnpipefs.cli.fsck import FsckExit
 from dnpipefs.core.batch import HEADER_BYTES, decode
 from dnpipefs.core.check_leftovers import ORDER_AGE_NS
+from dnpipefs.core.compression import UNPACKED_LIMIT
 from dnpipefs.core.config import (
     DEFAULTS,
     MESSAGE_LIMIT,
@@ -45,10 +46,11 @@ from dnpipefs.log.log import SIZES_LIMIT
 from dnpipefs.log.readahead import WINDOW
 from dnpipefs.log.schedule import PATIENCE_S, SEALERS
 from dnpipefs.log.sealer import TRIM_STEP
-from dnpipefs.log.session import SESSION_TTL_S
+from dnpipefs.log.session import REFUSED_RETRY_S, SESSION_TTL_S
 from dnpipefs.log.sweeper import STEP_KEYS
 from dnpipefs.log.views import LINGER_S
 from dnpipefs.namespace import ENTRIES_LIMIT
+from dnpipefs.namespace import PATIENCE_S as NAMESPACE_PATIENCE_S
 from dnpipefs.vfs.handles import HELD_LIMIT, SPLIT_SIZE
 from dnpipefs.vfs.listings import BY_NAME, PAGE_FRESH_S, RECENT_LISTINGS, RECENT_S
 from tests.docs.documents import (
@@ -58,6 +60,7 @@ from tests.docs.documents import (
     FSCK,
     README,
     REPOSITORY,
+    SECURITY,
     SEMANTICS,
     Document,
 )
@@ -108,6 +111,9 @@ def test_the_commands_of_the_readme_exist() -> None:
 @pytest.mark.parametrize(
     ("document", "phrase"),
     [
+        (FORMAT, f"unpacks to {UNPACKED_LIMIT // MIB} MiB at most"),
+        (SECURITY, f"hosts read it anew after {NAMESPACE_PATIENCE_S:g} s"),
+        (SECURITY, f"begins one within {REFUSED_RETRY_S:g} s"),
         (FSCK, f"read again, at most {TRIES} times"),
         (FSCK, f"by {READ_BYTES // MIB} MiB of values at a time"),
         (FSCK, f"not older than {ORDER_AGE_NS // 60 // 10**9} minutes"),

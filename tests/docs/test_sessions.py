@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from dnpipefs import etcd
-from tests.docs.documents import FORMAT, GROUPS, README, SEMANTICS
+from tests.docs.documents import FORMAT, GROUPS, README, SECURITY, SEMANTICS
 from tests.docs.test_docs import example
 from tests.support.etcd_http import keys_below
 from tests.support.etcd_process import EtcdProcess
@@ -179,7 +179,7 @@ def test_an_etcd_user_with_the_documented_role(directory: Path, tmp_path: Path, 
     password = tmp_path / "password"
     password.touch(mode=0o600)
     password.write_text("secret\n")
-    commands = SEMANTICS.labelled("a user of etcd")
+    commands = SECURITY.labelled("a user of etcd")
     *administration, mount = commands.splitlines()
     try:
         guarded.start()

@@ -2,8 +2,10 @@
 
 import os
 import re
+import ssl
 import subprocess
 import sys
+import warnings
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -15,6 +17,7 @@ from dnpipefs import connect
 from dnpipefs.cluster import Settings, open_cluster
 from dnpipefs.errors import SetupError
 from dnpipefs.etcd import (
+    Ambiguous,
     AuthenticationFailed,
     Client,
     Credentials,
@@ -25,6 +28,7 @@ from dnpipefs.etcd import (
     open_client,
 )
 from dnpipefs.etcd.endpoint import Method
+from dnpipefs.etcd.http import HttpFailed, HttpSide
 from dnpipefs.etcd.proto import rpc_pb2 as pb
 from tests.support.certificates import Authority, Pair
 from tests.support.etcd_process import EtcdProcess, ServerTls
@@ -123,6 +127,66 @@ async def test_no_tls_to_a_server_with(start_tls: StartTls, good: Pair) -> None:
     async with open_client([server.endpoint.replace("https:", "http:")]) as client:
         with trio.fail_after(ENOUGH), pytest.raises(Unreachable):
             await client.check()
+
+
+async def test_verification_is_on_by_default(start_tls: StartTls, good: Pair) -> None:
+    """Nobody has to ask for it: without an authority of its own a client trusts gRPC's, not everybody."""
+    endpoint = start_tls(ServerTls(good.cert, good.key)).endpoint
+    for tls in (None, Tls()):
+        async with open_client([endpoint], tls=tls) as client:
+            with trio.fail_after(ENOUGH), pytest.raises(TlsFailed):
+                await client.check()
+
+
+class OldServer:
+    """Accepts connections and shakes hands, up to a version of TLS; `versions` has what came about."""
+
+    def __init__(self, pair: Pair, newest: ssl.TLSVersion) -> None:
+        self._context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+        self._context.load_cert_chain(pair.cert, pair.key)
+        self._context.set_ciphers("ALL:@SECLEVEL=0")  # what else OpenSSL takes for too old
+        self._context.set_alpn_protocols(["h2"])
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", DeprecationWarning)  # that is the point
+            self._context.minimum_version = ssl.TLSVersion.TLSv1
+            self._context.maximum_version = newest
+        self.versions: set[str | None] = set()
+
+    async def serve(self, task_status: trio.TaskStatus[str]) -> None:
+        listeners = await trio.open_tcp_listeners(0, host="127.0.0.1")
+        port = listeners[0].socket.getsockname()[1]
+        task_status.started(f"https://127.0.0.1:{port}")
+        await trio.serve_listeners(self._shake_hands, listeners)
+
+    async def _shake_hands(self, stream: trio.SocketStream) -> None:
+        secure = trio.SSLStream(stream, self._context, server_side=True)
+        try:
+            await secure.do_handshake()
+        except trio.BrokenResourceError:
+            self.versions.add(None)
+        else:
+            self.versions.add(secure.version())
+        await trio.aclose_forcefully(stream)
+
+
+@pytest.mark.skipif(not ssl.HAS_TLSv1_1, reason="this OpenSSL does not know TLS 1.1 any more")
+@pytest.mark.parametrize(
+    ("newest", "seen"), [(ssl.TLSVersion.TLSv1_1, None), (ssl.TLSVersion.TLSv1_2, "TLSv1.2")]
+)
+async def test_older_tls_is_refused(
+    good: Pair, authority: Authority, newest: ssl.TLSVersion, seen: str | None
+) -> None:
+    server = OldServer(good, newest)
+    async with trio.open_nursery() as nursery:
+        endpoint = await nursery.start(server.serve)
+        async with open_client([endpoint], tls=Tls(authority.ca)) as client:
+            with trio.fail_after(ENOUGH), pytest.raises((Unreachable, Ambiguous)):
+                await client.get(b"key", timeout=2)
+            address = client._pool.endpoints[0].address
+            with pytest.raises(HttpFailed):
+                await HttpSide(Tls(authority.ca)).get(address, "/version", limit_bytes=1000)
+        nursery.cancel_scope.cancel()
+    assert server.versions == {seen}
 
 
 async def test_files_that_cannot_be_used(tmp_path: Path, authority: Authority) -> None:

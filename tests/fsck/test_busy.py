@@ -91,6 +91,30 @@ class Life:
         await self.dnp.push(name, "1", "2")
         await self.dnp.remove(name)
 
+    async def works(self, number: int) -> None:
+        """Take what there is, and give some of it back."""
+        async with self.dnp.consumer("queue", f"group{number % 2}") as consumer:
+            while (job := await consumer.take_now()) is not None:
+                if self.random.random() < 0.2:
+                    consumer.give_back(job)
+                    break
+                consumer.acknowledge(job)
+
+    async def waits(self, number: int) -> None:
+        """Claim what is still to come, sometimes in vain."""
+        async with self.dnp.consumer("queue", f"group{number % 2}") as consumer:
+            with trio.move_on_after(0.05):
+                consumer.acknowledge(await consumer.take())
+
+    async def queues(self, number: int) -> None:
+        await self.dnp.push("queue", *[f"{self.name} {number}"] * self.random.randrange(1, 9))
+
+    async def rewinds(self, number: int) -> None:
+        if number % 3:
+            await self.dnp.seek("queue", f"group{number % 2}", "first")
+        else:
+            await self.dnp.reset("queue")
+
     async def topic(self, path: bytes) -> FileId:
         directory, _, name = path.partition(b"/")
         parent = await self.lab.id_of(self.cluster, directory)
@@ -123,6 +147,30 @@ async def test_a_busy_cluster_is_sound(server: EtcdProcess) -> None:
                     nursery.cancel_scope.cancel()
         assert first.counts["seals"] > 5
         assert second.counts["resets"] > 5
+        assert (await lab.check()).verdicts == []
+
+
+async def test_busy_groups_are_sound(server: EtcdProcess) -> None:
+    async with etcd.open_client([server.endpoint], timeout=CALL_TIMEOUT_S) as client:
+        lab = Lab(client, server.endpoint, "/groups/")
+        async with open_cluster(lab.settings) as one, open_cluster(lab.settings) as two:
+            lives = [Life(lab, one, 1), Life(lab, two, 2)]
+            await lives[0].dnp.push("queue", "to begin with")
+            with trio.fail_after(WITHIN_S):
+                async with trio.open_nursery() as nursery:
+                    for life in lives:
+                        for act in (life.works, life.waits, life.queues):
+                            nursery.start_soon(life.forever, act.__name__, act)
+                    nursery.start_soon(lives[0].forever, "rewinds", lives[0].rewinds)
+                    checks = 0
+                    while checks < CHECKS or not all(life.counts.get("works", 0) > 5 for life in lives):
+                        for life in lives:
+                            life.go_on(2)
+                        checked = await lab.check(repair=checks % 2 == 1)
+                        assert checked.verdicts == []
+                        checks += 1
+                    nursery.cancel_scope.cancel()
+        assert lives[0].counts["rewinds"] > 2
         assert (await lab.check()).verdicts == []
 
 

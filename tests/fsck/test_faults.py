@@ -11,12 +11,13 @@ from dnpipefs.core.keys import prefix_range
 from dnpipefs.core.names import ROOT
 from dnpipefs.errors import CorruptData
 from tests.docs.documents import FSCK
-from tests.fsck import faults_of_content, faults_of_leftovers, faults_of_records
+from tests.fsck import faults_of_content, faults_of_groups, faults_of_leftovers, faults_of_records
 from tests.fsck.conftest import LINES, Lab, lay_down
-from tests.fsck.faults import FAULTS, Fault, segment_of
+from tests.fsck.faults import FAULTS, NOBODY, Fault, segment_of
+from tests.fsck.faults_of_groups import plant_group
 
 assert faults_of_records, faults_of_content  # importing them registers their faults
-assert faults_of_leftovers
+assert faults_of_leftovers, faults_of_groups
 
 
 @pytest.mark.parametrize("fault", FAULTS, ids=lambda fault: fault.name)
@@ -106,3 +107,34 @@ async def test_a_topic_that_lost_its_name_is_attached_again(lab: Lab) -> None:
     assert (mended.left, mended.mended) == ([], ["L3"])
     assert (await lab.check()).verdicts == []
     assert await lab.pull(f"lost+found-{lab.topic:x}") == lab.messages
+
+
+async def test_what_two_have_stays_with_the_host_that_lives(bare: Lab) -> None:
+    await lay_down(bare, 5)
+    group = await plant_group(bare)
+    alive = await bare.begin_session()
+    await group.put_member(alive, (2, 4))
+    await group.put_member(NOBODY, (3, 4))
+    await group.put_returned((1, 3))
+    mended = await bare.check(repair=True)
+    assert (mended.left, mended.mended) == (["G9"], ["G3"])
+    assert list(await group.held(alive)) == [(2, 4, 0)]
+    assert list(await group.held(NOBODY)) == []
+    assert list(await group.back()) == [(1, 2, 0)]
+
+
+async def test_what_nobody_had_is_delivered_when_it_comes(bare: Lab) -> None:
+    await lay_down(bare, 5)
+    group = await plant_group(bare, count := len(bare.messages))
+    await group.put_cursor(count + 3)
+    await group.put_returned((count + 1, count + 2))
+    assert (await bare.check(repair=True)).mended == ["G5"]
+    assert list(await group.back()) == [(count, count + 3, 0)]
+    async with bare.connect() as dnp:
+        await dnp.push("t", "one", "two", "three")
+        async with (
+            dnp.consumer("t", "workers") as consumer,
+            aclosing(consumer.messages(wait=False)) as messages,
+        ):
+            assert [message.data async for message in messages] == [b"one\n", b"two\n", b"three\n"]
+    assert (await bare.check()).left == []

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import pytest
 from trio.testing import MockClock
 
 from dnpipefs import etcd
-from dnpipefs.log.sweeper import ROUND_S
+from dnpipefs.core.keys import Beside, BodyKey
+from dnpipefs.core.names import FileId, Offset, Revision, SessionId
+from dnpipefs.errors import CorruptData
+from dnpipefs.log.sweeper import ROUND_S, Sweeper
 from tests.log.conftest import Hosts
 from tests.support.network import Fate
 
@@ -33,3 +37,23 @@ async def test_a_topic_deleted_without_order_is_swept_though_an_earlier_order_fa
     await hosts.pass_time(ROUND_S + 5, steps=20)
     await hosts.cluster.catch_up()
     assert [hosts.keys(area) for area in (b"tail", b"writer", b"trash", b"seg")] == [[], [], [], []]
+
+
+async def test_an_order_that_does_not_parse_keeps_no_other_from_being_carried_out(
+    hosts: Hosts, mock_clock: MockClock
+) -> None:
+    mock_clock.autojump_threshold = 0
+    keys, store = hosts.cluster.keys, hosts.cluster.store
+    for name in (b"0", b"t", b"zz"):
+        await store.put(keys.all_trash.start + name, b"{}")
+        await store.put(keys.all_pending.start + name, b"{}")
+    deleted = FileId(0xDEAD)
+    order = keys.pending(deleted, Revision(1), BodyKey(SessionId(7), 1, Beside(1, 5)))
+    planted = (keys.trash(deleted), keys.index_page(deleted, Revision(1), Offset(0)), order)
+    for key in planted:
+        await store.put(key, b"{}")
+    with pytest.raises(CorruptData, match="is not an order to remove"):
+        await Sweeper(store, keys).sweep_all()
+    left = {kv.key for kv in (await store.get_prefix(keys.prefix)).kvs}
+    assert left >= {keys.all_trash.start + b"t", keys.all_pending.start + b"t"}
+    assert left.isdisjoint(planted)
