@@ -77,9 +77,7 @@ def stopped_cat(programs: Programs, topic: Path) -> subprocess.Popen[str]:
     return program
 
 
-def test_who_waits_is_answered_when_etcd_is_back(
-    mount: MakeMount, etcd: Outage, programs: Programs
-) -> None:
+def test_who_waits_is_answered_when_etcd_is_back(mount: MakeMount, etcd: Outage, programs: Programs) -> None:
     host = mount(endpoint=etcd.endpoint, op_timeout=60.0)
     topic = topic_of(host)
     topic.write_bytes(b"before\n")
