@@ -11,6 +11,9 @@ from dnpipefs.errors import SetupError
 
 FILE_SYSTEM_NAME: Final = "dnpipefs"
 _MOUNTS: Final = Path("/proc/self/mounts")
+_ASKED: Final = "user.dnp.id"
+"""What the daemon answers from memory, though etcd be away, and the kernel not without the daemon."""
+DEAD: Final = (103, 107)  # ECONNABORTED, ENOTCONN on Linux; errno itself belongs to the adapter
 
 
 def prepare_mountpoint(path: Path) -> Path:
@@ -18,9 +21,9 @@ def prepare_mountpoint(path: Path) -> Path:
 
     Raises SetupError if it is missing, not a directory, or mounted already.
     """
-    path = _real(path)
+    path = real(path)
     if is_mounted(path):
-        if not _is_stale(path):
+        if not is_dead(path):
             raise SetupError(f"{path} is mounted already; `dnpipefs umount {path}` ends that mount")
     elif not path.exists():
         raise SetupError(f"{path} does not exist; make it: mkdir -p {path}")
@@ -35,45 +38,50 @@ def clear_mountpoint(path: Path) -> None:
     To be called right before the new mount: until then writers get an error, afterwards what they write
     lands in the bare directory. Raises SetupError as `prepare_mountpoint` does.
     """
-    if is_mounted(path) and _is_stale(path):
+    if is_mounted(path) and is_dead(path):
         _unmount(path, lazy=True)
     prepare_mountpoint(path)
 
 
 def unmount(path: Path) -> None:
     """Unmount a dnpipefs; its daemon ends. Raises SetupError if none is mounted or it is in use."""
-    path = _real(path)
+    path = real(path)
     if not is_mounted(path):
         raise SetupError(f"no dnpipefs is mounted on {path}")
-    _unmount(path, lazy=_is_stale(path))
+    _unmount(path, lazy=is_dead(path))
 
 
 def is_mounted(path: Path) -> bool:
     """Tell whether a dnpipefs, alive or dead, is mounted on *path*."""
-    wanted = str(path)
+    return path in mounts()
+
+
+def mounts() -> list[Path]:
+    """Return where a dnpipefs, alive or dead, is mounted on this host."""
+    found = []
     for line in _MOUNTS.read_text(errors="surrogateescape").splitlines():
         source, target, kind = line.split(" ")[:3]
-        if source == FILE_SYSTEM_NAME and kind.startswith("fuse") and _unescape(target) == wanted:
-            return True
-    return False
+        if source == FILE_SYSTEM_NAME and kind.startswith("fuse"):
+            found.append(Path(_unescape(target)))
+    return found
 
 
-def _real(path: Path) -> Path:
-    """Return a path as /proc/self/mounts has it; links are followed, also to a dead mount."""
-    return Path(os.path.realpath(path))
+def real(path: Path) -> Path:
+    """Return a path as /proc/self/mounts has it; links are followed, also to a dead mount.
+
+    A mount point that is named as it is is not looked at: its daemon may be frozen.
+    """
+    path = Path(os.path.abspath(path))
+    return path if path in mounts() else Path(os.path.realpath(path))
 
 
-def _is_stale(path: Path) -> bool:
+def is_dead(path: Path) -> bool:
+    """Tell whether the daemon of a mount is gone. Waits for one that is frozen."""
     try:
         os.getxattr(path, _ASKED)
     except OSError as error:
-        return error.errno in _DEAD
+        return error.errno in DEAD
     return False
-
-
-_ASKED: Final = "user.dnp.id"
-"""What the daemon answers from memory, though etcd be away, and the kernel not without the daemon."""
-_DEAD: Final = (103, 107)  # ECONNABORTED, ENOTCONN on Linux; errno itself belongs to the adapter
 
 
 def _unmount(path: Path, *, lazy: bool) -> None:
