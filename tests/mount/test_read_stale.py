@@ -13,7 +13,6 @@ from typing import Any
 
 import pytest
 
-from dnpipefs.log.views import LINGER_S
 from dnpipefs.mount import State, mount_status
 from tests.mount.conftest import MakeMount
 from tests.support.etcd_process import EtcdProcess
@@ -181,20 +180,6 @@ def test_what_this_host_has_pushed_it_sees(mount: MakeMount, own_etcd: EtcdProce
             writer.write(line)
             assert reader.read(100) == line
             eventually(lambda: not stale(host), within_s=GOES_ON_S)
-
-
-def test_views_are_kept_while_there_would_be_no_new_ones(mount: MakeMount, own_etcd: EtcdProcess) -> None:
-    host = mount(endpoint=own_etcd.endpoint, op_timeout=OP_TIMEOUT_S, read_stale=True)
-    topics = [host.path / name for name in ("one", "two")]
-    for topic in topics:
-        topic.write_bytes(b"line\n")
-        assert topic.read_bytes() == b"line\n"
-    own_etcd.pause()
-    assert at_once(topics[0].read_bytes) == b"line\n"
-    since = time.monotonic()
-    eventually(lambda: time.monotonic() - since > 2 * LINGER_S)  # time itself is what it is about
-    assert [at_once(topic.read_bytes) for topic in topics] == [b"line\n", b"line\n"]
-    own_etcd.resume()
 
 
 def test_status_of_a_mount(mount: MakeMount, own_etcd: EtcdProcess) -> None:
