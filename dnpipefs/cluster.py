@@ -32,6 +32,7 @@ from dnpipefs.log.failures import DEFAULT_OP_TIMEOUT_S
 from dnpipefs.log.format import ensure_format
 from dnpipefs.log.log import Log
 from dnpipefs.log.session import SESSION_TTL_S, SessionKeeper
+from dnpipefs.log.staleness import Staleness
 from dnpipefs.namespace import Namespace
 
 logger: Final = logging.getLogger(__name__)
@@ -63,6 +64,8 @@ class Settings:
     """Bytes of memory that batches and segments take which were read, or a watch brought."""
     quota: int = DEFAULT_QUOTA_BYTES
     """Bytes the database of the embedded etcd may take, if this process is the one to start it."""
+    read_stale: bool = False
+    """Files and directories show what this host has while etcd does not answer; see `log/staleness.py`."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,6 +77,12 @@ class Cluster:
     log: Log
     namespace: Namespace
     groups: Groups
+    barrier: Barrier
+
+    @property
+    def stale(self) -> bool:
+        """Whether readers get what this host has, since etcd does not answer."""
+        return self.barrier.staleness.since is not None
 
     async def space(self) -> etcd.Space:
         """Return how full etcd is. Raises EtcdError."""
@@ -167,7 +176,8 @@ async def _join(settings: Settings, mountpoint: str | None) -> AsyncIterator[Clu
         sessions = SessionKeeper(
             client, keys, mountpoint=mountpoint, version=VERSION, ttl=settings.session_ttl
         )
-        barrier = Barrier(client, keys, op_timeout=op_timeout)
+        staleness = Staleness(allowed=settings.read_stale)
+        barrier = Barrier(client, keys, op_timeout=op_timeout, staleness=staleness)
         namespace = Namespace(client, keys, clock, barrier, op_timeout=op_timeout)
         log = Log(
             client,
@@ -196,7 +206,7 @@ async def _join(settings: Settings, mountpoint: str | None) -> AsyncIterator[Clu
         taking_part = await stack.enter_async_context(trio.open_nursery())
         stack.callback(taking_part.cancel_scope.cancel)
         await taking_part.start(groups.run)
-        yield Cluster(settings, client, log, namespace, groups)
+        yield Cluster(settings, client, log, namespace, groups, barrier)
 
 
 async def _shielded(

@@ -86,13 +86,21 @@ class Namespace:
         """Return the tree once it holds every change that returned before the call. Raises TimedOut."""
         return await self._catch_up(await self._barrier.namespace())
 
-    async def lookup(self, parent: FileId, name: bytes) -> Entry:
-        """Return a directory's entry. Raises NotFound, NotADirectory, NameTooLong, TimedOut."""
+    async def sync_to_read(self) -> Tree:
+        """Likewise, or as this host has it if that may be stale and etcd does not answer. Raises TimedOut."""
+        revision = await self._barrier.namespace_if_answered()
+        return self.tree if revision is None else await self._catch_up(revision)
+
+    async def lookup(self, parent: FileId, name: bytes, *, to_change: bool = False) -> Entry:
+        """Return a directory's entry. Raises NotFound, NotADirectory, NameTooLong, TimedOut.
+
+        *to_change*: what is said to be missing is so in etcd, whatever readers get.
+        """
         check_component(name)
         entry = self.tree.find(parent, name)
         if entry is not None:
             return entry
-        return (await self.sync()).lookup(parent, name)
+        return (await (self.sync() if to_change else self.sync_to_read())).lookup(parent, name)
 
     async def resolve(self, path: Sequence[bytes], start: FileId) -> Entry:
         """Return the entry of a path of names below *start*. Raises as `lookup` does."""
@@ -107,7 +115,7 @@ class Namespace:
             return self.tree.get(file)
         except NotFound:
             try:
-                return (await self.sync()).get(file)
+                return (await self.sync_to_read()).get(file)
             except NotFound:
                 raise TopicGone("the topic or directory was deleted") from None
 
@@ -186,13 +194,13 @@ class Namespace:
 
     async def unlink(self, parent: FileId, name: bytes) -> FileId:
         """Delete a topic and return its id, also when etcd is full. Raises NotFound, IsADirectory."""
-        entry = await self.lookup(parent, name)
+        entry = await self.lookup(parent, name, to_change=True)
         await self._remove(entry, lambda tree: self._planner.unlink(tree, parent, name, self._clock.now_ns()))
         return entry.id
 
     async def rmdir(self, parent: FileId, name: bytes) -> None:
         """Remove an empty directory, also when etcd is full. Raises NotFound, NotADirectory, NotEmpty."""
-        entry = await self.lookup(parent, name)
+        entry = await self.lookup(parent, name, to_change=True)
         await self._remove(entry, lambda tree: self._planner.rmdir(tree, parent, name, self._clock.now_ns()))
 
     async def rename(
@@ -203,7 +211,7 @@ class Namespace:
         Raises NotFound, AlreadyExists (without *replace*), IsADirectory, NotADirectory, NotEmpty,
         InvalidArgument (a directory into itself).
         """
-        entry = await self.lookup(*source)
+        entry = await self.lookup(*source, to_change=True)
         doomed: FileId | None = None
 
         def plan(tree: Tree) -> Mutation | None:

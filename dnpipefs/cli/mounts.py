@@ -52,6 +52,11 @@ def _parse_cache_size(_ctx: click.Context, _option: click.Parameter, value: str)
     callback=_parse_cache_size,
     help="Memory for messages that were read or followed, shared by all readers.",
 )
+@click.option(
+    "--read-stale",
+    is_flag=True,
+    help="While etcd does not answer, show what this host has instead of waiting; `dnpipefs status` tells.",
+)
 @connection_options
 def mount(
     connection: Connection,
@@ -61,13 +66,14 @@ def mount(
     allow_other: bool,
     log_file: Path | None,
     cache_limit: int,
+    read_stale: bool,
 ) -> None:
     """Mount the topics as files on a directory.
 
     Returns when they are there; `dnpipefs umount MOUNTPOINT` ends it.
     """
     connection.start_logging("info" if foreground else "warning")
-    settings = replace(connection.settings(), cache_limit=cache_limit)
+    settings = replace(connection.settings(), cache_limit=cache_limit, read_stale=read_stale)
     if foreground:
         try:
             options = MountOptions(prepare_mountpoint(mountpoint), allow_other)
@@ -82,6 +88,7 @@ def mount(
         *connection.arguments(),
         "--allow-other" if allow_other else "--no-allow-other",
         *("--cache-size", str(cache_limit)),
+        *(["--read-stale"] if read_stale else []),
         *("--", str(mountpoint)),
     ]
     start_in_background(command, log_file or _default_log_file(connection.data_dir))

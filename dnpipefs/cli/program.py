@@ -18,6 +18,7 @@ PROGRAM: Final = "dnpipefs"
 COMMANDS: Final[Mapping[str, str]] = {
     "mount": "dnpipefs.cli.mounts",
     "umount": "dnpipefs.cli.mounts",
+    "status": "dnpipefs.cli.status",
     "push": "dnpipefs.cli.topics",
     "pull": "dnpipefs.cli.topics",
     "reset": "dnpipefs.cli.topics",

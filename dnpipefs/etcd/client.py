@@ -11,7 +11,7 @@ import trio
 
 from dnpipefs.etcd.bridge import Bridge
 from dnpipefs.etcd.endpoint import DELETE, PUT, RANGE, TXN, Endpoint, Tls, open_endpoints
-from dnpipefs.etcd.errors import Ambiguous, PermissionDenied, Unreachable
+from dnpipefs.etcd.errors import Ambiguous, EtcdError, PermissionDenied, Unreachable
 from dnpipefs.etcd.http import HttpSide
 from dnpipefs.etcd.lease import LeaseCalls
 from dnpipefs.etcd.maintenance import MaintenanceCalls
@@ -191,6 +191,10 @@ class Client(LeaseCalls, MaintenanceCalls):
             return (await self.status(endpoint.name)).version
         except PermissionDenied:  # etcd knows the user, and keeps its status for the root role
             return await ask_release(self._http, endpoint.address)
+
+    def endpoints(self) -> list[tuple[str, EtcdError | None]]:
+        """Return each endpoint as the user wrote it, and why it is not usable if that is known."""
+        return [(endpoint.name, endpoint.failure) for endpoint in self._pool.endpoints]
 
     async def aclose(self) -> None:
         """End the watches and close the channels."""

@@ -4,7 +4,10 @@ A reader that opens a topic or comes to its end asks: what is the newest revisio
 The answer must come from a read that *starts* after the question. Questions that arrive while
 reads are under way go together into the next one, so a thousand readers cost a few transactions.
 
-Tasks: READERS of `Barrier.run`; each holds the questions of one transaction across its await.
+A reader that takes stale answers (`Staleness`) asks with `if_answered`; all others wait for etcd.
+
+Tasks: READERS of `Barrier.run`; each holds the questions of one transaction across its await. One more
+that asks while answers are stale.
 """
 
 from __future__ import annotations
@@ -19,6 +22,7 @@ from dnpipefs.core.keys import KeySchema
 from dnpipefs.core.names import NO_GENERATION, FileId, Revision
 from dnpipefs.errors import TopicGone
 from dnpipefs.log.failures import TRANSIENT, Backoff, timed_out
+from dnpipefs.log.staleness import STALE_AFTER_S, Staleness
 
 READERS: Final = 2
 """Transactions under way at once."""
@@ -49,10 +53,18 @@ class _Question:
 class Barrier:
     """Answers where a topic stands now."""
 
-    def __init__(self, client: etcd.Client, keys: KeySchema, *, op_timeout: float) -> None:
+    def __init__(
+        self,
+        client: etcd.Client,
+        keys: KeySchema,
+        *,
+        op_timeout: float,
+        staleness: Staleness | None = None,
+    ) -> None:
         self._client: Final = client
         self._keys: Final = keys
         self._op_timeout: Final = op_timeout
+        self.staleness: Final = staleness or Staleness(allowed=False)
         self._asked: list[_Question] = []
         self._wake = trio.lowlevel.ParkingLot()
         self._failure: etcd.EtcdError | None = None
@@ -62,34 +74,68 @@ class Barrier:
 
         Raises TopicGone when it was deleted, TimedOut when etcd does not answer.
         """
-        question = await self._ask(_Question(topic))
-        if question.position is None:
-            raise TopicGone("the topic was deleted")
-        return question.position
+        return _position(await self._ask_until_answered(_Question(topic)))
+
+    async def topic_if_answered(self, topic: FileId) -> Position | None:
+        """Likewise for a reader; None if it is to take what this host has, since etcd does not answer."""
+        question = _Question(topic)
+        return _position(question) if await self._ask_as_reader(question) else None
 
     async def namespace(self) -> Revision:
         """Return the revision of the newest change of the namespace. Raises TimedOut."""
-        return (await self._ask(_Question(None))).namespace
+        return (await self._ask_until_answered(_Question(None))).namespace
 
-    async def _ask(self, question: _Question) -> _Question:
+    async def namespace_if_answered(self) -> Revision | None:
+        """Likewise for a reader; None if it is to take what this host has, since etcd does not answer."""
+        question = _Question(None)
+        return question.namespace if await self._ask_as_reader(question) else None
+
+    async def answers(self) -> bool:
+        """Tell whether etcd answers within STALE_AFTER_S, be it with a no."""
+        try:
+            return await self._ask(_Question(None), STALE_AFTER_S)
+        except etcd.EtcdError:
+            return True
+
+    async def _ask_until_answered(self, question: _Question) -> _Question:
+        if not await self._ask(question, self._op_timeout):
+            raise timed_out(self._op_timeout, self._failure)
+        return question
+
+    async def _ask_as_reader(self, question: _Question) -> bool:
+        if not self.staleness.allowed:
+            await self._ask_until_answered(question)
+            return True
+        if self.staleness.since is None:
+            if await self._ask(question, min(STALE_AFTER_S, self._op_timeout)):
+                return True
+            self.staleness.begin(self._failure)
+        return False
+
+    async def _ask(self, question: _Question, patience: float) -> bool:
+        """Return whether it was answered in time. Raises what etcd says against it."""
         self._asked.append(question)
         self._wake.unpark()
         try:
-            with trio.move_on_after(self._op_timeout):
+            with trio.move_on_after(patience):
                 await question.answered.wait()
         finally:
             question.given_up = not question.answered.is_set()
         if question.error is not None:
             raise question.error
-        if not question.answered.is_set():
-            raise timed_out(self._op_timeout, self._failure)
-        return question
+        return question.answered.is_set()
 
     async def run(self) -> None:
         """Answer until cancelled."""
         async with trio.open_nursery() as nursery:
             for _ in range(READERS):
                 nursery.start_soon(self._read_forever)
+            nursery.start_soon(self._ask_while_stale)
+
+    async def _ask_while_stale(self) -> None:
+        while True:
+            await self.staleness.until(stale=True)
+            await self.answers()
 
     async def _read_forever(self) -> None:
         backoff = Backoff()
@@ -100,13 +146,15 @@ class Barrier:
             questions, self._asked = self._asked[:TOPICS_PER_READ], self._asked[TOPICS_PER_READ:]
             try:
                 await self._read(questions)
-                backoff = Backoff()
+                backoff, self._failure = Backoff(), None
+                self.staleness.end()
             except TRANSIENT as error:
                 # A read has no outcome to lose: ask again for those who still wait.
                 self._failure = error
                 self._asked = [*(question for question in questions if not question.given_up), *self._asked]
                 await backoff.wait()
             except etcd.EtcdError as error:
+                self.staleness.end()
                 for question in questions:
                     question.error = error
                     question.answered.set()
@@ -130,6 +178,12 @@ class Barrier:
             question.namespace = namespace
             question.position = positions.get(question.topic)
             question.answered.set()
+
+
+def _position(question: _Question) -> Position:
+    if question.position is None:
+        raise TopicGone("the topic was deleted")
+    return question.position
 
 
 def _mod_revision(response: etcd.OpResult) -> Revision | None:

@@ -110,7 +110,9 @@ class Log:
         self._ahead: Final = ReadAhead(self.content)
         self.sweeper: Final = Sweeper(client, keys)
         self._tails: Final = Tails(TAILS_LIMIT)
-        self._views: Final = Views(client, keys, self.content, self._tails, op_timeout=op_timeout)
+        self._views: Final = Views(
+            client, keys, self.content, self._tails, barrier.staleness, op_timeout=op_timeout
+        )
         self._sizes: Final = KnownSizes(SIZES_LIMIT)
         self._surveyor: Final = Surveyor(client, keys, self._sizes, op_timeout=op_timeout)
         self._appender: Final = Appender(
@@ -133,12 +135,15 @@ class Log:
             await reader.confirm()
             yield reader
 
-    async def open_reader(self, topic: FileId) -> tuple[Reader, LiveView]:
-        """As `reader`, for callers whose end comes by a call; pair it with `close_reader`."""
+    async def open_reader(self, topic: FileId, *, may_be_stale: bool = False) -> tuple[Reader, LiveView]:
+        """As `reader`, for callers whose end comes by a call; pair it with `close_reader`.
+
+        *may_be_stale*: if this host allows that, it does not wait for an etcd that does not answer.
+        """
         live = await self._views.acquire(topic)
-        reader = self._reader(live)
+        reader = self._reader(live, may_be_stale=may_be_stale)
         try:
-            await reader.confirm()
+            await reader.opened()
         except BaseException:
             self._views.release(live)
             raise
@@ -172,7 +177,9 @@ class Log:
             known = _size_of(view_of(state), state.newest, now)
             self._sizes.learned(topic, known)
         elif self._sizes.fresh(topic, now) is None:
-            position = await self._barrier.topic(topic)
+            position = await self._barrier.topic_if_answered(topic)
+            if position is None:
+                return known
             if not self._sizes.confirmed(topic, position.newest, position.generation, now):
                 return None
         return known
@@ -276,6 +283,7 @@ class Log:
             nursery.start_soon(self.schedule.run)
             task_status.started()
 
-    def _reader(self, live: LiveView) -> Reader:
+    def _reader(self, live: LiveView, *, may_be_stale: bool = False) -> Reader:
         cursor = Cursor(self._ahead, self.content, live)
-        return Reader(live, self._barrier, self.content, cursor, op_timeout=self._op_timeout)
+        own = self._appender.newest if may_be_stale else None
+        return Reader(live, self._barrier, self.content, cursor, op_timeout=self._op_timeout, own=own)

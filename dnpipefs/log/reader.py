@@ -1,7 +1,8 @@
 """Reading a topic by byte offset: linearizable at open and at end of file, from the view in between.
 
 A read that begins after an append or reset returned elsewhere and comes to the end of what the view
-holds asks etcd whether that is the end (`Barrier`) before it says so.
+holds asks etcd whether that is the end (`Barrier`) before it says so. A reader that may be stale is told
+by the barrier when not to wait for that; what this host has pushed itself it sees all the same.
 """
 
 from __future__ import annotations
@@ -10,7 +11,7 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from typing import Final, NamedTuple
 
-from dnpipefs.core.names import NO_GENERATION, Offset, Revision
+from dnpipefs.core.names import NO_GENERATION, FileId, Offset, Revision
 from dnpipefs.core.segment import Block
 from dnpipefs.core.view import Entry, TopicView
 from dnpipefs.errors import CorruptData
@@ -43,13 +44,22 @@ class Reader:
     """Reads one topic. Made by `Log.reader`, valid while its live view is held."""
 
     def __init__(
-        self, live: LiveView, barrier: Barrier, content: Content, cursor: Cursor, *, op_timeout: float
+        self,
+        live: LiveView,
+        barrier: Barrier,
+        content: Content,
+        cursor: Cursor,
+        *,
+        op_timeout: float,
+        own: Callable[[FileId], Revision] | None = None,
     ) -> None:
+        """*own*: of a reader that may be stale, which push of this host to a topic was the last."""
         self._live: Final = live
         self._barrier: Final = barrier
         self._content: Final = content
         self._cursor: Final = cursor
         self._op_timeout: Final = op_timeout
+        self._own: Final = own
 
     async def confirm(self) -> TopicView:
         """Return the view once it holds everything that had been acknowledged before the call.
@@ -59,6 +69,22 @@ class Reader:
         position = await self._barrier.topic(self._live.topic)
         with deadline(self._op_timeout):
             return await self._live.wait(lambda view: holds(view, position))
+
+    async def _confirm_end(self) -> TopicView:
+        """Return the view once it may say where the end is."""
+        own, topic = self._own, self._live.topic
+        if own is None:
+            return await self.confirm()
+        position = await self._barrier.topic_if_answered(topic)
+        newest = own(topic)
+        with deadline(self._op_timeout):
+            return await self._live.wait(
+                lambda view: view.revision >= newest if position is None else holds(view, position)
+            )
+
+    async def opened(self) -> None:
+        """Wait until what a new reader is to see is there. Raises TopicGone, TimedOut."""
+        await self._confirm_end()
 
     async def read(self, offset: Offset, size: int) -> Span:
         """Return up to *size* bytes from *offset*; none only at the confirmed end of the topic.
@@ -81,10 +107,11 @@ class Reader:
                     return Span(start, data)
             except Vanished as now:
                 vanished = self._note(now, vanished)
+                view = await self.confirm()  # etcd does answer
             else:
                 if confirmed:
                     return Span(start, b"")
-            view = await self.confirm()
+                view = await self._confirm_end()
             confirmed = True
 
     async def view(self) -> TopicView:

@@ -1,8 +1,9 @@
 """Live views: the topics that somebody on this host reads or stats, kept current by a watch each.
 
 A view comes into being with its first user, stays LINGER_S after its last (a shell loop that opens
-a topic again and again pays for one), and is thrown away and built anew whenever the watch is
-compacted, breaks, or does not fit (`ViewBroken`).
+a topic again and again pays for one; there is no new one while answers are stale, so then it stays
+longer), and is thrown away and built anew whenever the watch is compacted, breaks, or does not fit
+(`ViewBroken`).
 
 Tasks: one `_follow` a live view, in the nursery of `Views.run`. It alone changes the view; between
 two awaits everybody else may read it. Waiters are woken after each change.
@@ -38,6 +39,7 @@ from dnpipefs.errors import DnpError, TopicGone
 from dnpipefs.log.content import Content
 from dnpipefs.log.failures import TRANSIENT, Backoff, deadline, timed_out
 from dnpipefs.log.snapshot import TopicState, read_topic, view_of
+from dnpipefs.log.staleness import Staleness
 
 logger: Final = logging.getLogger(__name__)
 
@@ -83,12 +85,20 @@ class Views:
     """The live views of this host."""
 
     def __init__(
-        self, client: etcd.Client, keys: KeySchema, content: Content, tails: Tails, *, op_timeout: float
+        self,
+        client: etcd.Client,
+        keys: KeySchema,
+        content: Content,
+        tails: Tails,
+        staleness: Staleness,
+        *,
+        op_timeout: float,
     ) -> None:
         self._client: Final = client
         self._keys: Final = keys
         self._content: Final = content
         self._tails: Final = tails
+        self._staleness: Final = staleness
         self._op_timeout: Final = op_timeout
         self._live: dict[FileId, LiveView] = {}
         self._nursery: trio.Nursery | None = None
@@ -131,7 +141,12 @@ class Views:
         """Cease to be a user."""
         live.users -= 1
         if not live.users:
-            live.scope.deadline = trio.current_time() + LINGER_S
+            self._linger(live)
+
+    def _linger(self, live: LiveView) -> None:
+        """Let a view that nobody uses end in a while; while answers are stale there would be no other."""
+        stale = self._staleness.since is not None
+        live.scope.deadline = float("inf") if stale else trio.current_time() + LINGER_S
 
     async def read(self, topic: FileId) -> TopicState:
         """Return a topic as it is now, without following it.
@@ -148,7 +163,13 @@ class Views:
         async with trio.open_nursery() as nursery:
             self._nursery = nursery
             task_status.started()
-            await trio.sleep_forever()
+            stale = False
+            while True:
+                await self._staleness.until(stale=not stale)
+                stale = not stale
+                for live in self._live.values():
+                    if not (live.users or live.ended):
+                        self._linger(live)
 
     async def _follow(self, live: LiveView) -> None:
         backoff = Backoff()

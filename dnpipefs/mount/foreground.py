@@ -16,7 +16,7 @@ import trio
 from dnpipefs.cluster import Settings, open_cluster
 from dnpipefs.errors import SetupError
 from dnpipefs.fuse.adapter import serve
-from dnpipefs.mount.mountpoint import FILE_SYSTEM_NAME
+from dnpipefs.mount.mountpoint import FILE_SYSTEM_NAME, clear_mountpoint
 from dnpipefs.vfs import FileSystem
 
 logger: Final = logging.getLogger(__name__)
@@ -31,7 +31,7 @@ class MountOptions:
     """Where and how to mount."""
 
     mountpoint: Path
-    """As `prepare_mountpoint` returned it."""
+    """As `prepare_mountpoint` returned it; what a dead daemon left there is cleared."""
     allow_other: bool = False
     """Other users than the mounting one may use it, as far as modes and owners of topics let them."""
 
@@ -72,6 +72,7 @@ async def _serve(
         logger.info("mounted on %s", options.mountpoint)
         ready()
 
+    clear_mountpoint(options.mountpoint)  # not before: a mount that cannot be made leaves the dead one
     try:
         await serve(files, str(options.mountpoint), options.fuse_options(), ready=up, stop=stop)
     except RuntimeError as error:

@@ -11,52 +11,77 @@ from dnpipefs.errors import SetupError
 
 FILE_SYSTEM_NAME: Final = "dnpipefs"
 _MOUNTS: Final = Path("/proc/self/mounts")
+_ASKED: Final = "user.dnp.id"
+"""What the daemon answers from memory, though etcd be away, and the kernel not without the daemon."""
+DEAD: Final = (103, 107)  # ECONNABORTED, ENOTCONN on Linux; errno itself belongs to the adapter
 
 
 def prepare_mountpoint(path: Path) -> Path:
-    """Return the absolute path of a directory to mount on; clear a stale mount of ours first.
+    """Return the real path of a directory that can be mounted on, or that a dead mount of ours is on.
 
     Raises SetupError if it is missing, not a directory, or mounted already.
     """
-    path = Path(os.path.abspath(path))
+    path = real(path)
     if is_mounted(path):
-        if not _is_stale(path):
+        if not is_dead(path):
             raise SetupError(f"{path} is mounted already; `dnpipefs umount {path}` ends that mount")
-        _unmount(path, lazy=True)
-    if not path.exists():
+    elif not path.exists():
         raise SetupError(f"{path} does not exist; make it: mkdir -p {path}")
-    if not path.is_dir():
+    elif not path.is_dir():
         raise SetupError(f"{path} is not a directory; a mount point has to be one")
     return path
 
 
+def clear_mountpoint(path: Path) -> None:
+    """Unmount what a dead daemon left on a prepared mount point, whoever still has files open there.
+
+    To be called right before the new mount: until then writers get an error, afterwards what they write
+    lands in the bare directory. Raises SetupError as `prepare_mountpoint` does.
+    """
+    if is_mounted(path) and is_dead(path):
+        _unmount(path, lazy=True)
+    prepare_mountpoint(path)
+
+
 def unmount(path: Path) -> None:
     """Unmount a dnpipefs; its daemon ends. Raises SetupError if none is mounted or it is in use."""
-    path = Path(os.path.abspath(path))
+    path = real(path)
     if not is_mounted(path):
         raise SetupError(f"no dnpipefs is mounted on {path}")
-    _unmount(path, lazy=_is_stale(path))
+    _unmount(path, lazy=is_dead(path))
 
 
 def is_mounted(path: Path) -> bool:
     """Tell whether a dnpipefs, alive or dead, is mounted on *path*."""
-    wanted = str(path)
+    return path in mounts()
+
+
+def mounts() -> list[Path]:
+    """Return where a dnpipefs, alive or dead, is mounted on this host."""
+    found = []
     for line in _MOUNTS.read_text(errors="surrogateescape").splitlines():
         source, target, kind = line.split(" ")[:3]
-        if source == FILE_SYSTEM_NAME and kind.startswith("fuse") and _unescape(target) == wanted:
-            return True
-    return False
+        if source == FILE_SYSTEM_NAME and kind.startswith("fuse"):
+            found.append(Path(_unescape(target)))
+    return found
 
 
-def _is_stale(path: Path) -> bool:
+def real(path: Path) -> Path:
+    """Return a path as /proc/self/mounts has it; links are followed, also to a dead mount.
+
+    A mount point that is named as it is is not looked at: its daemon may be frozen.
+    """
+    path = Path(os.path.abspath(path))
+    return path if path in mounts() else Path(os.path.realpath(path))
+
+
+def is_dead(path: Path) -> bool:
+    """Tell whether the daemon of a mount is gone. Waits for one that is frozen."""
     try:
-        os.statvfs(path)
+        os.getxattr(path, _ASKED)
     except OSError as error:
-        return error.strerror == os.strerror(_NOT_CONNECTED)
+        return error.errno in DEAD
     return False
-
-
-_NOT_CONNECTED: Final = 107  # ENOTCONN on Linux; errno itself belongs to the adapter
 
 
 def _unmount(path: Path, *, lazy: bool) -> None:

@@ -106,7 +106,7 @@ class FileSystem:
             found = self._log.peek(file, self._fresh_s(entry))
             if found is None:
                 listing = self._listings.showing(entry, trio.current_time())
-                if listing is not None:
+                if listing is not None and not self._cluster.stale:
                     await listing.expect_stats(entry)
                 found = await self._log.stat(file)
         opened = self._open.get(file)
@@ -119,7 +119,7 @@ class FileSystem:
 
         Raises TopicGone, TimedOut.
         """
-        tree = await self._namespace.sync()
+        tree = await self._namespace.sync_to_read()
         return self._listings.open(tree, directory, trio.current_time())
 
     async def page(self, listing: Listing, start: int) -> Iterator[tuple[bytes, Attributes]]:
@@ -158,7 +158,7 @@ class FileSystem:
     async def unlink(self, parent: FileId, name: bytes) -> None:
         """Delete a topic, or a consumer group. Raises NotFound, IsADirectory."""
         if (parsed := parse_view(name)) is not None:
-            topic = await self._namespace.lookup(parent, parsed[0])
+            topic = await self._namespace.lookup(parent, parsed[0], to_change=True)
             if parsed[1] is None:
                 raise NotPermitted("a subscription is not kept anywhere, so it cannot be removed")
             await self._cluster.groups.delete(topic.id, parsed[1])
@@ -208,7 +208,7 @@ class FileSystem:
         if entry.is_directory:
             raise IsADirectory("a directory cannot be opened as a topic")
         try:
-            reading = await self._log.open_reader(topic) if read else None
+            reading = await self._log.open_reader(topic, may_be_stale=True) if read else None
         except TopicGone:
             # A name that this host has not seen change yet: the next lookup must know.
             await self._namespace.sync()

@@ -12,6 +12,7 @@ other namespaces                NotSupported             NotSupported    NotSupp
 of a group: `GROUP_FACTS`       of a group that exists   ReadOnly-       NotPermitted
                                                          Setting
 of a group: ``user.dnp.seek``   NoSuchAttribute          rewinds         NotPermitted
+of the root: `STATUS`           how the mount is, JSON   InvalidSetting  NoSuchAttribute
 ==============================  =======================  ==============  ================
 
 NotSupported, because it makes programs such as ls ask for access control lists and capabilities
@@ -20,15 +21,17 @@ once and not for each file, and copying programs go on without them.
 
 from __future__ import annotations
 
+import json
 from typing import Final
 
 from dnpipefs.cluster import Cluster
 from dnpipefs.core.config import READ_ONLY, SETTINGS, format_id, format_value
-from dnpipefs.core.names import FileId
+from dnpipefs.core.names import ROOT, FileId
 from dnpipefs.core.places import parse_place
 from dnpipefs.core.tree import Entry
 from dnpipefs.errors import NoSuchAttribute, NotPermitted, NotSupported, ReadOnlySetting
 from dnpipefs.groups import GroupFacts
+from dnpipefs.status import status_of
 from dnpipefs.vfs.views import View, ViewTable
 
 PREFIX: Final = b"user.dnp."
@@ -36,6 +39,8 @@ GROUP_FACTS: Final = ("lag", "offset", "message", "pending", "returned", "redeli
 """What is known of a group; `members` is how many hosts have something in hand."""
 SEEK: Final = "seek"
 """Setting it rewinds a group."""
+STATUS: Final = "status"
+"""What `dnpipefs status` reads; not among the names of `list`, since it is no property of the directory."""
 _USER: Final = b"user."
 
 
@@ -43,6 +48,7 @@ class ExtendedAttributes:
     """The extended attributes of topics and directories."""
 
     def __init__(self, cluster: Cluster, views: ViewTable) -> None:
+        self._cluster: Final = cluster
         self._namespace: Final = cluster.namespace
         self._log: Final = cluster.log
         self._groups: Final = cluster.groups
@@ -56,6 +62,8 @@ class ExtendedAttributes:
             if facts is None or own not in GROUP_FACTS:
                 raise NoSuchAttribute(f"there is no attribute user.dnp.{own} here")
             return str(len(facts.members) if own == "members" else getattr(facts, own)).encode()
+        if file == ROOT and own == STATUS:
+            return json.dumps(await status_of(self._cluster)).encode()
         entry = await self._namespace.entry(file)
         if own in SETTINGS:
             return format_value(own, entry.inode.config.effective).encode()

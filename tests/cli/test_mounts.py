@@ -1,7 +1,13 @@
 """mount and umount as commands; what the mounted files do is tested elsewhere."""
 
+import json
+import os
+import select
+import signal
+import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -66,6 +72,59 @@ def test_a_mount_that_fails_in_the_background_says_why(mountpoint: Path, tmp_pat
 
 def test_a_mount_without_an_etcd(embedded: Command, mountpoint: Path, no_programs: dict[str, str]) -> None:
     assert "apt-get install etcd-server" in embedded.fails(1, "mount", mountpoint, env=no_programs)
+
+
+def end_daemon(mountpoint: Path) -> None:
+    """Kill the daemon of a mount, and wait for its end."""
+    pid = mount_told(mountpoint)["pid"]
+    ended = os.pidfd_open(pid)
+    try:
+        os.kill(pid, signal.SIGKILL)
+        select.select([ended], [], [])
+    finally:
+        os.close(ended)
+
+
+def mount_told(mountpoint: Path) -> dict[str, Any]:
+    told: dict[str, Any] = json.loads(os.getxattr(mountpoint, "user.dnp.status"))
+    return told
+
+
+def test_status_and_the_return_of_a_dead_mount(dnp: Command, mountpoint: Path) -> None:
+    status = Command([])
+    assert f"no dnpipefs is mounted on {mountpoint}" in status.fails(1, "status", mountpoint)
+    dnp.out("mount", mountpoint, "--read-stale")
+    text = status.out("status", mountpoint).decode()
+    assert f"{mountpoint}: served\n" in text
+    assert "  etcd     answers\n" in text
+    assert "stale while it does not answer (--read-stale)" in text
+    (mount,) = json.loads(status.out("status", mountpoint, "--format", "json"))["mounts"]
+    assert (mount["mountpoint"], mount["state"]) == (str(mountpoint), "served")
+    assert (mount["etcd"]["answers"], mount["read_stale"], mount["stale_since"]) == (True, True, None)
+    every = json.loads(status.run("status", "--format", "json").stdout)["mounts"]
+    assert str(mountpoint) in [each["mountpoint"] for each in every], "beside those of others"
+    (mountpoint / "t").write_bytes(b"pushed\n")
+    end_daemon(mountpoint)
+    dead = status.run("status", mountpoint)
+    assert dead.returncode == 1
+    assert b"`dnpipefs mount` with its options brings it back" in dead.stdout
+    began = time.monotonic()
+    dnp.out("mount", mountpoint)
+    assert (mountpoint / "t").read_bytes() == b"pushed\n"
+    print(f"`dnpipefs mount` after a crash: {time.monotonic() - began:.2f} s")
+    assert not mount_told(mountpoint)["read_stale"]
+    unmount(dnp, mountpoint)
+
+
+def test_a_dead_mount_stays_if_there_can_be_no_new_one(dnp: Command, mountpoint: Path) -> None:
+    dnp.out("mount", mountpoint)
+    end_daemon(mountpoint)
+    nowhere = Command(["--endpoints", f"127.0.0.1:{free_port()}", *dnp.options[2:]])
+    assert "check that etcd runs" in nowhere.fails(1, "mount", mountpoint)
+    with pytest.raises(OSError, match="not connected"):  # and nothing is written to the bare directory
+        (mountpoint / "t").write_bytes(b"lost\n")
+    dnp.out("mount", mountpoint)
+    unmount(dnp, mountpoint)
 
 
 def test_the_cache_of_a_mount_can_be_sized(dnp: Command, mountpoint: Path) -> None:

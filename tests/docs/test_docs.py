@@ -28,6 +28,7 @@ from dnpipefs.core.records import Head, Inode, Mark, Meta, decode_time
 from dnpipefs.core.sealing import HEAD_SEGMENTS, KEPT_WRITERS, LARGE_BYTES
 from dnpipefs.core.segment import decode as decode_segment
 from dnpipefs.core.survey import RANGE_TOPICS
+from dnpipefs.etcd.client import DEFAULT_TIMEOUT
 from dnpipefs.etcd.server import DEFAULT_QUOTA_BYTES
 from dnpipefs.etcd.space import BELIEVED_S, ETCD_DEFAULT_BYTES
 from dnpipefs.etcd.upkeep_plan import CHEAP_BYTES, HISTORY_BYTES
@@ -47,8 +48,10 @@ from dnpipefs.log.readahead import WINDOW
 from dnpipefs.log.schedule import PATIENCE_S, SEALERS
 from dnpipefs.log.sealer import TRIM_STEP
 from dnpipefs.log.session import REFUSED_RETRY_S, SESSION_TTL_S
+from dnpipefs.log.staleness import STALE_AFTER_S
 from dnpipefs.log.sweeper import STEP_KEYS
 from dnpipefs.log.views import LINGER_S
+from dnpipefs.mount.status import ANSWER_S
 from dnpipefs.namespace import ENTRIES_LIMIT
 from dnpipefs.namespace import PATIENCE_S as NAMESPACE_PATIENCE_S
 from dnpipefs.vfs.handles import HELD_LIMIT, SPLIT_SIZE
@@ -134,6 +137,13 @@ def test_the_commands_of_the_readme_exist() -> None:
         (SEMANTICS, f"done\nthere in the last {PAGE_FRESH_S + LISTED_S:g} s"),
         (SEMANTICS, f"(or has within {RECENT_S:g} s"),
         (SEMANTICS, f"above {BY_NAME:,} entries in no order"),
+        (SEMANTICS, f"unanswered for {STALE_AFTER_S:g} s"),
+        (SEMANTICS, f"takes longer than {STALE_AFTER_S:g} s to answer"),
+        (SEMANTICS, f"whether a question was answered within {STALE_AFTER_S:g} s"),
+        (SEMANTICS, f"an attempt takes {DEFAULT_TIMEOUT:g} s at most"),
+        (SEMANTICS, f"open for reading, and for {LINGER_S:g} s after (`LINGER_S`)"),
+        (SEMANTICS, f"does not answer within {ANSWER_S:g} s is `silent`"),
+        (SEMANTICS, f"{SESSION_TTL_S} s after its death"),
         (SEMANTICS, f"there are {ENTRIES_LIMIT:,} topics and directories"),
         (README, f"at most {ENTRIES_LIMIT:,} topics and directories"),
         (ARCHITECTURE, f"(`ENTRIES_LIMIT`) | {ENTRIES_LIMIT:,} |"),

@@ -135,7 +135,7 @@ def test_the_session_of_the_readme(mount: Mount) -> None:
 def test_the_command_line_of_the_readme(directory: Path, tmp_path: Path) -> None:
     for line in README.of_kind("sh")[1].splitlines():
         command = placed(line, directory)
-        if not command.startswith("dnpipefs umount"):
+        if not command.startswith(("dnpipefs umount", "dnpipefs status")):
             command = re.sub(r"^dnpipefs [\w-]+", rf"\g<0> --data-dir {tmp_path}/data", command)
         if "--follow" in command:
             see_what_comes(command, directory / "builds")
@@ -144,7 +144,7 @@ def test_the_command_line_of_the_readme(directory: Path, tmp_path: Path) -> None
             if " doctor " in command:
                 assert "\n0 problems, " in said
                 continue
-            assert said == "" or re.search(" (ls|fsck|groups) ", command), said
+            assert said == "" or re.search(" (ls|fsck|groups|status) ", command), said
             assert said.endswith(" builds\n") == (" ls " in command), said
     assert mounts_below(directory) == []
 

@@ -22,6 +22,7 @@ from dnpipefs.log.barrier import Barrier
 from dnpipefs.log.log import Log
 from dnpipefs.log.sealer import Step
 from dnpipefs.log.session import SessionKeeper
+from dnpipefs.log.staleness import Staleness
 from tests.model.oracle import Oracle, Topic
 from tests.model.scale import CACHE_BYTES, KEPT_WRITERS
 from tests.support.network import Gate, GatedClient, Network
@@ -65,7 +66,10 @@ class Host:
         self._ways: Final = GatedClient(cluster.store, cluster.network, name, gated=False)
         keys, clock = cluster.keys, SkewedClock(skew_s)
         self.sessions: Final = SessionKeeper(self._ways, keys, mountpoint=None, version="0", ttl=cluster.ttl)
-        self._barrier: Final = Barrier(self.client, keys, op_timeout=cluster.op_timeout)
+        self.staleness: Final = Staleness(allowed=cluster.read_stale)
+        self._barrier: Final = Barrier(
+            self.client, keys, op_timeout=cluster.op_timeout, staleness=self.staleness
+        )
         self.log: Final = Log(
             self.client,
             keys,
@@ -131,6 +135,8 @@ class Cluster:
         self.compact: Final = compact
         self.ttl: Final = ttl
         self.op_timeout = OP_TIMEOUT_S
+        self.read_stale = False
+        """Of the hosts that are yet to start."""
         self.cache_bytes = CACHE_BYTES
         self.judges_each = True
         """Each revision, not only the last one of several."""

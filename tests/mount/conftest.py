@@ -62,6 +62,7 @@ class MakeMount(Protocol):
         session_ttl: int = 10,
         faulty: bool = False,
         traced: bool = False,
+        read_stale: bool = False,
         start: bool = True,
     ) -> Mount: ...
 
@@ -85,6 +86,7 @@ def mount(tmp_path: Path, request: pytest.FixtureRequest, faults_expected: list[
         session_ttl: int = 10,
         faulty: bool = False,
         traced: bool = False,
+        read_stale: bool = False,
         start: bool = True,
     ) -> Mount:
         if endpoint is None:
@@ -97,6 +99,7 @@ def mount(tmp_path: Path, request: pytest.FixtureRequest, faults_expected: list[
             session_ttl=session_ttl,
             faulty=faulty,
             traced=traced,
+            read_stale=read_stale,
         )
         if start:
             made.start()

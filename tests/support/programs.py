@@ -72,11 +72,20 @@ def family(pid: int) -> list[int]:
 def readers(pid: int) -> list[int]:
     """Return who of a process and its descendants waits in a read(2) of a FUSE file."""
     found = []
-    for member in family(pid):
+    for member in blocked(pid):
         with suppress(OSError):
             call = Path(f"/proc/{member}/syscall").read_text().split()[0]
-            where = Path(f"/proc/{member}/wchan").read_text()
-            if call == _READ[os.uname().machine] and where in _FUSE_WAITS:
+            if call == _READ[os.uname().machine]:
+                found.append(member)
+    return found
+
+
+def blocked(pid: int) -> list[int]:
+    """Return who of a process and its descendants waits for an answer of a FUSE file system."""
+    found = []
+    for member in family(pid):
+        with suppress(OSError):
+            if Path(f"/proc/{member}/wchan").read_text() in _FUSE_WAITS:
                 found.append(member)
     return found
 
