@@ -12,7 +12,7 @@ from typing import Final
 
 ALONE_SHARE: Final = 0.6
 """How much of the time is for faults that come alone, at most."""
-ALLOWANCE_S: Final = 8.0
+ALLOWANCE_S: Final = 5.0
 """What beginning and healing take, about."""
 HOLD_S: Final = (2.0, 8.0)
 """How long a fault stays: shorter and longer than a session outlives its host."""

@@ -48,10 +48,12 @@ RATES: Final = (
     ("listen", 8.0),
     ("reset", 0.2),
     ("churn", 3.0),
-    ("consume", 5.0),
+    ("consume", 10.0),
 )
 """Operations a second of one client: moderate, so that what fails does not fail for want of a processor."""
 PUSHERS: Final = 2
+CONSUMERS: Final = 2
+"""On each mount."""
 
 
 def possible_faults() -> list[str]:
@@ -61,7 +63,7 @@ def possible_faults() -> list[str]:
 
 def crew(rate: float) -> Crew:
     """Return the clients of a siege, that many times as fast as usual."""
-    return Crew(push=PUSHERS, rates=tuple((role, each * rate) for role, each in RATES))
+    return Crew(push=PUSHERS, consume=CONSUMERS, rates=tuple((role, each * rate) for role, each in RATES))
 
 
 @dataclass
