@@ -78,7 +78,7 @@ class ClusterMount(Mount):
 
     def comes_up(self) -> bool:
         """Wait until the mount answers; False if the daemon has ended, or does before."""
-        if self.alive and not self._ready.closed:
+        if self.alive and self._ready is not None and not self._ready.closed:
             try:
                 self.wait_ready()
             except AssertionError:

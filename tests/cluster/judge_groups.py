@@ -17,6 +17,7 @@ from typing import Final
 from tests.cluster import history as told
 from tests.cluster.history import (
     Acknowledged,
+    Call,
     Create,
     Failed,
     GroupOpen,
@@ -71,7 +72,7 @@ def judge_groups(history: History, kept: Sequence[str], session_s: float) -> Gro
     faults = list(_faults(history))
     calls = _by_topic_and_worker(history)
     for name in kept:
-        workers = [_worker(each) for each in calls[name].values()]
+        workers = [_worker(each, faults) for each in calls[name].values()]
         found = GroupHistory(
             pushes=[
                 push for write in history.of(Write) if write.ino == inos[name] for push in pushes_of(write)
@@ -104,7 +105,7 @@ def _by_topic_and_worker(history: History) -> dict[str, dict[tuple[str, int], li
     return found
 
 
-def _worker(calls: list[_GroupCall]) -> tuple[Reader, list[Refusal]]:
+def _worker(calls: list[_GroupCall], faults: Sequence[Fault]) -> tuple[Reader, list[Refusal]]:
     """Return what one worker had and how it ended, and its calls that failed.
 
     One whose last call has no end is taken for killed, one whose last call failed has failed.
@@ -120,11 +121,21 @@ def _worker(calls: list[_GroupCall]) -> tuple[Reader, list[Refusal]]:
         if isinstance(call, Received) and call.data:
             taken.append(Taken(call.data, call.ended))
         if call.errno:
-            refusals.append(Refusal(name, call.mount, call.errno, call.ended))
+            refusals.append(Refusal(name, call.mount, call.errno, _troubled(call, faults)))
             ending, ended = Ending.FAILED, call.ended
         elif type(call) in _ENDINGS:
             ending, ended = _ENDINGS[type(call)], call.began
     return Reader(name, calls[0].mount, taken, ending, ended), refusals
+
+
+def _troubled(call: Call, faults: Sequence[Fault]) -> int:
+    """Return when a call was first in a time of trouble of its mount, or its end if it never was."""
+    times = [
+        max(call.began, fault.began)
+        for fault in faults
+        if fault.host == call.mount and fault.began <= call.ended and call.began <= fault.back
+    ]
+    return min(times, default=call.ended)
 
 
 def _faults(history: History) -> Iterator[Fault]:

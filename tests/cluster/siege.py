@@ -25,6 +25,7 @@ from tests.cluster.cluster import OP_TIMEOUT_S, SESSION_TTL_S, Cluster, ClusterM
 from tests.cluster.fault import Fault, heal_each
 from tests.cluster.faults import FAULTS, fault_named
 from tests.cluster.faults_of_processes import FrozenMount, KilledMount, OutOfMemory
+from tests.cluster.faults_of_storage import Compaction, FullEtcd
 from tests.cluster.hosts import CommandFailed
 from tests.cluster.judge import Limits, judge
 from tests.cluster.judge_groups import SESSION_LOST, judge_groups
@@ -222,7 +223,9 @@ class Round:
             self._tally.not_begun[fault.name] += 1
             self._say(f"  {fault} did not begin, or not wholly: {str(failure).strip()[-200:]}")
         else:
-            self._tally.begun[fault.name] += 1
+            strikes_all = isinstance(fault, Compaction | FullEtcd)
+            found = self._tally.begun if fault.victims or strikes_all else self._tally.not_begun
+            found[fault.name] += 1
         telling = ExitStack()
         mounts = [victim for victim in fault.victims if isinstance(victim, ClusterMount)]
         for mount in mounts:

@@ -149,6 +149,15 @@ def test_a_worker_whose_call_failed_or_never_ended_has_not_ended_well() -> None:
     assert kinds == [GroupKind.REFUSED]
 
 
+def test_a_call_may_fail_that_began_in_trouble_and_ended_after_it() -> None:
+    story = Story()
+    story.open("w")
+    story.trouble("leader killed", "")
+    story.take("w", errno=110)
+    story.calls[-1].began = story.calls[-2].ended - 1
+    assert story.judged() == ([], {})
+
+
 def test_a_call_that_fails_though_nothing_happened_is_refused() -> None:
     story = Story()
     story.open("w")
