@@ -4,7 +4,7 @@ MOUNT ?= $(if $(filter 0,$(shell id -u)),/dnp,$(HOME)/dnp)
 ARGS ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help setup setup-tests run stop test test-newer test-cluster properties soak-groups lint bench
+.PHONY: help setup setup-tests run stop test test-newer test-cluster properties soak soak-groups lint bench
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-13s%s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -28,14 +28,20 @@ test: setup-tests ## run all checks: lint, types, tests with a real etcd and rea
 test-newer: setup-tests ## run all checks with an etcd 3.5 from a newer Debian suite
 	@etcd=$$(scripts/etcd_newer.sh) && DNPIPEFS_TEST_ETCD=$$etcd .venv/bin/python -m pytest $(ARGS)
 
-test-cluster: setup-tests ## let a cluster on hosts of its own meet every fault: network, disks, clocks, kills (as root)
-	@DNPIPEFS_CLUSTER_TESTS=thorough .venv/bin/python -m pytest -s tests/cluster $(ARGS)
+test-cluster: DURATION ?= 180
+test-cluster: setup-tests ## let a cluster on hosts of its own meet every fault, then all for DURATION seconds (180; as root)
+	@DNPIPEFS_CLUSTER_TESTS=thorough DNPIPEFS_SIEGE_S=$(DURATION) .venv/bin/python -m pytest -s tests/cluster $(ARGS)
+
+soak: DURATION ?= 1800
+soak: setup-tests ## let everything work on a cluster that meets all faults for DURATION seconds (1800), and judge it (as root)
+	@DNPIPEFS_CLUSTER_TESTS=thorough DNPIPEFS_SIEGE_S=$(DURATION) \
+		.venv/bin/python -m pytest -s tests/cluster/test_siege.py -k under_siege $(ARGS)
 
 STEPS ?= 100000
 properties: setup-tests ## let random clusters live for STEPS steps (100000), and look for planted faults
 	@DNPIPEFS_PROPERTY_STEPS=$(STEPS) .venv/bin/python -m pytest -s tests/model $(ARGS)
 
-DURATION ?= 600
+soak-groups: DURATION ?= 600
 soak-groups: setup-tests ## kill workers and mounts of consumer groups for DURATION seconds (600), and judge what they had
 	@DNPIPEFS_GROUP_KILLS_S=$(DURATION) .venv/bin/python -m pytest -s tests/mount/test_group_kills.py $(ARGS)
 

@@ -56,6 +56,7 @@ RETRY_S = 0.1
 LIST_EVERY_S = 1.0
 SESSION_CALLS = 10_000
 """More than a worker of a group makes calls."""
+GROUP = "workers"
 
 
 @dataclass(frozen=True)
@@ -72,7 +73,7 @@ class Plan:
     """Topics that are never deleted or renamed."""
     rate: float
     """Operations a second, about."""
-    group: str = "workers"
+    group: str = GROUP
     round: int = 0
 
     def encode(self) -> str:
@@ -474,6 +475,9 @@ class Churner(Client):
 class Consumer(Client):
     """Works on a group; each worker is a process that ends well, fails, or is killed."""
 
+    always_well = False
+    """No worker fails, or waits for more when there is nothing."""
+
     def __init__(self, plan: Plan) -> None:
         super().__init__(plan)
         self._sessions = 0
@@ -513,11 +517,11 @@ class Consumer(Client):
         for _ in range(self.random.randrange(1, 60)):
             if not self.attempt(Received, lambda: self._receive(fds[0]), **values):
                 return 1
-            poll.poll(200)
+            nothing = not poll.poll(200)
             self.pause(0)
-            if self.stopping:
+            if self.stopping or (nothing and self.always_well):
                 break
-        fate = self.random.random()
+        fate = 1.0 if self.always_well else self.random.random()
         if fate < 0.2:
             self.attempt(Killed, dict, **values)
             os.kill(os.getpid(), signal.SIGKILL)
@@ -538,6 +542,12 @@ class Consumer(Client):
             return {"data": os.read(fd, READ_BYTES)}
         except BlockingIOError:
             return {}
+
+
+class Drainer(Consumer):
+    """Takes what is left in a group."""
+
+    always_well = True
 
 
 class FinalReader(Reader):
@@ -563,6 +573,7 @@ ROLES: dict[str, type[Client]] = {
     "reset": Resetter,
     "churn": Churner,
     "consume": Consumer,
+    "drain": Drainer,
     "final": FinalReader,
 }
 

@@ -19,6 +19,8 @@ USER = "dnpipefs"
 PASSWORD = "a password of the tests"  # noqa: S105 - nobody else's
 PREFIX = "/dnp/"
 SESSION_TTL_S = 4
+OP_TIMEOUT_S = 10.0
+"""How long calls wait for etcd: shorter than faults may last."""
 RECOVERY_S = 40.0
 """How long all may need to be well again: clients back off, leaders are elected, sessions begin anew."""
 LOG_SHOWN = 4000
@@ -45,6 +47,7 @@ class ClusterMount(Mount):
             directory / host.name,
             endpoints=[member.endpoint for member in members],
             prefix=PREFIX,
+            op_timeout=OP_TIMEOUT_S,
             session_ttl=SESSION_TTL_S,
             **identity,
         )
@@ -75,7 +78,7 @@ class ClusterMount(Mount):
 
     def comes_up(self) -> bool:
         """Wait until the mount answers; False if the daemon has ended, or does before."""
-        if self.alive and not self._ready.closed:
+        if self.alive and self._ready is not None and not self._ready.closed:
             try:
                 self.wait_ready()
             except AssertionError:
@@ -191,10 +194,13 @@ class Cluster:
         """Return the mounts that run and are not frozen."""
         return [mount for mount in self.mounts if mount.alive and not mount.frozen]
 
-    def sessions(self) -> set[int]:
-        """Return the pids of the mounts that etcd has sessions of."""
-        told = self.operator.etcdctl("get", f"{PREFIX}session/", "--prefix", "--print-value-only")
-        return {json.loads(line)["pid"] for line in told.splitlines() if line}
+    def sessions(self) -> dict[int, set[str]]:
+        """Return the sessions that etcd has, by the pids of the mounts."""
+        told = self.operator.etcdctl("get", f"{PREFIX}session/", "--prefix").splitlines()
+        found: dict[int, set[str]] = {}
+        for key, value in zip(told[::2], told[1::2], strict=True):
+            found.setdefault(json.loads(value)["pid"], set()).add(key)
+        return found
 
     def wait_well(self) -> None:
         """Wait until all members follow one leader and have applied what it has, and mounts have sessions.
@@ -213,7 +219,7 @@ class Cluster:
 
     def _have_sessions(self) -> bool:
         try:
-            return {mount.pid for mount in self.mounts} <= self.sessions()
+            return {mount.pid for mount in self.mounts} <= self.sessions().keys()
         except CommandFailed:
             return False
 

@@ -43,8 +43,8 @@ class Fault(ABC):
         return self.name
 
 
-def heal_all(cluster: Cluster, faults: Sequence[Fault]) -> None:
-    """Heal faults that may keep one another from being healed, and wait until all is well."""
+def heal_each(cluster: Cluster, faults: Sequence[Fault]) -> None:
+    """Heal faults that may keep one another from being healed."""
     left = list(faults)
 
     def none_is_left() -> bool:
@@ -55,6 +55,11 @@ def heal_all(cluster: Cluster, faults: Sequence[Fault]) -> None:
         return not left
 
     eventually(none_is_left, within_s=HEALED_WITHIN_S)
+
+
+def heal_all(cluster: Cluster, faults: Sequence[Fault]) -> None:
+    """Heal faults, and wait until all is well."""
+    heal_each(cluster, faults)
     cluster.wait_well()
 
 

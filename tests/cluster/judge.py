@@ -2,7 +2,7 @@
 
 Each kind of guarantee has a module: `topic_log` one topic's log (from `tests/support`, where the kinds of
 anomalies are listed), `judge_subscriptions` what `topic@` delivers, `judge_names` what names mean,
-`judge_calls` that calls end and daemons live. Consumption in groups is judged elsewhere.
+`judge_calls` that calls end and daemons live. Consumption in groups is judged apart (`judge_groups`).
 
 A topic is known by its inode number, which is the same on all hosts, for all handles, across renames.
 """
@@ -65,7 +65,7 @@ def topic_logs(history: History, lines: Lines) -> dict[int, TopicLog]:
             case Create(ino=ino, name=name) if ino:
                 topic(ino, name)
             case Write(ino=ino):
-                topic(ino).pushes += _pushes(call)
+                topic(ino).pushes += pushes_of(call)
             case Truncate(ino=ino):
                 topic(ino).resets.append(Reset(call.outcome, call.began, call.ended))
             case Delete(ino=ino, name=name) if ino:
@@ -104,7 +104,8 @@ def topic_logs(history: History, lines: Lines) -> dict[int, TopicLog]:
     return found
 
 
-def _pushes(write: Write) -> Iterator[Push]:
+def pushes_of(write: Write) -> Iterator[Push]:
+    """Return the messages of a write."""
     whole = write.count if write.whole < 0 else write.whole
     for index in range(write.count):
         # The rest of a short write may be hidden behind an error of a later piece.

@@ -28,12 +28,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from tests.cluster.clients import Plan
+from tests.cluster.clients import GROUP, Plan
 from tests.cluster.history import Create, Died, Final, History, HistoryWriter, Nemesis, read_history
 
 REPOSITORY = Path(__file__).parents[2]
 FINAL_WITHIN_S = 30.0
 """After everything healed, all mounts agree."""
+DRAINERS = 2
+"""On each mount."""
+DRAIN_RATE = 20.0
 
 
 @dataclass(frozen=True)
@@ -104,11 +107,10 @@ class Workload:
         """`directory` is where the histories are written, `below` where the topics are on each mount."""
         self.mounts = list(mounts)
         self.crew = crew or Crew()
-        self.names = tuple(
-            [f"kept{n}" for n in range(self.crew.kept)] + [f"reset{n}" for n in range(self.crew.reset_topics)]
-        )
+        self.kept = tuple(f"kept{n}" for n in range(self.crew.kept))
+        self.names = (*self.kept, *(f"reset{n}" for n in range(self.crew.reset_topics)))
         self._seed = seed
-        self._below = below
+        self.below = below
         self._op_timeout = op_timeout
         self._directory = directory
         directory.mkdir(parents=True, exist_ok=True)
@@ -124,10 +126,10 @@ class Workload:
     def prepare(self) -> None:
         """Make the topics, through the first mount."""
         mount = self.mounts[0]
-        (mount / self._below).mkdir()
+        (mount / self.below).mkdir()
         for name in self.names:
             number = self._logs[mount].begin(Create, name=name)
-            fd = os.open(mount / self._below / name, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC)
+            fd = os.open(mount / self.below / name, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC)
             ino = os.fstat(fd).st_ino
             os.close(fd)
             self._logs[mount].end(number, ino=ino)
@@ -168,19 +170,21 @@ class Workload:
         self._clients = []
         assert not failed, f"clients failed: {failed}"
 
-    def acknowledged(self) -> int:
-        """Return how many messages were acknowledged so far."""
-        for path in self._directory.glob("*-push*.jsonl"):
+    def acknowledged(self, mount: Path | None = None) -> int:
+        """Return how many messages were acknowledged so far: on a mount, or (None) on all."""
+        which = "*" if mount is None else f"m{self.mounts.index(mount)}"
+        paths = list(self._directory.glob(f"{which}-push*.jsonl"))
+        for path in paths:
             self._progress.setdefault(path, Progress(path)).look()
-        return sum(progress.acknowledged for progress in self._progress.values())
+        return sum(self._progress[path].acknowledged for path in paths)
 
     @contextmanager
-    def nemesis(self, mount: Path | None, what: str) -> Iterator[None]:
-        """Say what is done to a mount (None: to all) during the block.
+    def nemesis(self, mount: Path | None, what: str, *, since: int | None = None) -> Iterator[None]:
+        """Say what is done to a mount (None: to all) during the block, or since before it.
 
         "kill" or "stop": its daemon ends, and is back at the end of the block; "pause"; or anything else.
         """
-        number = self._logs[mount].begin(Nemesis, what=what)
+        number = self._logs[mount].begin(Nemesis, at=since, what=what)
         try:
             yield
         finally:
@@ -203,6 +207,30 @@ class Workload:
             if time.monotonic() > deadline:
                 log.end(number, errno.ETIMEDOUT)
                 return False
+
+    @contextmanager
+    def draining(self) -> Iterator[None]:
+        """Let workers that never fail take what is left in the groups of kept topics, during the block.
+
+        `lag` tells when nothing is.
+        """
+        try:
+            self._clients += [
+                self._client("drain", f"m{n}-drain{k}", mount, rate=DRAIN_RATE, names=self.kept)
+                for n, mount in enumerate(self.mounts)
+                for k in range(DRAINERS)
+            ]
+            yield
+        finally:
+            self.stop()
+
+    def lag(self) -> int:
+        """Return how many messages of kept topics are not acknowledged, as the slowest mount sees it."""
+        found = 0
+        for mount in self.mounts:
+            views = [mount / self.below / f"{name}@{GROUP}" for name in self.kept]
+            found = max(found, sum(int(os.getxattr(view, "user.dnp.lag")) for view in views))
+        return found
 
     def collect(self) -> History:
         """Return the history so far."""
@@ -239,15 +267,16 @@ class Workload:
         *,
         rate: float = 1.0,
         round: int = 0,  # noqa: A002
+        names: tuple[str, ...] = (),
     ) -> subprocess.Popen[bytes]:
         plan = Plan(
             role=role,
             client=client,
             mount=str(mount),
-            directory=str(mount / self._below),
+            directory=str(mount / self.below),
             history=str(self._directory / f"{client}.jsonl"),
             seed=self._seed,
-            names=self.names,
+            names=names or self.names,
             rate=rate,
             round=round,
         )

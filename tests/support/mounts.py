@@ -10,6 +10,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from shutil import which
+from typing import BinaryIO
 
 from tests.support.processes import mounts_below
 from tests.support.waiting import eventually
@@ -64,6 +65,7 @@ class Mount:
         self.wrapper: Sequence[str] = ()
         """What runs the daemon, if it is not to run as it is; to be set before the start."""
         self._process: subprocess.Popen[bytes] | None = None
+        self._ready: BinaryIO | None = None
 
     def start(self) -> None:
         """Mount; return once the mount answers. To be called in a thread that lives as long as the mount."""
@@ -85,9 +87,12 @@ class Mount:
                 pass_fds=(writing,),
             )
         os.close(writing)
+        if self._ready is not None:  # nobody has waited for one that ended
+            self._ready.close()
         self._ready = open(reading, "rb")  # noqa: SIM115 - `wait_ready` closes it
 
     def wait_ready(self) -> None:
+        assert self._ready is not None, "the mount was not started"
         with self._ready:
             report = self._ready.read(len(b"ready"))  # not to the end: a wrapper keeps it open
         assert report == b"ready", f"no mount:\n{self.log}"
