@@ -24,7 +24,7 @@ from dnpipefs.core.keys import KeySchema
 from dnpipefs.core.names import FileId, Offset, SessionId
 from dnpipefs.core.places import Place, nanoseconds
 from dnpipefs.core.view import TopicView
-from dnpipefs.errors import DnpError, NotFound, TopicGone
+from dnpipefs.errors import CorruptData, DnpError, NotFound, TopicGone
 from dnpipefs.groups.delivery import Delivery
 from dnpipefs.groups.member import PATIENCE_S, Member
 from dnpipefs.groups.records import GroupKeys
@@ -177,11 +177,14 @@ class Groups:
             for kv in result.kvs:
                 name, part = keys.parse_group(topic, kv.key)
                 found.setdefault(name, {})[part] = kv
-            return [
-                await self._facts(name, parts, view, reader)
-                for name, parts in sorted(found.items())
-                if b"cursor" in parts
-            ]
+            facts = []
+            for name, parts in sorted(found.items()):
+                if b"cursor" in parts:
+                    try:
+                        facts.append(await self._facts(name, parts, view, reader))
+                    except CorruptData as error:
+                        logger.warning("a group is left out, run dnpipefs fsck: %s", error)
+            return facts
 
     async def run(self, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
         """Run the members of this host until cancelled."""
@@ -295,6 +298,10 @@ class Groups:
                                 member.fail(TopicGone("the group was deleted"))
             except etcd.Compacted:
                 logger.info("what a group did was compacted before it was seen; looking again")
+            except CorruptData as error:
+                logger.warning("group %s ends: %s", member.keys.name.decode(errors="replace"), error)
+                member.fail(error)
+                return
 
     async def _follow(self, member: Member, live: LiveView) -> None:
         """Tell a member when its topic grows, is trimmed, reset or deleted."""

@@ -40,7 +40,7 @@ from dnpipefs.core.group import (
 from dnpipefs.core.intervals import Stretch
 from dnpipefs.core.names import NO_GENERATION, SessionId
 from dnpipefs.core.view import TopicView
-from dnpipefs.errors import DnpError, NotFound, TimedOut, TopicGone
+from dnpipefs.errors import CorruptData, DnpError, NotFound, TimedOut, TopicGone
 from dnpipefs.groups.delivery import Delivery
 from dnpipefs.groups.feed import Feed
 from dnpipefs.groups.holdings import Holdings
@@ -531,6 +531,8 @@ class Member:
         known = await self.keys.read(session)
         if known is None:
             raise TopicGone("the group was deleted")
+        if known.records.mixed:
+            raise CorruptData(f"the records of group {self._shown} do not fit together: run dnpipefs fsck")
         held = known.records.current().held
         for kv in self._news.values():
             known = moved(known, kv, self.keys)

@@ -5,6 +5,7 @@ What a change is, `core/group.py` says; when one is made, `member.py`.
 
 from __future__ import annotations
 
+import logging
 from dataclasses import dataclass, replace
 from typing import Final
 
@@ -32,7 +33,9 @@ from dnpipefs.core.group_records import (
 from dnpipefs.core.keys import KeySchema
 from dnpipefs.core.names import NO_GENERATION, FileId, Revision, SessionId
 from dnpipefs.core.view import TopicView
-from dnpipefs.errors import NotFound
+from dnpipefs.errors import CorruptData, NotFound
+
+logger: Final = logging.getLogger(__name__)
 
 DEAD_AT_ONCE: Final = 60
 """Dead letters redriven in one transaction: a comparison and a deletion each, below etcd's 128 operations."""
@@ -60,6 +63,7 @@ class GroupKeys:
         self.name: Final = name
         self.cursor: Final = keys.cursor(topic, name)
         self.returned: Final = keys.returned(topic, name)
+        self._complained: Final[set[bytes]] = set()
 
     async def read(self, session: SessionId) -> Known | None:
         """Return the records that one member has to know; None if there is no such group."""
@@ -211,19 +215,30 @@ class GroupKeys:
         )
         found, alive = [response for response in result.responses if isinstance(response, etcd.RangeResult)]
         living = {kv.key for kv in alive.kvs}
-        return [
-            session
-            for kv in found.kvs
-            if self._keys.session(session := self._keys.parse_member(kv.key)) not in living
-        ]
+        sessions_of = []
+        for kv in found.kvs:
+            try:
+                sessions_of.append(self._keys.parse_member(kv.key))
+            except CorruptData as error:
+                self._complain(kv.key, error)
+        return [session for session in sessions_of if self._keys.session(session) not in living]
 
     async def take_over(self) -> bool:
         """Return to the group what hosts hold that are gone; tell whether there was any."""
-        gone = await self.gone()
-        for session in gone:
-            while not await self._take_over(session):
-                pass
-        return bool(gone)
+        taken = False
+        for session in await self.gone():
+            try:
+                while not await self._take_over(session):
+                    taken = True
+            except CorruptData as error:  # nobody can tell what it held, or whether others have it, too
+                self._complain(self._keys.member(self.topic, self.name, session), error)
+        return taken
+
+    def _complain(self, key: bytes, error: CorruptData) -> None:
+        """Say once what keeps a member from being taken over; the others are."""
+        if key not in self._complained:
+            self._complained.add(key)
+            logger.warning("what a host held that is gone stays where it is, run dnpipefs fsck: %s", error)
 
     async def _take_over(self, session: SessionId) -> bool:
         """Try once; True when there is nothing left to take over."""
@@ -246,7 +261,10 @@ class GroupKeys:
                 held,
                 decode_returned(returned.key, returned.value) if returned is not None else Returned(),
             ).current()
-            after = take_over(before.returned, before.held)
+            try:
+                after = take_over(before.returned, before.held)
+            except ValueError as error:
+                raise CorruptData(f"{key!r}: it overlaps with what was returned: {error}") from None
             if before.held.stretches:
                 compares.append(etcd.compare_mod_revision(self.returned) == _revision(returned))
                 changes.append(etcd.put(self.returned, encode_returned(after)))

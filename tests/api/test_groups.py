@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import json
 from contextlib import aclosing
 
 import pytest
 import trio
 
-from dnpipefs import Dnp, InvalidName, NotFound, TopicGone
+from dnpipefs import CorruptData, Dnp, InvalidName, NotFound, TopicGone
 from tests.api.conftest import Connect
 
 
@@ -168,3 +169,26 @@ async def test_a_group_whose_readers_are_busy_is_rewound_at_once(dnp: Dnp) -> No
             for _ in range(5):
                 await dnp.seek("jobs", "w", "first")
         nursery.cancel_scope.cancel()
+
+
+async def test_records_that_do_not_fit_together_end_their_group_only(dnp: Dnp, other: Dnp) -> None:
+    """What was returned lies behind the cursor, or does not parse: nothing can be planned from that."""
+    await dnp.push("jobs", "1", "2")
+    for group in ("good", "behind", "garbage"):
+        assert await taken(dnp, "jobs", group, 1) == [b"1\n"]
+    client = dnp._groups._client
+    keys = {
+        name: next(
+            kv for kv in (await client.range(b"\0", b"\xff")).kvs if kv.key.endswith(b"/%s/cursor" % name)
+        )
+        for name in (b"behind", b"garbage")
+    }
+    cursor = keys[b"behind"]
+    behind = json.loads(cursor.value) | {"redeliveries": 0, "stretches": [[700, 701, 1]]}
+    await client.put(cursor.key.replace(b"cursor", b"returned"), json.dumps(behind).encode())
+    await client.put(keys[b"garbage"].key.replace(b"cursor", b"returned"), b"garbage")
+    for group in ("behind", "garbage"):
+        with trio.fail_after(10), pytest.raises(CorruptData):
+            await taken(other, "jobs", group)
+    assert await taken(other, "jobs", "good") == [b"2\n"]
+    assert [facts.name for facts in await other.groups("jobs")] == [b"behind", b"good"]

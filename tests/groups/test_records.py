@@ -182,3 +182,22 @@ async def test_dead_letters_come_back_beside_what_is_claimed_meanwhile(world: Wo
     world.slow.meanwhile = world.claim_what_was_returned
     assert await world.slow_keys.redrive(0) == (1, 0)
     assert await world.returned() == stretches((8, 9, 0))
+
+
+async def test_what_a_dead_host_left_that_cannot_be_understood_stays_and_keeps_no_other(
+    world: World, caplog: pytest.LogCaptureFixture
+) -> None:
+    members = KEYS.members(TOPIC, NAME)
+    garbage = {
+        KEYS.member(TOPIC, NAME, SessionId(0x11)): b"garbage",
+        members.start + b"nobody": b"garbage",
+        # It overlaps with what was returned.
+        KEYS.member(TOPIC, NAME, SessionId(0x12)): encode_held(Held(world.term, stretches((4, 7, 0)))),
+    }
+    for key, value in garbage.items():
+        await world.fast.put(key, value)
+    assert await world.slow_keys.take_over()
+    assert await world.returned() == stretches((0, 2, 1), (2, 3, 2), (5, 6, 1))
+    assert not await world.slow_keys.take_over()
+    assert {kv.key for kv in (await world.fast.range(members.start, members.end)).kvs} == set(garbage)
+    assert len(caplog.records) == len(garbage), "each is named once"

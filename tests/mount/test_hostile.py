@@ -390,10 +390,6 @@ async def end(lab: Lab) -> None:
         await lab.client.delete(lone)
 
 
-@pytest.mark.xfail(
-    strict=True,
-    reason="ESTALE and a traceback: what a watch brings and does not parse counts as a fault of ours",
-)
 @pytest.mark.parametrize("kind", ["cursor", "returned"])
 def test_a_group_that_is_read_when_it_breaks(
     kind: str, hosts_of_victims: tuple[Mounts, Mount, Mount], shared_etcd: EtcdProcess
