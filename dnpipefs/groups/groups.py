@@ -92,18 +92,17 @@ class Groups:
 
         Raises TopicGone, TimedOut, OutOfSpace.
         """
-        async with self._opening:
-            member = self._members.get((topic, name))
-            if member is not None and member.ending:
-                # Both would keep the one record of this session.
-                with deadline(self._op_timeout):
-                    await member.ended.wait()
-                member = None
-            if member is None:
-                member = await self._begin(topic, name)
-            member.users += 1
-            member.scope.deadline = float("inf")
-            return member
+        with deadline(self._op_timeout):  # of all of it: each part would wait as long, and each before it
+            async with self._opening:
+                member = self._members.get((topic, name))
+                if member is not None and member.ending:
+                    await member.ended.wait()  # both would keep the one record of this session
+                    member = None
+                if member is None:
+                    member = await self._begin(topic, name)
+                member.users += 1
+                member.scope.deadline = float("inf")
+                return member
 
     def close(self, member: Member) -> None:
         """End what `open` began."""

@@ -140,13 +140,14 @@ class Log:
 
         *may_be_stale*: if this host allows that, it does not wait for an etcd that does not answer.
         """
-        live = await self._views.acquire(topic)
-        reader = self._reader(live, may_be_stale=may_be_stale)
-        try:
-            await reader.opened()
-        except BaseException:
-            self._views.release(live)
-            raise
+        with deadline(self._op_timeout):  # of all of it: each part would wait as long
+            live = await self._views.acquire(topic)
+            reader = self._reader(live, may_be_stale=may_be_stale)
+            try:
+                await reader.opened()
+            except BaseException:
+                self._views.release(live)
+                raise
         return reader, live
 
     def close_reader(self, live: LiveView) -> None:

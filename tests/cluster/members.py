@@ -22,7 +22,7 @@ QUOTA_BYTES = 128 << 20
 ELECTION_MS = 500
 SNAPSHOT_ENTRIES = 2000
 """After that many more than 5000 a member that was away gets a snapshot, not what it has missed."""
-DISK = "512m"
+DISK = "1g"
 
 
 class Disk:
