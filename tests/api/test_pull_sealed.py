@@ -15,7 +15,8 @@ WITHIN_S = 20.0
 
 
 async def topic_of(dnp: Dnp) -> FileId:
-    [entry] = (entry for entry in dnp._namespace.tree.children(FileId(1)).values())
+    tree = await dnp._namespace.sync()
+    [entry] = (entry for entry in tree.children(FileId(1)).values())
     return entry.id
 
 

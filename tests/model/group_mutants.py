@@ -34,13 +34,15 @@ def without_comparing(patch: pytest.MonkeyPatch, method: str, key_of: Callable[[
         def __getattr__(self, name: str) -> object:
             return getattr(self._client, name)
 
-        async def transaction(self, compares: Sequence[etcd.Compare], *operations: Any) -> object:
+        async def transaction(
+            self, compares: Sequence[etcd.Compare], *operations: Any, **settings: Any
+        ) -> object:
             kept = [compare for compare in compares if compare.key != self._key]
-            return await self._client.transaction(kept, *operations)
+            return await self._client.transaction(kept, *operations, **settings)
 
-    async def careless(self: GroupKeys, *arguments: Any) -> object:
+    async def careless(self: GroupKeys, *arguments: Any, **settings: Any) -> object:
         other = GroupKeys(Careless(self._client, key_of(self)), self._keys, self.topic, self.name)  # type: ignore[arg-type]
-        return await genuine(other, *arguments)
+        return await genuine(other, *arguments, **settings)
 
     patch.setattr(GroupKeys, method, careless)
 
@@ -85,9 +87,11 @@ def takes_over_from_the_living(patch: pytest.MonkeyPatch) -> None:
         def _client(self) -> object:
             return self
 
-        async def transaction(self, compares: Sequence[etcd.Compare], *operations: Any) -> object:
+        async def transaction(
+            self, compares: Sequence[etcd.Compare], *operations: Any, **settings: Any
+        ) -> object:
             kept = [compare for compare in compares if b"/session/" not in compare.key]
-            return await self._genuine._client.transaction(kept, *operations)
+            return await self._genuine._client.transaction(kept, *operations, **settings)
 
     patch.setattr(GroupKeys, "_take_over", take_over)
 
@@ -220,7 +224,7 @@ ALL: Final = (
     leaves_with_one_try,
 )
 
-RARE: Final = frozenset({leaves_with_one_try})
+RARE: Final = frozenset({leaves_with_one_try, forgets_what_watches_bring_meanwhile})
 """Which take hundreds of scenarios to be found."""
 
 NOT_FOUND: Final = (
