@@ -74,6 +74,7 @@ SEMANTICS = Document("docs/semantics.md")
 FSCK = Document("docs/fsck.md")
 GROUPS = Document("docs/groups.md")
 SECURITY = Document("docs/security.md")
+RELIABILITY = Document("docs/reliability.md")
 DOCUMENTS = (
     README,
     ARCHITECTURE,
@@ -82,6 +83,7 @@ DOCUMENTS = (
     FSCK,
     GROUPS,
     SECURITY,
+    RELIABILITY,
     Document("docs/benchmarks.md"),
     Document("CHANGELOG.md"),
 )

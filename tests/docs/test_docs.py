@@ -56,12 +56,14 @@ from dnpipefs.namespace import ENTRIES_LIMIT
 from dnpipefs.namespace import PATIENCE_S as NAMESPACE_PATIENCE_S
 from dnpipefs.vfs.handles import HELD_LIMIT, SPLIT_SIZE
 from dnpipefs.vfs.listings import BY_NAME, PAGE_FRESH_S, RECENT_LISTINGS, RECENT_S
+from tests.cluster.faults import FAULTS
 from tests.docs.documents import (
     ARCHITECTURE,
     DOCUMENTS,
     FORMAT,
     FSCK,
     README,
+    RELIABILITY,
     REPOSITORY,
     SECURITY,
     SEMANTICS,
@@ -100,6 +102,11 @@ def test_every_module_has_an_owner_in_the_architecture() -> None:
     for unit in ("core", "etcd", "log", "fuse", "fsck", "mount"):
         for path in (REPOSITORY / "dnpipefs" / unit).glob("[!_]*.py"):
             assert re.search(rf"\b{unit}/.*\b{path.stem}`", described), path
+
+
+def test_all_faults_of_the_siege_are_described() -> None:
+    described = {name for row in RELIABILITY.rows for name in row[0].split(", ")}
+    assert {make().name for make in FAULTS} <= described
 
 
 def test_the_commands_of_the_readme_exist() -> None:
