@@ -32,7 +32,7 @@ class Holdings:
         self.back: list[GivenBack] = []
 
     @property
-    def unsettled(self) -> bool:
+    def to_settle(self) -> bool:
         """Whether the next change has something to put."""
         return bool(self.done or self.back)
 

@@ -200,11 +200,11 @@ class Member:
 
     async def settled(self) -> None:
         """Wait until what was acknowledged and given back is so in etcd. The caller sets the deadline."""
-        await self._until(lambda: not self._mine.unsettled)
+        await self._until(lambda: not self._mine.to_settle)
 
     async def quiet(self) -> None:
         """Likewise, and until no dead letter is under way."""
-        await self._until(lambda: not (self._mine.unsettled or self._mine.buried))
+        await self._until(lambda: not (self._mine.to_settle or self._mine.buried))
 
     async def _until(self, condition: Callable[[], bool]) -> None:
         while not condition():
@@ -225,8 +225,7 @@ class Member:
             session, backoff = await self._sessions.get(), Backoff()
             while True:
                 try:
-                    known = await self.keys.read(session)
-                    if known is None:
+                    if (known := await self.keys.read(session)) is None:
                         raise NotFound("the group was deleted")
                     records = known.records.current()
                     if records.generation != generation:
@@ -254,8 +253,7 @@ class Member:
 
     def watched(self, kv: etcd.KeyValue) -> None:
         """Take in what a watch has brought."""
-        # While a read or a change is under way what it will return may be older than this.
-        self._news[kv.key] = kv
+        self._news[kv.key] = kv  # what a read or change under way returns may be older
         if self._known is not None:
             self._known = moved(self._known, kv, self.keys)
         self.stir()
@@ -345,7 +343,7 @@ class Member:
             first = min((delivery.deadline for delivery in self._mine.in_hand.values()), default=float("inf"))
             with trio.move_on_after(min(wait_s, max(0.0, first - trio.current_time()))):
                 await self._work.park()
-        if not (self._urgent() or self._unsettled) and self._mine.unsettled:
+        if not (self._urgent() or self._unsettled) and self._mine.to_settle:
             with trio.move_on_after(GATHER_S):
                 while not self._urgent():
                     await self._work.park()
@@ -508,6 +506,8 @@ class Member:
                 elif number < view.first_message:
                     del mine.ahead[number]
                     mine.done.append(Piece(number, number + 1))  # retention was faster than this host
+                else:
+                    break  # it is counted and not there, which fsck tells; looking on would never end
         finally:
             self._loading = False
 
@@ -587,7 +587,7 @@ class Member:
         assert known is not None  # noqa: S101 - or it has raised
         if not known.alive or known.records.mixed:
             return not known.alive
-        if mine.unsettled or self._unsettled:
+        if mine.to_settle or self._unsettled:
             before = known.records.current()
             after = settle(before, mine.done, mine.back)
             if not await self._put(session, replace(known, records=before), after):

@@ -89,5 +89,6 @@ def _answer(mountpoint: Path, child: subprocess.Popen[bytes]) -> MountStatus:
         child.stdout.close()
         return MountStatus(mountpoint, State.SILENT, None)
     if not said.startswith(b"{"):
-        return MountStatus(mountpoint, State.DEAD if int(said) in DEAD else State.CLOSED, None)
+        dead = said.isdigit() and int(said) in DEAD  # else it could not even ask
+        return MountStatus(mountpoint, State.DEAD if dead else State.CLOSED, None)
     return MountStatus(mountpoint, State.SERVED, json.loads(said))

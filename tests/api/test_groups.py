@@ -7,8 +7,10 @@ from contextlib import aclosing
 
 import pytest
 import trio
+import trio.testing
 
 from dnpipefs import CorruptData, Dnp, InvalidName, NotFound, TopicGone
+from dnpipefs.core.names import FileId, SessionId
 from tests.api.conftest import Connect
 
 
@@ -192,3 +194,24 @@ async def test_records_that_do_not_fit_together_end_their_group_only(dnp: Dnp, o
             await taken(other, "jobs", group)
     assert await taken(other, "jobs", "good") == [b"2\n"]
     assert [facts.name for facts in await other.groups("jobs")] == [b"behind", b"good"]
+
+
+async def test_a_message_that_is_counted_and_not_there_keeps_nobody_else(dnp: Dnp) -> None:
+    """A batch whose key says two messages has one: who waits for the second must not stop the host."""
+    await dnp.push("jobs", "1")
+    client, keys = dnp._groups._client, dnp._groups._keys
+    [entry] = (await dnp._namespace.sync()).children(FileId(1)).values()
+    tail = keys.tail(entry.id)
+    found = ((kv, keys.parse_tail(entry.id, kv.key)) for kv in (await client.range(tail.start, tail.end)).kvs)
+    [(kv, key)] = [(kv, key) for kv, key in found if key is not None]
+    wrong = keys.batch(entry.id, SessionId(0x77), 1, key.size, key.messages + 1, None)
+    with trio.fail_after(8):  # one that looks without end takes longer
+        async with dnp.consumer("jobs", "w") as consumer, trio.open_nursery() as nursery:
+            assert (await consumer.take()).message.data == b"1\n"
+            for _ in range(2):
+                nursery.start_soon(consumer.take)
+            await trio.testing.wait_all_tasks_blocked(0.2)
+            await client.put(wrong, kv.value)
+            for _ in range(20):
+                await dnp.push("other", "goes on")
+            nursery.cancel_scope.cancel()
