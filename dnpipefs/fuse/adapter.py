@@ -142,29 +142,32 @@ class Adapter(pyfuse3.Operations):
     ) -> tuple[FileInfo, EntryAttributes]:
         """Make and open a topic; without O_EXCL one that another host just made will do."""
         parent = self._file(parent_inode)
-        try:
-            made = await self._files.make_topic(parent, name, mode & ~ctx.umask, ctx.uid, ctx.gid)
-        except errors.AlreadyExists:
-            if flags & os.O_EXCL:
+        with self._files.in_time():
+            try:
+                made = await self._files.make_topic(parent, name, mode & ~ctx.umask, ctx.uid, ctx.gid)
+            except errors.AlreadyExists:
+                if flags & os.O_EXCL:
+                    raise
+                made = await self._files.lookup(parent, name)
+            entry = self._found(made, ctx)
+            node = NodeId(entry.st_ino)
+            try:
+                return await self._open(node, made.id, flags, ctx), entry
+            except BaseException:
+                self._nodes.forget(node, 1)
                 raise
-            made = await self._files.lookup(parent, name)
-        entry = self._found(made, ctx)
-        node = NodeId(entry.st_ino)
-        try:
-            return await self._open(node, made.id, flags, ctx), entry
-        except BaseException:
-            self._nodes.forget(node, 1)
-            raise
 
     @answers
     async def unlink(self, parent_inode: InodeT, name: bytes, ctx: RequestContext) -> None:
         """Delete a topic."""
-        await self._files.unlink(self._file(parent_inode), name)
+        with self._files.in_time():
+            await self._files.unlink(self._file(parent_inode), name)
 
     @answers
     async def rmdir(self, parent_inode: InodeT, name: bytes, ctx: RequestContext) -> None:
         """Remove an empty directory."""
-        await self._files.remove_directory(self._file(parent_inode), name)
+        with self._files.in_time():
+            await self._files.remove_directory(self._file(parent_inode), name)
 
     @answers
     async def rename(
@@ -179,11 +182,12 @@ class Adapter(pyfuse3.Operations):
         """Move; RENAME_NOREPLACE is honoured, RENAME_EXCHANGE is EINVAL."""
         if flags & ~pyfuse3.RENAME_NOREPLACE:
             raise errors.InvalidArgument("two names cannot be exchanged")
-        await self._files.rename(
-            (self._file(parent_inode_old), name_old),
-            (self._file(parent_inode_new), name_new),
-            replace=not flags & pyfuse3.RENAME_NOREPLACE,
-        )
+        with self._files.in_time():
+            await self._files.rename(
+                (self._file(parent_inode_old), name_old),
+                (self._file(parent_inode_new), name_new),
+                replace=not flags & pyfuse3.RENAME_NOREPLACE,
+            )
 
     @answers
     async def link(
@@ -217,8 +221,6 @@ class Adapter(pyfuse3.Operations):
     ) -> EntryAttributes:
         """Truncate (which resets), chmod, chown, utimensat."""
         file = self._file(inode)
-        if fields.update_size:
-            await self._files.truncate(file, attr.st_size)
         changes: dict[str, int] = {}
         if fields.update_mode:
             changes["mode"] = stat.S_IMODE(attr.st_mode)
@@ -228,9 +230,12 @@ class Adapter(pyfuse3.Operations):
             changes["gid"] = attr.st_gid
         if fields.update_mtime and not fields.update_size:  # a reset has a time of its own
             changes["mtime_ns"] = attr.st_mtime_ns
-        if changes:
-            return _entry(await self._files.change(file, **changes))
-        return _entry(await self._files.attributes(file))
+        with self._files.in_time():
+            if fields.update_size:
+                await self._files.truncate(file, attr.st_size)
+            if changes:
+                return _entry(await self._files.change(file, **changes))
+            return _entry(await self._files.attributes(file))
 
     # Extended attributes. pyfuse3 itself heeds XATTR_CREATE and XATTR_REPLACE, by a getxattr before.
 
@@ -242,7 +247,8 @@ class Adapter(pyfuse3.Operations):
     @answers
     async def setxattr(self, inode: InodeT, name: XAttrNameT, value: bytes, ctx: RequestContext) -> None:
         """Change a setting."""
-        await self._files.xattrs.set(self._file(inode), name, value)
+        with self._files.in_time():
+            await self._files.xattrs.set(self._file(inode), name, value)
 
     @answers
     async def listxattr(self, inode: InodeT, ctx: RequestContext) -> Sequence[XAttrNameT]:
@@ -252,7 +258,8 @@ class Adapter(pyfuse3.Operations):
     @answers
     async def removexattr(self, inode: InodeT, name: XAttrNameT, ctx: RequestContext) -> None:
         """Take a setting back to its default."""
-        await self._files.xattrs.remove(self._file(inode), name)
+        with self._files.in_time():
+            await self._files.xattrs.remove(self._file(inode), name)
 
     @answers
     async def statfs(self, ctx: RequestContext) -> pyfuse3.StatvfsData:
@@ -273,7 +280,8 @@ class Adapter(pyfuse3.Operations):
     async def open(self, inode: InodeT, flags: FlagT, ctx: RequestContext) -> FileInfo:
         """Open a topic. O_TRUNC does not reset it: `echo message > topic` pushes."""
         node = NodeId(inode)
-        info = await self._open(node, self._nodes.file(node), flags, ctx)
+        with self._files.in_time():
+            info = await self._open(node, self._nodes.file(node), flags, ctx)
         if flags & os.O_ACCMODE != os.O_WRONLY:
             # `tail` looks at the size right after the open: not at what was shown to somebody before it.
             pyfuse3.invalidate_inode(inode, attr_only=True)
@@ -406,11 +414,11 @@ class Adapter(pyfuse3.Operations):
     async def opendir(self, inode: InodeT, ctx: RequestContext) -> FileHandleT:
         """Take the listing: what is created meanwhile belongs to the next one."""
         file = self._file(inode)
-        own, above = await self._files.attributes(file), await self._files.parent(file)
+        with self._files.in_time():
+            own, above = await self._files.attributes(file), await self._files.parent(file)
+            listing = await self._files.open_directory(file)
         fh = next(self._next_handle)
-        self._listings[fh] = _OpenDirectory(
-            ((b".", own), (b"..", above)), await self._files.open_directory(file)
-        )
+        self._listings[fh] = _OpenDirectory(((b".", own), (b"..", above)), listing)
         return fh
 
     @answers

@@ -32,7 +32,7 @@ from dnpipefs.core.tails import Tails
 from dnpipefs.log.budget import Budget
 from dnpipefs.log.clock import Clock
 from dnpipefs.log.committing import Committer
-from dnpipefs.log.failures import timed_out
+from dnpipefs.log.failures import deadline, timed_out
 from dnpipefs.log.pushes import Batch, Push, Writer
 from dnpipefs.log.session import SessionKeeper
 
@@ -100,19 +100,30 @@ class Appender:
         self._waiting = False
         """A committer is awake for what is queued, and waits for something else."""
 
-    async def append(self, topic: FileId, chunk: Chunk, *, born: Revision, compress: bool = True) -> Revision:
+    async def append(
+        self,
+        topic: FileId,
+        chunk: Chunk,
+        *,
+        born: Revision,
+        compress: bool = True,
+        since: float | None = None,
+    ) -> Revision:
         """Append *chunk* and return the revision once it is committed.
 
         `born` is the revision the topic was created at: the generation to begin with when this host
-        knows no newer one. `compress`: if the chunk is large and that makes it smaller.
+        knows no newer one. `compress`: if the chunk is large and that makes it smaller. `since`, on trio's
+        clock: when the call began that this is a part of; None: now.
 
         Raises TopicGone, TimedOut, OutOfSpace, UnknownOutcome or another ClusterError; only for
         TimedOut and UnknownOutcome can the chunk be in the log all the same, at most once.
         """
-        push = Push(chunk, trio.current_time() + self._op_timeout, compress)
+        began = trio.current_time() if since is None else since
+        push = Push(chunk, began + self._op_timeout, compress)
         size = len(chunk.data)
         if not self._room.take_nowait(size):
-            await self._wait_for_room(push)
+            with deadline(self._op_timeout, since=began):
+                await self._room.take(size)
         writer = self._writers.get(topic)
         if writer is None:
             writer = self._new_writer(topic, born)
@@ -128,7 +139,9 @@ class Appender:
             elif self._turn and self._may_commit():
                 self._turn.unpark()
             if not push.settled.is_set():
-                await push.settled.wait()
+                # Its batch may have callers that wait longer, and is tried for as long as the last does.
+                with deadline(self._op_timeout, since=began):
+                    await push.settled.wait()
         finally:
             if not push.settled.is_set() and push in writer.queue:
                 writer.queue.remove(push)
@@ -170,12 +183,6 @@ class Appender:
         async with trio.open_nursery() as nursery:
             for _ in range(COMMITTERS):
                 nursery.start_soon(self._commit_forever)
-
-    async def _wait_for_room(self, push: Push) -> None:
-        with trio.move_on_at(push.deadline) as scope:
-            await self._room.take(len(push.chunk.data))
-        if scope.cancelled_caught:
-            raise timed_out(self._op_timeout, None)
 
     async def _commit_forever(self) -> None:
         while True:

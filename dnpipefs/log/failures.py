@@ -44,9 +44,14 @@ class Backoff:
 
 
 @contextmanager
-def deadline(op_timeout: float) -> Iterator[None]:
-    """Bound a block that waits for etcd; TimedOut when it takes longer."""
-    with trio.move_on_after(op_timeout) as scope:
+def deadline(op_timeout: float, *, since: float | None = None) -> Iterator[None]:
+    """Bound a block that waits for etcd; TimedOut when it takes longer.
+
+    *since*, on trio's clock: when the call began that the block is a part of; None: now. A block around
+    others bounds them all.
+    """
+    began = trio.current_time() if since is None else since
+    with trio.move_on_at(began + op_timeout) as scope:
         yield
     if scope.cancelled_caught:
         raise timed_out(op_timeout, None)

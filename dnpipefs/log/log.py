@@ -123,9 +123,17 @@ class Log:
             client, keys, self.sealer, sessions, self._tails, self._appender.newest, aging
         )
 
-    async def append(self, topic: FileId, chunk: Chunk, *, born: Revision, compress: bool = True) -> Revision:
+    async def append(
+        self,
+        topic: FileId,
+        chunk: Chunk,
+        *,
+        born: Revision,
+        compress: bool = True,
+        since: float | None = None,
+    ) -> Revision:
         """Append whole messages; see `Appender.append`."""
-        return await self._appender.append(topic, chunk, born=born, compress=compress)
+        return await self._appender.append(topic, chunk, born=born, compress=compress, since=since)
 
     @asynccontextmanager
     async def reader(self, topic: FileId) -> AsyncIterator[Reader]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import stat
 from collections.abc import Iterator
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Any, Final, NamedTuple
 
@@ -79,6 +80,10 @@ class FileSystem:
         self._handles: set[TopicHandle] = set()
         self._held: Final = Budget(HELD_LIMIT)
 
+    def in_time(self) -> AbstractContextManager[None]:
+        """Bound a request that waits for several things: each of them would wait as long."""
+        return deadline(self._cluster.settings.op_timeout)
+
     async def lookup(self, parent: FileId, name: bytes) -> Attributes:
         """Return a name's attributes; a topic's size is left at 0 unless this host has a view of it.
 
@@ -102,7 +107,7 @@ class FileSystem:
         entry = await self._namespace.entry(file)
         if entry.is_directory:
             return self._attributes(entry, None)
-        with deadline(self._cluster.settings.op_timeout):
+        with self.in_time():
             found = self._log.peek(file, self._fresh_s(entry))
             if found is None:
                 listing = self._listings.showing(entry, trio.current_time())

@@ -113,7 +113,8 @@ class TopicHandle:
         # Where retention has removed the beginning, the file goes on with what is left, and a reader that
         # reads on gets what follows, though it counts its offset from where it began.
         shift = self._shift if offset == self._read_end else 0
-        span = await self._reading[0].read(Offset(offset + shift), size)
+        with deadline(self._op_timeout):
+            span = await self._reading[0].read(Offset(offset + shift), size)
         if span.data:
             self._shift, self._read_end = span.offset - offset, offset + len(span.data)
         return span.data
@@ -129,13 +130,13 @@ class TopicHandle:
         write, and the program comes again with the rest: in the middle of a message that was
         refused, or with one that may have been applied. So the failure is said once more.
         """
-        await self._acquire()
+        began = await self._acquire()
         may_be_cut, self._may_be_cut = self._may_be_cut, False
         try:
             if self._unheard is not None:
                 error, self._unheard = self._unheard, None
                 raise error
-            accepted = await self._write(offset, data)
+            accepted = await self._write(offset, data, began)
         except (MessageTooLarge, TimedOut, UnknownOutcome) as error:
             if may_be_cut:
                 self._unheard = error
@@ -146,7 +147,7 @@ class TopicHandle:
         finally:
             self._lock.release()
 
-    async def _write(self, offset: int, data: bytes) -> int:
+    async def _write(self, offset: int, data: bytes, began: float) -> int:
         if not self._append:
             self._check_sequence(offset)
         config = self._config_of(self.topic, self._config)
@@ -157,14 +158,14 @@ class TopicHandle:
         accepted = 0
         try:
             for piece in framed.pieces:
-                await self._push(piece.chunk)
+                await self._push(piece.chunk, began)
                 accepted = piece.consumed
                 self._framer = self._framer.emptied()
             if framed.state.held:
-                await self._take_room(len(framed.state.held))
-                # Nobody looks at the error of the close that will commit this part: take it only
-                # while etcd answers.
-                with deadline(self._op_timeout):
+                with deadline(self._op_timeout, since=began):
+                    await self._take_room(len(framed.state.held))
+                    # Nobody looks at the error of the close that will commit this part: take it only
+                    # while etcd answers.
                     await self._log.sessions.wait_healthy()
             accepted = framed.consumed
             self._framer = framed.state
@@ -187,7 +188,7 @@ class TopicHandle:
         """Commit what was written behind the last newline, as a message. Raises as `write` does."""
         if not self._framer.held and not self._lock.locked():
             return
-        await self._acquire()
+        began = await self._acquire()
         try:
             # Dropped if this fails: the caller of close or fsync hears of it and nobody would later.
             held, self._framer = self._framer.flush()
@@ -196,7 +197,7 @@ class TopicHandle:
             if held is not None and in_doubt is not None:
                 raise in_doubt  # pushed once more it could be there twice
             if held is not None:
-                await self._push(held)
+                await self._push(held, began)
         finally:
             self._lock.release()
 
@@ -212,8 +213,7 @@ class TopicHandle:
     async def _take_room(self, held: int) -> None:
         more = held - self._room_taken
         if more > 0:
-            with deadline(self._op_timeout):
-                await self._room.take(more)
+            await self._room.take(more)
             self._room_taken = held
 
     def _give_room_back(self) -> None:
@@ -223,11 +223,15 @@ class TopicHandle:
             self._room.give_back(spare)
             self._room_taken -= spare
 
-    async def _acquire(self) -> None:
+    async def _acquire(self) -> float:
+        """Wait for this handle's turn; return since when."""
+        began = trio.current_time()
         try:
             self._lock.acquire_nowait()  # without the detour through the scheduler
         except trio.WouldBlock:
-            await self._lock.acquire()
+            with deadline(self._op_timeout):
+                await self._lock.acquire()
+        return began
 
     def _check_sequence(self, offset: int) -> None:
         position = self._position or 0
@@ -239,5 +243,6 @@ class TopicHandle:
             return
         raise NotInSequence(f"a write at offset {offset}: topics are append-only")
 
-    async def _push(self, chunk: Chunk) -> None:
-        await self._log.append(self.topic, chunk, born=self._born, compress=self._config.compress)
+    async def _push(self, chunk: Chunk, began: float) -> None:
+        compress = self._config.compress
+        await self._log.append(self.topic, chunk, born=self._born, compress=compress, since=began)

@@ -66,6 +66,10 @@ def room() -> Budget:
 
 @pytest.fixture
 def handle(log: FakeLog, settings: Settings, room: Budget) -> TopicHandle:
+    return handle_of(log, settings, room)
+
+
+def handle_of(log: FakeLog, settings: Settings, room: Budget) -> TopicHandle:
     return TopicHandle(
         cast(Log, log),
         TOPIC,
@@ -294,3 +298,27 @@ async def test_what_handles_hold_is_limited(log: FakeLog, settings: Settings, au
     with pytest.raises(TopicGone):
         await one.close()
     assert room.taken == 0
+
+
+async def test_a_write_waits_once_for_all_its_parts(
+    settings: Settings, room: Budget, autojump_clock: object
+) -> None:
+    """For its turn behind another write on the same descriptor, and for each piece of what it pushes."""
+    began: list[float] = []
+
+    class SlowLog(FakeLog):
+        async def append(self, topic: FileId, chunk: Chunk, **how: Any) -> Revision:
+            began.append(how["since"])
+            await trio.sleep(0.4)
+            return Revision(1)
+
+    handle = handle_of(SlowLog(), settings, room)
+    large = b"m" * (PART // 2 - 1) + b"\n"
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(handle.write, 0, large * 6)
+        await trio.testing.wait_all_tasks_blocked()
+        with pytest.raises(TimedOut):
+            await handle.write(0, b"behind it\n")
+        assert trio.current_time() - began[0] == pytest.approx(1.0), "op_timeout, though the other goes on"
+    assert len(began) > 2
+    assert set(began) == {began[0]}
