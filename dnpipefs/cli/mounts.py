@@ -16,7 +16,9 @@ from dnpipefs.cli.options import Connection, connection_options
 from dnpipefs.core.config import parse_size
 from dnpipefs.errors import InvalidSetting, SetupError
 from dnpipefs.mount import MountOptions, prepare_mountpoint, run_mount, start_in_background, unmount
+from dnpipefs.mount import guard_mountpoint as guard
 from dnpipefs.mount.background import report_failure, report_ready
+from dnpipefs.mount.mountpoint import FILE_SYSTEM_NAME
 
 LOG_NAME: Final = "dnpipefs.log"
 _DIRECTORY: Final = click.Path(path_type=Path)
@@ -57,6 +59,18 @@ def _parse_cache_size(_ctx: click.Context, _option: click.Parameter, value: str)
     is_flag=True,
     help="While etcd does not answer, show what this host has instead of waiting; `dnpipefs status` tells.",
 )
+@click.option(
+    "--guard-mountpoint",
+    is_flag=True,
+    help="As root: make the bare directory immutable: what is written while nothing is mounted fails.",
+)
+@click.option(
+    "--source",
+    default=FILE_SYSTEM_NAME,
+    show_default=True,
+    metavar="NAME",
+    help="What the table of mounts shows as mounted.",
+)
 @connection_options
 def mount(
     connection: Connection,
@@ -67,6 +81,8 @@ def mount(
     log_file: Path | None,
     cache_limit: int,
     read_stale: bool,
+    guard_mountpoint: bool,
+    source: str,
 ) -> None:
     """Mount the topics as files on a directory.
 
@@ -76,12 +92,16 @@ def mount(
     settings = replace(connection.settings(), cache_limit=cache_limit, read_stale=read_stale)
     if foreground:
         try:
-            options = MountOptions(prepare_mountpoint(mountpoint), allow_other)
+            if guard_mountpoint:
+                guard(mountpoint)
+            options = MountOptions(prepare_mountpoint(mountpoint), allow_other, source)
             run_mount(settings, options, ready=report_ready)
         except BaseException as error:
             report_failure(one_line(error))
             raise
         return
+    if guard_mountpoint:
+        guard(mountpoint)
     mountpoint = prepare_mountpoint(mountpoint)
     command = [
         *(sys.executable, "-m", "dnpipefs", "mount", "--foreground"),
@@ -89,6 +109,7 @@ def mount(
         "--allow-other" if allow_other else "--no-allow-other",
         *("--cache-size", str(cache_limit)),
         *(["--read-stale"] if read_stale else []),
+        *("--source", source),
         *("--", str(mountpoint)),
     ]
     start_in_background(command, log_file or _default_log_file(connection.data_dir))

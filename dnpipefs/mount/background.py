@@ -1,7 +1,9 @@
 """Starting a mount in the background: a detached child that reports when it is ready or why it is not.
 
 The child is a new process, not a fork: gRPC does not survive one. It reports one line through a
-pipe whose descriptor it finds in the environment.
+pipe whose descriptor it finds in the environment. Until it is ready it stays in the process group of whoever
+waits for it: a Ctrl-C is for both, and the kernel's automounter lets the group of its service manager through
+to a mount point for which it keeps all others waiting (autofs: "oz mode").
 """
 
 from __future__ import annotations
@@ -36,7 +38,6 @@ def start_in_background(command: Sequence[str], log_file: Path) -> None:
             stdin=subprocess.DEVNULL,
             stdout=log,
             stderr=log,
-            start_new_session=True,
             pass_fds=(writing,),
             env={**os.environ, READY_FD_VARIABLE: str(writing)},
             cwd="/",
@@ -58,7 +59,9 @@ def _private(path: str, flags: int) -> int:
 
 
 def report_ready() -> None:
-    """Tell the starting process that the mount answers; nothing if there is none."""
+    """Leave the starting process's session and tell it that the mount answers; nothing if there is none."""
+    if READY_FD_VARIABLE in os.environ:
+        os.setsid()
     _report(_READY)
 
 

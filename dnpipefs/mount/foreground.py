@@ -17,6 +17,7 @@ from dnpipefs.cluster import Settings, open_cluster
 from dnpipefs.errors import SetupError
 from dnpipefs.fuse.adapter import serve
 from dnpipefs.mount.mountpoint import FILE_SYSTEM_NAME, clear_mountpoint
+from dnpipefs.mount.supervision import ServiceManager, supervise
 from dnpipefs.vfs import FileSystem
 
 logger: Final = logging.getLogger(__name__)
@@ -34,16 +35,21 @@ class MountOptions:
     """As `prepare_mountpoint` returned it; what a dead daemon left there is cleared."""
     allow_other: bool = False
     """Other users than the mounting one may use it, as far as modes and owners of topics let them."""
+    source: str = FILE_SYSTEM_NAME
+    """What is mounted, as the table of mounts shows it."""
 
     def fuse_options(self) -> set[str]:
         """Return the options of the kernel's mount."""
-        options = {f"fsname={FILE_SYSTEM_NAME}", "subtype=dnpipefs", "default_permissions", "nosuid", "nodev"}
+        source = self.source.replace("\\", "\\\\").replace(",", "\\,")
+        kind = f"subtype={FILE_SYSTEM_NAME}"
+        options = {f"fsname={source}", kind, "default_permissions", "nosuid", "nodev"}
         return options | {"allow_other"} if self.allow_other else options
 
 
 def run_mount(settings: Settings, options: MountOptions, *, ready: Callable[[], None]) -> None:
     """Mount and serve until unmounted, SIGTERM or SIGINT. Calls *ready* once the mount answers.
 
+    The service manager that the environment names, if any, is told, too, and of all else it wants to know.
     Raises SetupError, UnsupportedFormat or an EtcdError when the mount cannot be made.
     """
     if not os.access("/dev/fuse", os.R_OK | os.W_OK):
@@ -52,26 +58,27 @@ def run_mount(settings: Settings, options: MountOptions, *, ready: Callable[[], 
     # default the collector looks through everything again and again, a tenth of the daemon's time.
     gc.freeze()
     gc.set_threshold(GARBAGE_THRESHOLD, 20, 50)
-    trio.run(_mount, settings, options, ready)
+    trio.run(_mount, settings, options, ready, ServiceManager.take(os.environ))
 
 
-async def _mount(settings: Settings, options: MountOptions, ready: Callable[[], None]) -> None:
+async def _mount(
+    settings: Settings, options: MountOptions, ready: Callable[[], None], manager: ServiceManager
+) -> None:
     stop = trio.Event()
+
+    def up() -> None:
+        logger.info("mounted on %s", options.mountpoint)
+        nursery.start_soon(supervise, manager, options.mountpoint, ready, stop)
+
     async with trio.open_nursery() as nursery:
         await nursery.start(_stop_on_signal, stop)
         async with open_cluster(settings, mountpoint=str(options.mountpoint)) as cluster:
-            await _serve(FileSystem(cluster), options, ready, stop)
+            await _serve(FileSystem(cluster), options, up, stop)
         nursery.cancel_scope.cancel()
     logger.info("unmounted from %s", options.mountpoint)
 
 
-async def _serve(
-    files: FileSystem, options: MountOptions, ready: Callable[[], None], stop: trio.Event
-) -> None:
-    def up() -> None:
-        logger.info("mounted on %s", options.mountpoint)
-        ready()
-
+async def _serve(files: FileSystem, options: MountOptions, up: Callable[[], None], stop: trio.Event) -> None:
     clear_mountpoint(options.mountpoint)  # not before: a mount that cannot be made leaves the dead one
     try:
         await serve(files, str(options.mountpoint), options.fuse_options(), ready=up, stop=stop)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
+import struct
 import subprocess
 from pathlib import Path
 from typing import Final
@@ -10,9 +12,15 @@ from typing import Final
 from dnpipefs.errors import SetupError
 
 FILE_SYSTEM_NAME: Final = "dnpipefs"
+KIND: Final = f"fuse.{FILE_SYSTEM_NAME}"
+"""The type of our mounts; their source may be whatever fstab names."""
 _MOUNTS: Final = Path("/proc/self/mounts")
 _ASKED: Final = "user.dnp.id"
 """What the daemon answers from memory, though etcd be away, and the kernel not without the daemon."""
+_FLAGS: Final = struct.Struct("@l")
+_GET_FLAGS: Final = 0x80006601 | _FLAGS.size << 16  # FS_IOC_GETFLAGS
+_SET_FLAGS: Final = 0x40006602 | _FLAGS.size << 16  # FS_IOC_SETFLAGS
+_IMMUTABLE: Final = 0x10  # FS_IMMUTABLE_FL
 DEAD: Final = (103, 107)  # ECONNABORTED, ENOTCONN on Linux; errno itself belongs to the adapter
 
 
@@ -30,6 +38,47 @@ def prepare_mountpoint(path: Path) -> Path:
     elif not path.is_dir():
         raise SetupError(f"{path} is not a directory; a mount point has to be one")
     return path
+
+
+def guard_mountpoint(path: Path) -> None:
+    """Let nobody, not even root, write to the bare directory *path* while nothing is mounted there.
+
+    Makes it if it is missing, and immutable (`chattr +i`, which stays). Where that cannot be, an empty
+    read-only file system is mounted on it, until somebody unmounts that or the host ends. Does nothing
+    while anything is mounted there. Raises SetupError if neither can be done.
+    """
+    path = real(path)
+    if path in [target for target, _ in _mounted()]:
+        return
+    if os.geteuid() != 0:
+        raise SetupError(f"only root can guard {path}: do without --guard-mountpoint, or be root")
+    try:
+        path.mkdir(mode=0, parents=True, exist_ok=True)
+    except OSError as error:
+        raise SetupError(f"{path} cannot be made: {error.strerror}") from None
+    if _make_immutable(path):
+        return
+    options = "ro,nosuid,nodev,noexec,size=4k,mode=0"
+    command = ["mount", "-t", "tmpfs", "-o", options, f"{FILE_SYSTEM_NAME}-guard", str(path)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    if done.returncode:
+        raise SetupError(
+            f"{path} can be made neither immutable nor read-only ({' '.join(done.stderr.split())}): "
+            "do without --guard-mountpoint"
+        )
+
+
+def _make_immutable(path: Path) -> bool:
+    """Set the flag that `chattr +i` sets; False if it cannot be had here."""
+    directory = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        (flags,) = _FLAGS.unpack(fcntl.ioctl(directory, _GET_FLAGS, bytes(_FLAGS.size)))
+        fcntl.ioctl(directory, _SET_FLAGS, _FLAGS.pack(flags | _IMMUTABLE))
+    except OSError:
+        return False
+    finally:
+        os.close(directory)
+    return True
 
 
 def clear_mountpoint(path: Path) -> None:
@@ -58,12 +107,13 @@ def is_mounted(path: Path) -> bool:
 
 def mounts() -> list[Path]:
     """Return where a dnpipefs, alive or dead, is mounted on this host."""
-    found = []
-    for line in _MOUNTS.read_text(errors="surrogateescape").splitlines():
-        source, target, kind = line.split(" ")[:3]
-        if source == FILE_SYSTEM_NAME and kind.startswith("fuse"):
-            found.append(Path(_unescape(target)))
-    return found
+    return [target for target, kind in _mounted() if kind == KIND]
+
+
+def _mounted() -> list[tuple[Path, str]]:
+    """Return where anything is mounted on this host, and its type."""
+    lines = (line.split(" ") for line in _MOUNTS.read_text(errors="surrogateescape").splitlines())
+    return [(Path(_unescape(target)), kind) for _source, target, kind, *_ in lines]
 
 
 def real(path: Path) -> Path:
