@@ -1,27 +1,48 @@
-"""The options that all commands share: which cluster, how long to wait, how much to log."""
+"""The settings: the options that all commands share, which cluster, how long to wait, and those of mounts.
+
+Each can also be given by a file and by the environment (`configuration.py`).
+"""
 
 from __future__ import annotations
 
 import functools
 import logging
 import math
+import os
 import stat
-from collections.abc import Callable
-from dataclasses import dataclass, fields
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any, Final
 
 import click
 
 from dnpipefs import etcd
+from dnpipefs.cli.configuration import (
+    CONFIG_VARIABLE,
+    NO_FILE,
+    PASSWORD_VARIABLE,
+    Kind,
+    Origin,
+    Setting,
+    configure,
+    origin_of,
+    without_variables,
+)
 from dnpipefs.cluster import Settings, default_data_dir
+from dnpipefs.core.config import parse_size
 from dnpipefs.core.keys import DEFAULT_PREFIX, KeySchema
-from dnpipefs.errors import InvalidArgument, SetupError
+from dnpipefs.errors import InvalidArgument, InvalidSetting, SetupError
 from dnpipefs.log.failures import DEFAULT_OP_TIMEOUT_S
 
 logger: Final = logging.getLogger(__name__)
 
+LOG_NAME: Final = "dnpipefs.log"
 LOG_FORMAT: Final = "%(asctime)s %(levelname)s %(name)s: %(message)s"
+_PASSWORD: Final = "password"  # noqa: S105 - a name
+_ALTERNATIVES: Final = (("password_file", _PASSWORD),)
+"""Settings that say the same in two ways: of two from different places the one that counts more is used."""
+_ORIGINS: Final = "dnpipefs.origins"
 _FILE: Final = click.Path(exists=True, dir_okay=False, path_type=Path)
 
 
@@ -39,37 +60,54 @@ class Connection:
     password_file: Path | None
     op_timeout: float
     log_level: str | None
+    password: str | None = field(repr=False)
+    """From the environment, which is how a mount in the background gets it, too; never an argument."""
 
     def __post_init__(self) -> None:
         if (self.cert is None) != (self.key is None):
             raise click.UsageError("--cert and --key go together")
-        if (self.user is None) != (self.password_file is None):
-            raise click.UsageError("--user and --password-file go together")
+        if (self.user is None) != (self.password_file is None and self.password is None):
+            raise click.UsageError(
+                f"--user and --password-file go together; {PASSWORD_VARIABLE} can stand for the file"
+            )
 
     def settings(self) -> Settings:
         """Return how to reach the cluster. Raises SetupError for a password file that cannot be read."""
         tls = None
         if self.cacert is not None or self.cert is not None:
             tls = etcd.Tls(self.cacert, self.cert, self.key)
-        credentials = None
-        if self.user is not None and self.password_file is not None:
-            credentials = etcd.Credentials(self.user, _read_password(self.password_file))
         return Settings(
-            self.endpoints, self.prefix, self.data_dir, tls, credentials, op_timeout=self.op_timeout
+            self.endpoints, self.prefix, self.data_dir, tls, self._credentials(), op_timeout=self.op_timeout
         )
 
+    def _credentials(self) -> etcd.Credentials | None:
+        if self.user is None:
+            return None
+        password = self.password
+        if self.password_file is not None:
+            password = _read_password(self.password_file)
+        return etcd.Credentials(self.user, password or "")
+
     def arguments(self) -> list[str]:
-        """Return the options that say the same to another process, wherever it runs."""
-        arguments = []
-        for field in fields(self):
-            value = getattr(self, field.name)
+        """Return the options that say the same to another process, wherever it runs, but for the password.
+
+        What the process would find in files counts no more. It has to run in `environment`.
+        """
+        arguments = ["--config", str(NO_FILE)]
+        for name in (each.name for each in fields(self) if each.name != _PASSWORD):
+            value = getattr(self, name)
             if isinstance(value, Path):
                 value = value.absolute()
             elif isinstance(value, tuple):
                 value = ",".join(value) or None
             if value is not None:
-                arguments += ["--" + field.name.replace("_", "-"), str(value)]
+                arguments += ["--" + name.replace("_", "-"), str(value)]
         return arguments
+
+    def environment(self) -> dict[str, str]:
+        """Return the environment for a process that gets `arguments`: what it says of settings is in them."""
+        secret = {} if self.password is None else {PASSWORD_VARIABLE: self.password}
+        return without_variables(SETTINGS) | secret
 
     def start_logging(self, default: str = "warning") -> None:
         """Log to standard error, at the level asked for or *default*."""
@@ -109,35 +147,43 @@ def _check_seconds(_ctx: click.Context, _option: click.Parameter, value: float) 
     return value
 
 
-_OPTIONS: Final = (
-    click.option(
-        "--endpoints",
+def _parse_size(_ctx: click.Context, _option: click.Parameter, value: str) -> int:
+    try:
+        return parse_size(value)
+    except InvalidSetting as error:
+        raise click.BadParameter(str(error)) from None
+
+
+CONNECTION_SETTINGS: Final = (
+    Setting(
+        ["--endpoints"],
+        takes=(list, str),
         metavar="URL,URL…",
         callback=_parse_endpoints,
         help="The etcd cluster: http://HOST:PORT, https://… or unix:/PATH. Without it, an etcd of its own.",
     ),
-    click.option(
-        "--prefix",
+    Setting(
+        ["--prefix"],
         default=DEFAULT_PREFIX,
         show_default=True,
         callback=_check_prefix,
         help="Where in etcd everything lies.",
     ),
-    click.option(
-        "--data-dir",
+    Setting(
+        ["--data-dir"],
         type=click.Path(file_okay=False, path_type=Path),
         default=default_data_dir,
         metavar="DIR",
         help="Data of the own etcd, shared by all commands that name it.  [default: "
         "$XDG_STATE_HOME/dnpipefs or ~/.local/state/dnpipefs, for root /var/lib/dnpipefs]",
     ),
-    click.option("--cacert", type=_FILE, metavar="FILE", help="Authority of the servers' certificates."),
-    click.option("--cert", type=_FILE, metavar="FILE", help="Certificate to show to etcd."),
-    click.option("--key", type=_FILE, metavar="FILE", help="Key of that certificate."),
-    click.option("--user", metavar="NAME", help="User of etcd; a role on the prefix is enough."),
-    click.option("--password-file", type=_FILE, metavar="FILE", help="File with that user's password."),
-    click.option(
-        "--op-timeout",
+    Setting(["--cacert"], type=_FILE, metavar="FILE", help="Authority of the servers' certificates."),
+    Setting(["--cert"], type=_FILE, metavar="FILE", help="Certificate to show to etcd."),
+    Setting(["--key"], type=_FILE, metavar="FILE", help="Key of that certificate."),
+    Setting(["--user"], metavar="NAME", help="User of etcd; a role on the prefix is enough."),
+    Setting(["--password-file"], type=_FILE, metavar="FILE", help="File with that user's password."),
+    Setting(
+        ["--op-timeout"],
         type=float,
         default=DEFAULT_OP_TIMEOUT_S,
         show_default=True,
@@ -145,11 +191,66 @@ _OPTIONS: Final = (
         callback=_check_seconds,
         help="How long to wait for etcd.",
     ),
-    click.option(
-        "--log-level",
+    Setting(
+        ["--log-level"],
         type=click.Choice(["debug", "info", "warning", "error"]),
         help="What to log to standard error.  [default: warning; info for mount]",
     ),
+)
+MOUNT_SETTINGS: Final = (
+    Setting(
+        ["--allow-other/--no-allow-other"],
+        table="mount",
+        default=lambda: os.geteuid() == 0,
+        help="Let other users in, as far as modes and owners of topics do.  [default: on for root]",
+    ),
+    Setting(
+        ["--log-file"],
+        table="mount",
+        type=click.Path(dir_okay=False, path_type=Path),
+        metavar="FILE",
+        help=f"Log of a mount in the background.  [default: {LOG_NAME} in the data directory]",
+    ),
+    Setting(
+        ["--cache-size"],
+        table="mount",
+        takes=(str, int),
+        default="64MiB",
+        show_default=True,
+        metavar="SIZE",
+        callback=_parse_size,
+        help="Memory for messages that were read or followed, shared by all readers.",
+    ),
+    Setting(
+        ["--read-stale/--no-read-stale"],
+        table="mount",
+        default=False,
+        help="While etcd does not answer, show what this host has instead of waiting; "
+        "`dnpipefs status` tells.",
+    ),
+    Setting(
+        ["--guard-mountpoint/--no-guard-mountpoint"],
+        table="mount",
+        default=False,
+        help="As root: make the bare directory immutable: what is written while nothing is mounted fails.",
+    ),
+)
+SETTINGS: Final = CONNECTION_SETTINGS + MOUNT_SETTINGS
+
+
+def _read_configuration(ctx: click.Context, _option: click.Parameter, value: Path | None) -> None:
+    configure(ctx, value, SETTINGS)
+
+
+_CONFIG: Final = click.Option(
+    ["--config"],
+    type=click.Path(path_type=Path),
+    envvar=CONFIG_VARIABLE,
+    is_eager=True,  # before those that it gives values to
+    expose_value=False,
+    callback=_read_configuration,
+    metavar="FILE",
+    help="Settings, instead of those in /etc/dnpipefs.toml.",
 )
 
 
@@ -158,9 +259,49 @@ def connection_options(command: Callable[..., None]) -> Callable[..., None]:
 
     @functools.wraps(command)
     def with_connection(**values: Any) -> None:
-        connection = Connection(**{field.name: values.pop(field.name) for field in fields(Connection)})
-        command(connection, **values)
+        context = click.get_current_context()
+        given = {setting.parameter: values.pop(setting.parameter) for setting in CONNECTION_SETTINGS}
+        command(Connection(**_settle(context, given)), **values)
 
-    for option in reversed(_OPTIONS):
-        with_connection = option(with_connection)
-    return with_connection
+    return _with_options(with_connection, (*CONNECTION_SETTINGS, _CONFIG))
+
+
+def mount_options(command: Callable[..., None]) -> Callable[..., None]:
+    """Give a command the settings of a mount as keyword arguments."""
+    return _with_options(command, MOUNT_SETTINGS)
+
+
+def _with_options(command: Callable[..., None], options: Iterable[click.Option]) -> Callable[..., None]:
+    # What click's own decorators do: they cannot be used, since the options are needed besides, as data.
+    command.__click_params__ = [  # type: ignore[attr-defined]
+        *getattr(command, "__click_params__", []),
+        *reversed(list(options)),
+    ]
+    return command
+
+
+def origins(context: click.Context) -> Mapping[str, Origin]:
+    """Return where a command's settings come from, by parameter, and the password."""
+    found: Mapping[str, Origin] = context.meta[_ORIGINS]
+    return found
+
+
+def _settle(context: click.Context, given: Mapping[str, Any]) -> Mapping[str, Any]:
+    """Add the password; of alternatives keep the one that counts more. Raises UsageError for a tie."""
+    password = os.environ.get(PASSWORD_VARIABLE) or None
+    values = {**given, _PASSWORD: password}
+    found = {
+        setting.parameter: origin_of(context, setting)
+        for setting in SETTINGS
+        if setting in context.command.params
+    }
+    found[_PASSWORD] = Origin(Kind.DEFAULT if password is None else Kind.ENVIRONMENT, where=PASSWORD_VARIABLE)
+    for pair in _ALTERNATIVES:
+        weaker, stronger = sorted(pair, key=lambda name: found[name].rank)
+        if found[weaker].kind is Kind.DEFAULT:
+            continue
+        if found[weaker].rank == found[stronger].rank:
+            raise click.UsageError(f"{found[weaker].where} and {found[stronger].where} exclude each other")
+        values[weaker], found[weaker] = None, found[stronger]
+    context.meta[_ORIGINS] = found
+    return values

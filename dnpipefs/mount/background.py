@@ -10,17 +10,18 @@ from __future__ import annotations
 
 import os
 import subprocess
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Final
 
 from dnpipefs.errors import SetupError
 
-READY_FD_VARIABLE: Final = "DNPIPEFS_READY_FD"
+READY_FD_VARIABLE: Final = "_DNPIPEFS_READY_FD"
+"""Not one of those that users set: they begin with DNPIPEFS_."""
 _READY: Final = b"ready"
 
 
-def start_in_background(command: Sequence[str], log_file: Path) -> None:
+def start_in_background(command: Sequence[str], log_file: Path, environment: Mapping[str, str]) -> None:
     """Start *command* (a mount in the foreground) detached, and return when its mount answers.
 
     Its output goes to *log_file*, which only its owner can read if it is new. Raises SetupError with the
@@ -39,7 +40,7 @@ def start_in_background(command: Sequence[str], log_file: Path) -> None:
             stdout=log,
             stderr=log,
             pass_fds=(writing,),
-            env={**os.environ, READY_FD_VARIABLE: str(writing)},
+            env={**environment, READY_FD_VARIABLE: str(writing)},
             cwd="/",
         )
     os.close(writing)

@@ -24,12 +24,15 @@ _IMMUTABLE: Final = 0x10  # FS_IMMUTABLE_FL
 DEAD: Final = (103, 107)  # ECONNABORTED, ENOTCONN on Linux; errno itself belongs to the adapter
 
 
-def prepare_mountpoint(path: Path) -> Path:
+def prepare_mountpoint(path: Path, *, guard: bool = False) -> Path:
     """Return the real path of a directory that can be mounted on, or that a dead mount of ours is on.
 
-    Raises SetupError if it is missing, not a directory, or mounted already.
+    With *guard* nobody, not even root, can write to the bare directory while nothing is mounted there.
+    Raises SetupError if it is missing, not a directory, mounted already, or cannot be guarded.
     """
     path = real(path)
+    if guard and path not in (target for target, _ in _mounted()):
+        _guard(path)
     if is_mounted(path):
         if not is_dead(path):
             raise SetupError(f"{path} is mounted already; `dnpipefs umount {path}` ends that mount")
@@ -40,18 +43,14 @@ def prepare_mountpoint(path: Path) -> Path:
     return path
 
 
-def guard_mountpoint(path: Path) -> None:
-    """Let nobody, not even root, write to the bare directory *path* while nothing is mounted there.
+def _guard(path: Path) -> None:
+    """Make an empty directory, if there is none, and make it immutable (`chattr +i`, which stays).
 
-    Makes it if it is missing, and immutable (`chattr +i`, which stays). Where that cannot be, an empty
-    read-only file system is mounted on it, until somebody unmounts that or the host ends. Does nothing
-    while anything is mounted there. Raises SetupError if neither can be done.
+    Where that cannot be, an empty read-only file system is mounted there, until somebody unmounts that or the
+    host ends.
     """
-    path = real(path)
-    if path in [target for target, _ in _mounted()]:
-        return
     if os.geteuid() != 0:
-        raise SetupError(f"only root can guard {path}: do without --guard-mountpoint, or be root")
+        raise SetupError(f"only root can guard {path}: --no-guard-mountpoint does without")
     try:
         path.mkdir(mode=0, parents=True, exist_ok=True)
     except OSError as error:
@@ -64,7 +63,7 @@ def guard_mountpoint(path: Path) -> None:
     if done.returncode:
         raise SetupError(
             f"{path} can be made neither immutable nor read-only ({' '.join(done.stderr.split())}): "
-            "do without --guard-mountpoint"
+            "--no-guard-mountpoint does without"
         )
 
 
