@@ -65,7 +65,14 @@ class Lab:
         return sorted((point for point in points if self.name in Path(point).parts), key=len, reverse=True)
 
     def control_groups(self) -> list[Path]:
-        return [*CONTROL_GROUPS.glob(self.name), *CONTROL_GROUPS.glob(f"*/{self.name}")]
+        """Return its control groups, deepest first."""
+        named = [
+            top
+            for pattern in (self.name, f"{self.name}-*")
+            for top in (*CONTROL_GROUPS.glob(pattern), *CONTROL_GROUPS.glob(f"*/{pattern}"))
+        ]
+        below = [path for top in named for path in top.rglob("*") if path.is_dir()]
+        return sorted({*named, *below}, key=lambda path: len(path.parts), reverse=True)
 
     def clear(self) -> None:
         """End its processes, mounts, namespaces and control groups, whatever state they are in."""
