@@ -14,6 +14,7 @@ from shutil import which
 
 from tests.cluster.hosts import why_no_hosts
 from tests.support.mounts import REPOSITORY, why_no_mounts
+from tests.systemd.machines import unified_hierarchy
 
 CACHE = REPOSITORY / ".cache" / "systemd"
 SUITE = "bookworm"
@@ -39,6 +40,8 @@ def why_no_machines() -> str | None:
     missing = [program for program in ("debootstrap", "systemd-nspawn") if which(program) is None]
     if missing:
         return f"no hosts under systemd: no {missing[0]} (scripts/setup.sh --systemd installs it)"
+    if unified_hierarchy() is None:
+        return "no hosts under systemd: this machine has no control groups of version 2 to freeze them with"
     if "\toverlay\n" not in Path("/proc/filesystems").read_text():
         return "no hosts under systemd: this kernel has no overlay file system"
     return None

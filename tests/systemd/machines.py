@@ -45,6 +45,11 @@ def hierarchies() -> list[Path]:
     return [path for path in sorted(CONTROL_GROUPS.iterdir()) if (path / "cgroup.procs").exists()]
 
 
+def unified_hierarchy() -> Path | None:
+    """Return the root of the one of version 2, which can freeze; None if there is none."""
+    return next((root for root in hierarchies() if (root / "cgroup.controllers").exists()), None)
+
+
 class Machine:
     """A host under systemd, reached as by somebody at its console."""
 
@@ -173,12 +178,12 @@ class Machine:
         self.wait_booted()
 
     def freeze(self, *, frozen: bool = True) -> None:
-        """Let nothing on it run until it is thawed."""
-        for root in hierarchies():
-            group = root / self._group
-            for file, how in (("freezer.state", ("THAWED", "FROZEN")), ("cgroup.freeze", ("0", "1"))):
-                if (group / file).exists():
-                    (group / file).write_text(how[frozen])
+        """Let nothing on it run until it is thawed; return once nothing does."""
+        unified = unified_hierarchy()
+        assert unified is not None
+        group = unified / self._group
+        (group / "cgroup.freeze").write_text(f"{frozen:d}")
+        eventually(lambda: f"frozen {frozen:d}\n" in (group / "cgroup.events").read_text())
 
     def thaw(self) -> None:
         self.freeze(frozen=False)

@@ -45,8 +45,7 @@ class Nodes:
 
     def wait_well(self) -> None:
         """Wait until all of them serve /dnp, and with an answering etcd."""
-        for machine in self.machines:
-            eventually(lambda machine=machine: is_well(machine), within_s=RECOVERY_S)  # type: ignore[misc]
+        eventually(lambda: all(map(is_well, self.machines)), within_s=RECOVERY_S)
 
     def put_right(self) -> None:
         """Start what a test has stopped."""
@@ -64,10 +63,10 @@ class Nodes:
 def put_checkout(machine: Machine, wheels: Path) -> None:
     """Give a host what provisioning is done with, as a clone; and wheels, since it reaches no index."""
     checkout = machine.root / "root/dnpipefs"
-    shutil.rmtree(checkout, ignore_errors=True)
-    for name in ("scripts", "systemd"):
-        shutil.copytree(REPOSITORY / name, checkout / name)
-    shutil.copytree(wheels, checkout / "wheels")
+    parts = {name: REPOSITORY / name for name in ("scripts", "systemd")} | {"wheels": wheels}
+    for name, source in parts.items():
+        shutil.rmtree(checkout / name, ignore_errors=True)
+        shutil.copytree(source, checkout / name)
 
 
 def provision(machine: Machine) -> str:

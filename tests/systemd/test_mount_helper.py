@@ -114,9 +114,8 @@ def test_a_daemon_of_mount_is_no_business_of_the_console(machine: Machine) -> No
 def test_a_guard_where_nothing_can_be_immutable(make_directory: Callable[[str], Path]) -> None:
     with running_machines(make_directory, ["plain"], immutable=False) as (plain,):
         put_checkout(plain, wheels())
-        plain.shell(
-            "python3 -m venv /opt/dnpipefs; /opt/dnpipefs/bin/pip install -q --no-index -f dnpipefs/wheels dnpipefs"
-        )
+        pip = "/opt/dnpipefs/bin/pip install --quiet --no-index --find-links dnpipefs/wheels"
+        plain.shell(f"python3 -m venv /opt/dnpipefs; {pip} dnpipefs")
         plain.shell("cp dnpipefs/systemd/dnpipefs.service /etc/systemd/system; systemctl daemon-reload")
         plain.shell("systemctl stop etcd; systemctl start dnpipefs; echo pushed > /dnp/here; cat /dnp/here")
         for _ in range(2):
