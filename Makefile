@@ -4,7 +4,7 @@ MOUNT ?= $(if $(filter 0,$(shell id -u)),/dnp,$(HOME)/dnp)
 ARGS ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help setup setup-tests run stop test test-newer test-cluster properties soak soak-groups lint bench
+.PHONY: help setup setup-tests run stop test test-newer test-cluster test-systemd properties soak soak-groups lint bench
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-13s%s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -31,6 +31,10 @@ test-newer: setup-tests ## run all checks with an etcd 3.5 from a newer Debian s
 test-cluster: DURATION ?= 180
 test-cluster: setup-tests ## let a cluster on hosts of its own meet every fault, then all for DURATION seconds (180; as root)
 	@DNPIPEFS_TEST_CLUSTER=thorough DNPIPEFS_TEST_SIEGE_S=$(DURATION) .venv/bin/python -m pytest -s tests/cluster $(ARGS)
+
+test-systemd: ## make hosts under systemd nodes as the guide says, and kill, freeze, reboot and upgrade them (as root)
+	@scripts/setup.sh --systemd
+	@DNPIPEFS_TEST_SYSTEMD=1 .venv/bin/python -m pytest tests/systemd $(ARGS)
 
 soak: DURATION ?= 1800
 soak: setup-tests ## let everything work on a cluster that meets all faults for DURATION seconds (1800), and judge it (as root)

@@ -2,13 +2,14 @@
 
     mount.dnpipefs SPEC DIRECTORY [-sfnv] [-N NAMESPACE] [-o OPTIONS] [-t TYPE]
 
-SPEC is `HOST:PORT,HOST:PORT…/PREFIX`, or `dnpipefs` for what the configuration says. Options are those of
+SPEC is `HOST:PORT,HOST:PORT…/PREFIX`, or `none` for what the configuration says. Options are those of
 `dnpipefs mount` with `_` for `-`; what mount(8), fstab(5) and systemd need for themselves is left out.
 """
 
 from __future__ import annotations
 
 import re
+import shlex
 import signal
 import sys
 from collections.abc import Callable, Sequence
@@ -21,8 +22,9 @@ from dnpipefs.cli.mounts import mount
 from dnpipefs.cli.program import run
 
 PROGRAM: Final = "mount.dnpipefs"
-CONFIGURED: Final = ("dnpipefs", "none")
-"""What stands for a SPEC where the configuration names the cluster."""
+CONFIGURED: Final = "none"
+"""What stands for a SPEC where the configuration names the cluster. Not `dnpipefs`: mount(8) takes a word for
+a path where there is such a file, as there is above a checkout."""
 NOT_OURS: Final = re.compile(
     r"defaults|rw|_netdev|nofail|async|silent|loud|comment=.*|user=.*|[xX]-.*"
     r"|(no)?(auto|users?|owner|group|suid|dev|exec)"
@@ -45,22 +47,27 @@ _USAGE: Final = 1
 @click.option("-s", "sloppy", is_flag=True, help="Leave options out that are not known.")
 @click.option("-f", "fake", is_flag=True, help="Do everything but mount.")
 @click.option("-n", is_flag=True, expose_value=False, help="No meaning here.")
-@click.option("-v", is_flag=True, expose_value=False, help="No meaning here.")
+@click.option("-v", "verbose", is_flag=True, help="Show the command that this comes to.")
 @click.option("-t", metavar="TYPE", expose_value=False, help="No meaning here.")
 @click.option("-o", "options", metavar="OPTIONS", multiple=True, help="Separated by commas.")
-def helper(spec: str, directory: str, *, sloppy: bool, fake: bool, options: Sequence[str]) -> int:
+def helper(
+    spec: str, directory: str, *, sloppy: bool, fake: bool, verbose: bool, options: Sequence[str]
+) -> int:
     """Mount the topics as files on a directory, for mount(8)."""
     named = [option for part in options for option in part.split(",") if option]
     arguments = ["mount", *_from_spec(spec), *_from_options(named, sloppy=sloppy), "--", directory]
+    if verbose:
+        click.echo(shlex.join(("dnpipefs", *arguments)))
     return Exit.OK if fake else run(arguments)
 
 
 def main() -> NoReturn:
     """Be the program."""
-    sys.exit(_run(sys.argv[1:]))
+    sys.exit(run_helper(sys.argv[1:]))
 
 
-def _run(arguments: Sequence[str]) -> int:
+def run_helper(arguments: Sequence[str]) -> int:
+    """Run it with *arguments*; tell of a failure in one line and return an exit status of mount(8)."""
     try:
         code: int = helper.main(list(arguments), PROGRAM, standalone_mode=False) or Exit.OK
     except click.Abort:
@@ -75,15 +82,13 @@ def _run(arguments: Sequence[str]) -> int:
 
 def _from_spec(spec: str) -> list[str]:
     shown = ["--source", spec]
-    if spec in CONFIGURED:
+    if spec == CONFIGURED:
         return shown
     if spec.startswith("unix:"):
         return [*shown, "--endpoints", spec]
     parts = _SPEC.fullmatch(spec)
     if parts is None:
-        raise click.UsageError(
-            f"{spec!r} is not HOST:PORT,HOST:PORT…/PREFIX, nor dnpipefs for what is configured"
-        )
+        raise click.UsageError(f"{spec!r} is not HOST:PORT,HOST:PORT…/PREFIX, nor {CONFIGURED}")
     prefix = (parts["prefix"] or "").strip("/")
     return [*shown, "--endpoints", parts["endpoints"], *(["--prefix", f"/{prefix}/"] if prefix else [])]
 

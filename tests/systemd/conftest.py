@@ -13,7 +13,8 @@ import pytest
 from tests.systemd.image import Missing, why_no_machines
 from tests.systemd.nodes import NAMES, Nodes, running_machines
 
-NEEDS_MACHINES = "make_directory"
+SLOW = {"make_directory", "vagrant"}
+"""Fixtures of tests that take long."""
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
@@ -22,7 +23,7 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     left_out = [
         item
         for item in items
-        if Path(__file__).parent in item.path.parents and NEEDS_MACHINES in getattr(item, "fixturenames", ())
+        if Path(__file__).parent in item.path.parents and SLOW.intersection(getattr(item, "fixturenames", ()))
     ]
     if left_out:
         config.hook.pytest_deselected(items=left_out)
