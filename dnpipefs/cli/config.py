@@ -10,7 +10,7 @@ from typing import Any
 
 import click
 
-from dnpipefs.cli.configuration import PASSWORD_VARIABLE, Origin, configuration
+from dnpipefs.cli.configuration import Origin, configuration
 from dnpipefs.cli.options import (
     CONNECTION_SETTINGS,
     MOUNT_SETTINGS,
@@ -54,7 +54,7 @@ def config(connection: Connection, *, form: str, **of_mounts: Any) -> None:
     values |= {setting: of_mounts[setting.parameter] for setting in MOUNT_SETTINGS}
     rows = [_Row(setting.key, _plain(value), found[setting.parameter]) for setting, value in values.items()]
     if connection.password is not None:
-        rows.append(_Row(PASSWORD_VARIABLE, HIDDEN, found["password"]))
+        rows.append(_Row("password", HIDDEN, found["password"]))
     click.echo(_as_json(rows, configuration(context).files) if form == "json" else "\n".join(_as_text(rows)))
 
 
@@ -72,17 +72,16 @@ def _as_text(rows: list[_Row]) -> Iterator[str]:
 
 
 def _shown(value: Any) -> str:
-    if value is None:
-        return "-"
-    if isinstance(value, bool):
-        return str(value).lower()
-    return (
-        ",".join(value)
-        if isinstance(value, list)
-        else f"{value:g}"
-        if isinstance(value, float)
-        else str(value)
-    )
+    match value:
+        case None:
+            return "-"
+        case bool():
+            return str(value).lower()
+        case float():
+            return f"{value:g}"
+        case list():
+            return ",".join(value)
+    return str(value)
 
 
 def _as_json(rows: list[_Row], files: tuple[Path, ...]) -> str:

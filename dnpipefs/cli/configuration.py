@@ -101,11 +101,6 @@ class Setting(click.Option):
         return f"{self.table}.{self.parameter}" if self.table else self.parameter
 
     @property
-    def flag(self) -> str:
-        """The option."""
-        return self.opts[0]
-
-    @property
     def variable(self) -> str:
         """The environment variable."""
         assert isinstance(self.envvar, str)  # noqa: S101 - as __init__ has set it
@@ -144,7 +139,8 @@ def origin_of(context: click.Context, setting: Setting) -> Origin:
     """Return where the value of a setting comes from."""
     source = context.get_parameter_source(setting.parameter)
     if source is click.core.ParameterSource.COMMANDLINE:
-        return Origin(Kind.FLAG, where=setting.flag)
+        is_off = setting.is_flag and context.params.get(setting.parameter) is False
+        return Origin(Kind.FLAG, where=(setting.secondary_opts if is_off else setting.opts)[0])
     if source is click.core.ParameterSource.ENVIRONMENT:
         return Origin(Kind.ENVIRONMENT, where=setting.variable)
     if source is click.core.ParameterSource.DEFAULT_MAP:
@@ -237,7 +233,7 @@ def _as_given(path: Path, setting: Setting, value: Any) -> Any:
 def _unknown(key: str, known: Iterable[str]) -> str:
     """Say what is wrong with a key that there is not, and which one was probably meant."""
     if key.rpartition(".")[2] == "password":
-        return f"there is no {key}: name a file of mode 0600 that has the password, as password_file"
+        return f"there is no {key}: name a file of mode 0600 that has it, as password_file"
     for other in known:
         if key.rpartition(".")[2] == other.rpartition(".")[2]:
             table, _, name = other.rpartition(".")
@@ -250,6 +246,7 @@ def _unknown(key: str, known: Iterable[str]) -> str:
 def _nearest(name: str, known: Iterable[str]) -> str:
     import difflib  # here, for those who mistype
 
-    names = sorted(known)
-    close = difflib.get_close_matches(name, names, n=1)
-    return f"did you mean {close[0]}?" if close else f"there are {', '.join(names)}"
+    # What all variables have in common makes none of them the nearest.
+    names = {each.removeprefix(VARIABLES): each for each in sorted(known)}
+    close = difflib.get_close_matches(name.removeprefix(VARIABLES), names, n=1)
+    return f"did you mean {names[close[0]]}?" if close else f"there are {', '.join(names.values())}"

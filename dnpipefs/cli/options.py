@@ -10,10 +10,11 @@ import logging
 import math
 import os
 import stat
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field, fields
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 import click
 
@@ -37,6 +38,8 @@ from dnpipefs.log.failures import DEFAULT_OP_TIMEOUT_S
 
 logger: Final = logging.getLogger(__name__)
 
+LINE_END: Final = "\r\n"
+"""No part of a password that comes from a file or a variable."""
 LOG_NAME: Final = "dnpipefs.log"
 LOG_FORMAT: Final = "%(asctime)s %(levelname)s %(name)s: %(message)s"
 _PASSWORD: Final = "password"  # noqa: S105 - a name
@@ -44,6 +47,14 @@ _ALTERNATIVES: Final = (("password_file", _PASSWORD),)
 """Settings that say the same in two ways: of two from different places the one that counts more is used."""
 _ORIGINS: Final = "dnpipefs.origins"
 _FILE: Final = click.Path(exists=True, dir_okay=False, path_type=Path)
+
+
+class HandedOver(NamedTuple):
+    """What a process has to be started with."""
+
+    arguments: list[str]
+    environment: dict[str, str]
+    descriptors: tuple[int, ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,7 +72,7 @@ class Connection:
     op_timeout: float
     log_level: str | None
     password: str | None = field(repr=False)
-    """From the environment, which is how a mount in the background gets it, too; never an argument."""
+    """As the environment says it; a file's is read when it is needed."""
 
     def __post_init__(self) -> None:
         if (self.cert is None) != (self.key is None):
@@ -88,10 +99,12 @@ class Connection:
             password = _read_password(self.password_file)
         return etcd.Credentials(self.user, password or "")
 
-    def arguments(self) -> list[str]:
-        """Return the options that say the same to another process, wherever it runs, but for the password.
+    @contextmanager
+    def handed_over(self) -> Iterator[HandedOver]:
+        """Give what starts another process with these very values, wherever it runs.
 
-        What the process would find in files counts no more. It has to run in `environment`.
+        It reads no file and no variable for them again. A password that is in no file goes through a pipe,
+        so it is among neither its arguments nor its variables.
         """
         arguments = ["--config", str(NO_FILE)]
         for name in (each.name for each in fields(self) if each.name != _PASSWORD):
@@ -102,12 +115,18 @@ class Connection:
                 value = ",".join(value) or None
             if value is not None:
                 arguments += ["--" + name.replace("_", "-"), str(value)]
-        return arguments
-
-    def environment(self) -> dict[str, str]:
-        """Return the environment for a process that gets `arguments`: what it says of settings is in them."""
-        secret = {} if self.password is None else {PASSWORD_VARIABLE: self.password}
-        return without_variables(SETTINGS) | secret
+        environment = without_variables(SETTINGS)
+        if self.password is None:
+            yield HandedOver(arguments, environment, ())
+            return
+        reading, writing = os.pipe()
+        try:
+            with open(writing, "w") as pipe:  # which has room for any password
+                pipe.write(self.password)
+            arguments += ["--password-file", f"/dev/fd/{reading}"]
+            yield HandedOver(arguments, environment, (reading,))
+        finally:
+            os.close(reading)
 
     def start_logging(self, default: str = "warning") -> None:
         """Log to standard error, at the level asked for or *default*."""
@@ -118,7 +137,7 @@ def _read_password(path: Path) -> str:
     try:
         if stat.S_IMODE(path.stat().st_mode) & 0o077:
             logger.warning("other users can read the password in %s: chmod 600 it", path)
-        return path.read_text().rstrip("\r\n")
+        return path.read_text().rstrip(LINE_END)
     except (OSError, UnicodeDecodeError) as error:
         reason = error.strerror if isinstance(error, OSError) else "it is not text"
         raise SetupError(f"cannot read the password file {path}: {reason}") from error
@@ -282,7 +301,7 @@ def origins(context: click.Context) -> Mapping[str, Origin]:
 
 def _settle(context: click.Context, given: Mapping[str, Any]) -> Mapping[str, Any]:
     """Add the password; of alternatives keep the one that counts more. Raises UsageError for a tie."""
-    password = os.environ.get(PASSWORD_VARIABLE) or None
+    password = os.environ.get(PASSWORD_VARIABLE, "").rstrip(LINE_END) or None
     values = {**given, _PASSWORD: password}
     found = {
         setting.parameter: origin_of(context, setting)
