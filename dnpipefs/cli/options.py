@@ -43,7 +43,7 @@ LINE_END: Final = "\r\n"
 LOG_NAME: Final = "dnpipefs.log"
 LOG_FORMAT: Final = "%(asctime)s %(levelname)s %(name)s: %(message)s"
 _PASSWORD: Final = "password"  # noqa: S105 - a name
-_ALTERNATIVES: Final = (("password_file", _PASSWORD),)
+_ALTERNATIVES: Final = (("endpoints", "discovery_srv"), ("password_file", _PASSWORD))
 """Settings that say the same in two ways: of two from different places the one that counts more is used."""
 _ORIGINS: Final = "dnpipefs.origins"
 _FILE: Final = click.Path(exists=True, dir_okay=False, path_type=Path)
@@ -62,6 +62,7 @@ class Connection:
     """The values of the shared options; a field `op_timeout` is the option `--op-timeout`."""
 
     endpoints: tuple[str, ...]
+    discovery_srv: str | None
     prefix: str
     data_dir: Path
     cacert: Path | None
@@ -88,7 +89,13 @@ class Connection:
         if self.cacert is not None or self.cert is not None:
             tls = etcd.Tls(self.cacert, self.cert, self.key)
         return Settings(
-            self.endpoints, self.prefix, self.data_dir, tls, self._credentials(), op_timeout=self.op_timeout
+            self.endpoints,
+            self.prefix,
+            self.data_dir,
+            tls,
+            self._credentials(),
+            op_timeout=self.op_timeout,
+            discovery_srv=self.discovery_srv,
         )
 
     def _credentials(self) -> etcd.Credentials | None:
@@ -180,6 +187,12 @@ CONNECTION_SETTINGS: Final = (
         metavar="URL,URL…",
         callback=_parse_endpoints,
         help="The etcd cluster: http://HOST:PORT, https://… or unix:/PATH. Without it, an etcd of its own.",
+    ),
+    Setting(
+        ["--discovery-srv"],
+        metavar="DOMAIN",
+        help="Find the etcd cluster by DNS: SRV records _etcd-client-ssl._tcp.DOMAIN (TLS) or, if there are "
+        "none, _etcd-client._tcp.DOMAIN.",
     ),
     Setting(
         ["--prefix"],
@@ -315,6 +328,6 @@ def _settle(context: click.Context, given: Mapping[str, Any]) -> Mapping[str, An
             continue
         if found[weaker].rank == found[stronger].rank:
             raise click.UsageError(f"{found[weaker].where} and {found[stronger].where} exclude each other")
-        values[weaker], found[weaker] = None, found[stronger]
+        values[weaker], found[weaker] = () if weaker == "endpoints" else None, found[stronger]
     context.meta[_ORIGINS] = found
     return values

@@ -22,6 +22,7 @@ SECRET = "correct-horse"  # noqa: S105 - of nobody
 SAMPLES: dict[str, Samples] = {
     # by file, by variable, by flag, and what each comes to
     "endpoints": (["a:1", "b:2"], "c:3,d:4", "e:5", (["a:1", "b:2"], ["c:3", "d:4"], ["e:5"])),
+    "discovery_srv": ("file.test", "variable.test", "flag.test", ("file.test", "variable.test", "flag.test")),
     "prefix": ("/file/", "/variable/", "/flag/", ("/file/", "/variable/", "/flag/")),
     "data_dir": ("data", "/variable", "/flag", ("DIRECTORY/data", "/variable", "/flag")),
     "cacert": ("file.pem", "/etc/passwd", "/etc/group", ("DIRECTORY/file.pem", "/etc/passwd", "/etc/group")),
