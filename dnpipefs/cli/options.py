@@ -1,4 +1,4 @@
-"""The settings: the options that all commands share, which cluster, how long to wait, and those of mounts.
+"""The options that all commands share, which cluster, how long to wait, how much to log; and those of mounts.
 
 Each can also be given by a file and by the environment (`configuration.py`).
 """
@@ -23,9 +23,9 @@ from dnpipefs.cli.configuration import (
     CONFIG_VARIABLE,
     NO_FILE,
     PASSWORD_VARIABLE,
+    ConfigOption,
     Kind,
     Origin,
-    Setting,
     configure,
     origin_of,
     without_variables,
@@ -44,7 +44,7 @@ LOG_NAME: Final = "dnpipefs.log"
 LOG_FORMAT: Final = "%(asctime)s %(levelname)s %(name)s: %(message)s"
 _PASSWORD: Final = "password"  # noqa: S105 - a name
 _ALTERNATIVES: Final = (("endpoints", "discovery_srv"), ("password_file", _PASSWORD))
-"""Settings that say the same in two ways: of two from different places the one that counts more is used."""
+"""Options that say the same in two ways: of two from different places the one that counts more is used."""
 _ORIGINS: Final = "dnpipefs.origins"
 _FILE: Final = click.Path(exists=True, dir_okay=False, path_type=Path)
 
@@ -122,7 +122,7 @@ class Connection:
                 value = ",".join(value) or None
             if value is not None:
                 arguments += ["--" + name.replace("_", "-"), str(value)]
-        environment = without_variables(SETTINGS)
+        environment = without_variables(OPTIONS)
         if self.password is None:
             yield HandedOver(arguments, environment, ())
             return
@@ -180,28 +180,28 @@ def _parse_size(_ctx: click.Context, _option: click.Parameter, value: str) -> in
         raise click.BadParameter(str(error)) from None
 
 
-CONNECTION_SETTINGS: Final = (
-    Setting(
+CONNECTION_OPTIONS: Final = (
+    ConfigOption(
         ["--endpoints"],
         takes=(list, str),
         metavar="URL,URL…",
         callback=_parse_endpoints,
         help="The etcd cluster: http://HOST:PORT, https://… or unix:/PATH. Without it, an etcd of its own.",
     ),
-    Setting(
+    ConfigOption(
         ["--discovery-srv"],
         metavar="DOMAIN",
         help="Find the etcd cluster by DNS: SRV records _etcd-client-ssl._tcp.DOMAIN (TLS) or, if there are "
         "none, _etcd-client._tcp.DOMAIN.",
     ),
-    Setting(
+    ConfigOption(
         ["--prefix"],
         default=DEFAULT_PREFIX,
         show_default=True,
         callback=_check_prefix,
         help="Where in etcd everything lies.",
     ),
-    Setting(
+    ConfigOption(
         ["--data-dir"],
         type=click.Path(file_okay=False, path_type=Path),
         default=default_data_dir,
@@ -209,12 +209,12 @@ CONNECTION_SETTINGS: Final = (
         help="Data of the own etcd, shared by all commands that name it.  [default: "
         "$XDG_STATE_HOME/dnpipefs or ~/.local/state/dnpipefs, for root /var/lib/dnpipefs]",
     ),
-    Setting(["--cacert"], type=_FILE, metavar="FILE", help="Authority of the servers' certificates."),
-    Setting(["--cert"], type=_FILE, metavar="FILE", help="Certificate to show to etcd."),
-    Setting(["--key"], type=_FILE, metavar="FILE", help="Key of that certificate."),
-    Setting(["--user"], metavar="NAME", help="User of etcd; a role on the prefix is enough."),
-    Setting(["--password-file"], type=_FILE, metavar="FILE", help="File with that user's password."),
-    Setting(
+    ConfigOption(["--cacert"], type=_FILE, metavar="FILE", help="Authority of the servers' certificates."),
+    ConfigOption(["--cert"], type=_FILE, metavar="FILE", help="Certificate to show to etcd."),
+    ConfigOption(["--key"], type=_FILE, metavar="FILE", help="Key of that certificate."),
+    ConfigOption(["--user"], metavar="NAME", help="User of etcd; a role on the prefix is enough."),
+    ConfigOption(["--password-file"], type=_FILE, metavar="FILE", help="File with that user's password."),
+    ConfigOption(
         ["--op-timeout"],
         type=float,
         default=DEFAULT_OP_TIMEOUT_S,
@@ -223,27 +223,27 @@ CONNECTION_SETTINGS: Final = (
         callback=_check_seconds,
         help="How long to wait for etcd.",
     ),
-    Setting(
+    ConfigOption(
         ["--log-level"],
         type=click.Choice(["debug", "info", "warning", "error"]),
         help="What to log to standard error.  [default: warning; info for mount]",
     ),
 )
-MOUNT_SETTINGS: Final = (
-    Setting(
+MOUNT_OPTIONS: Final = (
+    ConfigOption(
         ["--allow-other/--no-allow-other"],
         table="mount",
         default=lambda: os.geteuid() == 0,
         help="Let other users in, as far as modes and owners of topics do.  [default: on for root]",
     ),
-    Setting(
+    ConfigOption(
         ["--log-file"],
         table="mount",
         type=click.Path(dir_okay=False, path_type=Path),
         metavar="FILE",
         help=f"Log of a mount in the background.  [default: {LOG_NAME} in the data directory]",
     ),
-    Setting(
+    ConfigOption(
         ["--cache-size"],
         table="mount",
         takes=(str, int),
@@ -253,7 +253,7 @@ MOUNT_SETTINGS: Final = (
         callback=_parse_size,
         help="Memory for messages that were read or followed, shared by all readers.",
     ),
-    Setting(
+    ConfigOption(
         ["--read-stale/--no-read-stale"],
         table="mount",
         default=False,
@@ -261,11 +261,11 @@ MOUNT_SETTINGS: Final = (
         "`dnpipefs status` tells.",
     ),
 )
-SETTINGS: Final = CONNECTION_SETTINGS + MOUNT_SETTINGS
+OPTIONS: Final = CONNECTION_OPTIONS + MOUNT_OPTIONS
 
 
 def _read_configuration(ctx: click.Context, _option: click.Parameter, value: Path | None) -> None:
-    configure(ctx, value, SETTINGS)
+    configure(ctx, value, OPTIONS)
 
 
 _CONFIG: Final = click.Option(
@@ -276,7 +276,7 @@ _CONFIG: Final = click.Option(
     expose_value=False,
     callback=_read_configuration,
     metavar="FILE",
-    help="Settings, instead of those in /etc/dnpipefs.toml.",
+    help="Values of options, instead of those in /etc/dnpipefs.toml.",
 )
 
 
@@ -286,15 +286,15 @@ def connection_options(command: Callable[..., None]) -> Callable[..., None]:
     @functools.wraps(command)
     def with_connection(**values: Any) -> None:
         context = click.get_current_context()
-        given = {setting.parameter: values.pop(setting.parameter) for setting in CONNECTION_SETTINGS}
+        given = {option.parameter: values.pop(option.parameter) for option in CONNECTION_OPTIONS}
         command(Connection(**_settle(context, given)), **values)
 
-    return _with_options(with_connection, (*CONNECTION_SETTINGS, _CONFIG))
+    return _with_options(with_connection, (*CONNECTION_OPTIONS, _CONFIG))
 
 
 def mount_options(command: Callable[..., None]) -> Callable[..., None]:
-    """Give a command the settings of a mount as keyword arguments."""
-    return _with_options(command, MOUNT_SETTINGS)
+    """Give a command the options of a mount as keyword arguments."""
+    return _with_options(command, MOUNT_OPTIONS)
 
 
 def _with_options(command: Callable[..., None], options: Iterable[click.Option]) -> Callable[..., None]:
@@ -307,7 +307,7 @@ def _with_options(command: Callable[..., None], options: Iterable[click.Option])
 
 
 def origins(context: click.Context) -> Mapping[str, Origin]:
-    """Return where a command's settings come from, by parameter, and the password."""
+    """Return where a command's options come from, by parameter, and the password."""
     found: Mapping[str, Origin] = context.meta[_ORIGINS]
     return found
 
@@ -317,9 +317,7 @@ def _settle(context: click.Context, given: Mapping[str, Any]) -> Mapping[str, An
     password = os.environ.get(PASSWORD_VARIABLE, "").rstrip(LINE_END) or None
     values = {**given, _PASSWORD: password}
     found = {
-        setting.parameter: origin_of(context, setting)
-        for setting in SETTINGS
-        if setting in context.command.params
+        option.parameter: origin_of(context, option) for option in OPTIONS if option in context.command.params
     }
     found[_PASSWORD] = Origin(Kind.DEFAULT if password is None else Kind.ENVIRONMENT, where=PASSWORD_VARIABLE)
     for pair in _ALTERNATIVES:

@@ -1,4 +1,4 @@
-"""Settings from files, variables and flags: which one counts, what is said about a wrong one."""
+"""Options from files, variables and flags: which one counts, what is said about a wrong one."""
 
 import json
 import os
@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 
 from dnpipefs.cli import configuration, program
-from dnpipefs.cli.configuration import CONFIG_VARIABLE, PASSWORD_VARIABLE, TEST_VARIABLES, Setting
-from dnpipefs.cli.options import CONNECTION_SETTINGS, MOUNT_SETTINGS, SETTINGS
+from dnpipefs.cli.configuration import CONFIG_VARIABLE, PASSWORD_VARIABLE, TEST_VARIABLES, ConfigOption
+from dnpipefs.cli.options import CONNECTION_OPTIONS, MOUNT_OPTIONS, OPTIONS
 from tests.cli.conftest import Command
 from tests.support.etcd_process import EtcdProcess
 
@@ -47,7 +47,7 @@ NEEDS = {"cert": "key", "key": "cert", "user": "password_file", "password_file":
 @pytest.fixture
 def toml(tmp_path: Path) -> Path:
     (tmp_path / "file.pem").touch(mode=0o600)
-    return tmp_path / "settings.toml"
+    return tmp_path / "given.toml"
 
 
 def shown(capsys: CapSys, *arguments: str) -> dict[str, Any]:
@@ -69,15 +69,15 @@ def as_toml(values: dict[str, Any]) -> str:
     return "".join(f"{key} = {json.dumps(value)}\n" for key, value in values.items())
 
 
-def test_there_is_a_sample_of_each_setting() -> None:
-    assert list(SAMPLES) == [setting.key for setting in SETTINGS]
+def test_there_is_a_sample_of_each_option() -> None:
+    assert list(SAMPLES) == [option.key for option in OPTIONS]
 
 
-@pytest.mark.parametrize("setting", SETTINGS, ids=lambda setting: setting.key)
+@pytest.mark.parametrize("option", OPTIONS, ids=lambda option: option.key)
 def test_a_flag_counts_more_than_a_variable_than_a_file(
-    setting: Setting, toml: Path, capsys: CapSys, monkeypatch: pytest.MonkeyPatch
+    option: ConfigOption, toml: Path, capsys: CapSys, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    key = setting.key
+    key = option.key
     in_file, in_variable, as_flag, comes_to = SAMPLES[key]
     expected = [
         value.replace("DIRECTORY", str(toml.parent)) if isinstance(value, str) else value
@@ -85,35 +85,35 @@ def test_a_flag_counts_more_than_a_variable_than_a_file(
     ]
     needed = NEEDS.get(key)
     toml.write_text(as_toml({key: in_file, **({needed: SAMPLES[needed][0]} if needed else {})}))
-    flags = [as_flag] if as_flag.startswith("--") else [setting.opts[0], as_flag]
-    default = shown(capsys)["settings"][key]
+    flags = [as_flag] if as_flag.startswith("--") else [option.opts[0], as_flag]
+    default = shown(capsys)["options"][key]
     assert (default["source"], default["where"]) == ("default", None)
     by_file = shown(capsys, "--config", str(toml))
     assert by_file["files"] == [str(toml)]
-    assert by_file["settings"][key] == {"value": expected[0], "source": "file", "where": str(toml)}
-    monkeypatch.setenv(setting.variable, in_variable)
-    assert shown(capsys, "--config", str(toml))["settings"][key] == {
+    assert by_file["options"][key] == {"value": expected[0], "source": "file", "where": str(toml)}
+    monkeypatch.setenv(option.variable, in_variable)
+    assert shown(capsys, "--config", str(toml))["options"][key] == {
         "value": expected[1],
         "source": "environment",
-        "where": setting.variable,
+        "where": option.variable,
     }
-    assert shown(capsys, "--config", str(toml), *flags)["settings"][key] == {
+    assert shown(capsys, "--config", str(toml), *flags)["options"][key] == {
         "value": expected[2],
         "source": "flag",
         "where": flags[0],
     }
-    monkeypatch.setenv(setting.variable, "")
-    assert shown(capsys, "--config", str(toml))["settings"][key]["source"] == "file", "empty is as none"
+    monkeypatch.setenv(option.variable, "")
+    assert shown(capsys, "--config", str(toml))["options"][key]["source"] == "file", "empty is as none"
 
 
 def test_the_names_of_variables() -> None:
-    assert CONNECTION_SETTINGS[0].variable == "DNPIPEFS_ENDPOINTS"
-    assert MOUNT_SETTINGS[0].variable == "DNPIPEFS_MOUNT_ALLOW_OTHER"
+    assert CONNECTION_OPTIONS[0].variable == "DNPIPEFS_ENDPOINTS"
+    assert MOUNT_OPTIONS[0].variable == "DNPIPEFS_MOUNT_ALLOW_OTHER"
 
 
 def test_endpoints_may_be_one_string(toml: Path, capsys: CapSys) -> None:
     toml.write_text('endpoints = "a:1, b:2"')
-    assert shown(capsys, "--config", str(toml))["settings"]["endpoints"]["value"] == ["a:1", "b:2"]
+    assert shown(capsys, "--config", str(toml))["options"]["endpoints"]["value"] == ["a:1", "b:2"]
 
 
 @pytest.mark.parametrize(
@@ -208,31 +208,31 @@ def test_which_files_are_read(tmp_path: Path, capsys: CapSys, monkeypatch: pytes
     user.write_text("user = 'me'")
     said = shown(capsys)
     assert said["files"] == [str(system), str(user)]
-    assert said["settings"]["prefix"]["where"] == str(system)
-    assert said["settings"]["user"] == {"value": "me", "source": "file", "where": str(user)}
+    assert said["options"]["prefix"]["where"] == str(system)
+    assert said["options"]["user"] == {"value": "me", "source": "file", "where": str(user)}
     monkeypatch.setattr(os, "geteuid", lambda: 0)
-    assert shown(capsys)["files"] == [str(system)], "root's settings are the system's"
+    assert shown(capsys)["files"] == [str(system)], "root's options are the system's"
     named.write_text("prefix = '/named/'")
     monkeypatch.setenv(CONFIG_VARIABLE, str(named))
     said = shown(capsys)
-    assert (said["files"], said["settings"]["user"]["value"]) == ([str(named)], None)
-    assert shown(capsys, "--config", os.devnull)["settings"]["prefix"]["value"] == "/dnp/"
+    assert (said["files"], said["options"]["user"]["value"]) == ([str(named)], None)
+    assert shown(capsys, "--config", os.devnull)["options"]["prefix"]["value"] == "/dnp/"
 
 
 def test_which_password_counts(toml: Path, capsys: CapSys, monkeypatch: pytest.MonkeyPatch) -> None:
     toml.write_text("user = 'dnp'\npassword_file = 'file.pem'")
     file = toml.parent / "file.pem"
     monkeypatch.setenv(PASSWORD_VARIABLE, SECRET)
-    settings = shown(capsys, "--config", str(toml))["settings"]
-    assert settings["password"] == {
+    options = shown(capsys, "--config", str(toml))["options"]
+    assert options["password"] == {
         "value": "(hidden)",
         "source": "environment",
         "where": PASSWORD_VARIABLE,
     }
-    assert settings["password_file"]["value"] is None
-    settings = shown(capsys, "--config", str(toml), "--password-file", str(file))["settings"]
-    assert settings["password_file"]["value"] == str(file)
-    assert "password" not in settings
+    assert options["password_file"]["value"] is None
+    options = shown(capsys, "--config", str(toml), "--password-file", str(file))["options"]
+    assert options["password_file"]["value"] == str(file)
+    assert "password" not in options
     monkeypatch.setenv("DNPIPEFS_PASSWORD_FILE", str(file))
     line = fails(capsys, "config", "--config", str(toml))
     assert line.startswith("DNPIPEFS_PASSWORD_FILE and DNPIPEFS_PASSWORD exclude each other")
@@ -274,9 +274,9 @@ async def test_a_password_by_the_environment(guarded: EtcdProcess, monkeypatch: 
     assert SECRET.encode() not in done.stderr
 
 
-def test_all_variables_are_settings_or_of_the_tests(repository: Path) -> None:
+def test_all_variables_are_options_or_of_the_tests(repository: Path) -> None:
     """One of another name would break the commands that a test runs."""
-    known = {CONFIG_VARIABLE, PASSWORD_VARIABLE, *(setting.variable for setting in SETTINGS)}
+    known = {CONFIG_VARIABLE, PASSWORD_VARIABLE, *(option.variable for option in OPTIONS)}
     files = [
         repository / "Makefile",
         *(repository / "scripts").iterdir(),
