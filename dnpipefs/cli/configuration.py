@@ -10,7 +10,7 @@ import enum
 import os
 import tomllib
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final, NamedTuple
 
@@ -87,6 +87,8 @@ class ConfigOption(click.Option):
     def _usual_types(self) -> Sequence[type]:
         if self.is_flag:
             return (bool,)
+        if isinstance(self.type, type(click.INT)):
+            return (int,)
         return (float, int) if isinstance(self.type, type(click.FLOAT)) else (str,)
 
     @property
@@ -125,7 +127,7 @@ class Configuration:
 
     files: tuple[Path, ...] = ()
     """Those that were read, in the order in which later ones count more."""
-    values: Mapping[str, tuple[Any, int]] | None = None
+    values: Mapping[str, tuple[Any, int]] = field(default_factory=dict)
     """By key: the value, in the form of a command line where that is another, and the number of its file."""
 
 
@@ -145,7 +147,7 @@ def origin_of(context: click.Context, option: ConfigOption) -> Origin:
         return Origin(Kind.ENVIRONMENT, where=option.variable)
     if source is click.core.ParameterSource.DEFAULT_MAP:
         read = configuration(context)
-        _, number = (read.values or {})[option.key]
+        _, number = read.values[option.key]
         return Origin(Kind.FILE, number, str(read.files[number]))
     return Origin(Kind.DEFAULT)
 
@@ -175,9 +177,14 @@ def _usual_files() -> Iterable[Path]:
         yield Path(home) / USER_FILE
 
 
+def variables(options: Iterable[ConfigOption]) -> set[str]:
+    """Return the names of all variables that are looked at."""
+    return {CONFIG_VARIABLE, PASSWORD_VARIABLE, *(option.variable for option in options)}
+
+
 def check_environment(options: Iterable[ConfigOption]) -> None:
     """Raise ConfigurationError if there is a variable that looks like ours and is not."""
-    known = {CONFIG_VARIABLE, PASSWORD_VARIABLE, *(option.variable for option in options)}
+    known = variables(options)
     for name in sorted(os.environ):
         if name.startswith(VARIABLES) and not name.startswith(TEST_VARIABLES) and name not in known:
             raise ConfigurationError(f"unknown environment variable {name}: {_nearest(name, known)}")
@@ -185,7 +192,7 @@ def check_environment(options: Iterable[ConfigOption]) -> None:
 
 def without_variables(options: Iterable[ConfigOption]) -> dict[str, str]:
     """Return the environment for a process that is to be told everything by its command line."""
-    ours = {CONFIG_VARIABLE, PASSWORD_VARIABLE, *(option.variable for option in options)}
+    ours = variables(options)
     return {name: value for name, value in os.environ.items() if name not in ours}
 
 

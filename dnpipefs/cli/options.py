@@ -24,6 +24,7 @@ from dnpipefs.cli.configuration import (
     NO_FILE,
     PASSWORD_VARIABLE,
     ConfigOption,
+    ConfigurationError,
     Kind,
     Origin,
     configure,
@@ -138,6 +139,15 @@ class Connection:
     def start_logging(self, default: str = "warning") -> None:
         """Log to standard error, at the level asked for or *default*."""
         logging.basicConfig(level=(self.log_level or default).upper(), format=LOG_FORMAT)
+
+
+def _password_of_environment() -> str | None:
+    password = os.environ.get(PASSWORD_VARIABLE, "").rstrip(LINE_END)
+    try:
+        password.encode()
+    except UnicodeEncodeError:
+        raise ConfigurationError(f"{PASSWORD_VARIABLE}: it is not text") from None
+    return password or None
 
 
 def _read_password(path: Path) -> str:
@@ -314,7 +324,7 @@ def origins(context: click.Context) -> Mapping[str, Origin]:
 
 def _settle(context: click.Context, given: Mapping[str, Any]) -> Mapping[str, Any]:
     """Add the password; of alternatives keep the one that counts more. Raises UsageError for a tie."""
-    password = os.environ.get(PASSWORD_VARIABLE, "").rstrip(LINE_END) or None
+    password = _password_of_environment()
     values = {**given, _PASSWORD: password}
     found = {
         option.parameter: origin_of(context, option) for option in OPTIONS if option in context.command.params
@@ -325,7 +335,10 @@ def _settle(context: click.Context, given: Mapping[str, Any]) -> Mapping[str, An
         if found[weaker].kind is Kind.DEFAULT:
             continue
         if found[weaker].rank == found[stronger].rank:
-            raise click.UsageError(f"{found[weaker].where} and {found[stronger].where} exclude each other")
+            in_file = found[weaker].kind is Kind.FILE
+            place = f"{found[weaker].where}: " if in_file else ""
+            names = pair if in_file else [found[name].where for name in pair]
+            raise click.UsageError(f"{place}{' and '.join(names)} exclude each other")
         values[weaker], found[weaker] = () if weaker == "endpoints" else None, found[stronger]
     context.meta[_ORIGINS] = found
     return values

@@ -3,14 +3,24 @@
 import json
 import os
 import re
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from dnpipefs.cli import configuration, program
-from dnpipefs.cli.configuration import CONFIG_VARIABLE, PASSWORD_VARIABLE, TEST_VARIABLES, ConfigOption
+from dnpipefs.cli import bench, configuration, mounts, program
+from dnpipefs.cli.configuration import (
+    CONFIG_VARIABLE,
+    PASSWORD_VARIABLE,
+    TEST_VARIABLES,
+    ConfigOption,
+    variables,
+)
 from dnpipefs.cli.options import CONNECTION_OPTIONS, MOUNT_OPTIONS, OPTIONS
+from dnpipefs.cluster import Settings
+from dnpipefs.errors import SetupError
 from tests.cli.conftest import Command
 from tests.support.etcd_process import EtcdProcess
 
@@ -106,6 +116,11 @@ def test_a_flag_counts_more_than_a_variable_than_a_file(
     assert shown(capsys, "--config", str(toml))["options"][key]["source"] == "file", "empty is as none"
 
 
+def test_what_an_administrator_may_want_to_set_is_a_config_option() -> None:
+    others = {option.name for option in mounts.mount.params if not isinstance(option, ConfigOption)}
+    assert others == {"mountpoint", "foreground", "config"}
+
+
 def test_the_names_of_variables() -> None:
     assert CONNECTION_OPTIONS[0].variable == "DNPIPEFS_ENDPOINTS"
     assert MOUNT_OPTIONS[0].variable == "DNPIPEFS_MOUNT_ALLOW_OTHER"
@@ -171,6 +186,7 @@ def test_what_stands_in_no_command_is_checked_too(toml: Path, capsys: CapSys) ->
         ("DNPIPEFS_OP_TIMEOUT", "soon", "DNPIPEFS_OP_TIMEOUT: 'soon' is not a valid float"),
         ("DNPIPEFS_MOUNT_READ_STALE", "maybe", "DNPIPEFS_MOUNT_READ_STALE: 'maybe' is not a valid boolean"),
         ("DNPIPEFS_PREFIX", "dnp", "DNPIPEFS_PREFIX: prefix 'dnp' must end with '/'"),
+        (PASSWORD_VARIABLE, "\udcff", "DNPIPEFS_PASSWORD: it is not text"),
         (CONFIG_VARIABLE, "/missing.toml", "cannot read the configuration file /missing.toml: No such file"),
         (CONFIG_VARIABLE, "/etc", "cannot read the configuration file /etc: Is a directory"),
         (
@@ -217,6 +233,25 @@ def test_which_files_are_read(tmp_path: Path, capsys: CapSys, monkeypatch: pytes
     said = shown(capsys)
     assert (said["files"], said["options"]["user"]["value"]) == ([str(named)], None)
     assert shown(capsys, "--config", os.devnull)["options"]["prefix"]["value"] == "/dnp/"
+
+
+def test_addresses_are_named_or_looked_up(
+    toml: Path, capsys: CapSys, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    toml.write_text("endpoints = 'a:1'")
+    options = shown(capsys, "--config", str(toml), "--discovery-srv", "cluster.test")["options"]
+    assert options["discovery_srv"]["value"] == "cluster.test"
+    assert options["endpoints"] == {"value": None, "source": "flag", "where": "--discovery-srv"}
+    monkeypatch.setenv("DNPIPEFS_DISCOVERY_SRV", "cluster.test")
+    assert shown(capsys, "--config", str(toml))["options"]["endpoints"]["value"] is None
+    options = shown(capsys, "--config", str(toml), "--endpoints", "b:2")["options"]
+    assert (options["endpoints"]["value"], options["discovery_srv"]["value"]) == (["b:2"], None)
+    line = fails(capsys, "ls", "--endpoints", "b:2", "--discovery-srv", "cluster.test")
+    assert line.startswith("--endpoints and --discovery-srv exclude each other")
+    toml.write_text("endpoints = 'a:1'\ndiscovery_srv = 'cluster.test'")
+    monkeypatch.delenv("DNPIPEFS_DISCOVERY_SRV")
+    line = fails(capsys, "ls", "--config", str(toml))
+    assert line.startswith(f"{toml}: endpoints and discovery_srv exclude each other")
 
 
 def test_which_password_counts(toml: Path, capsys: CapSys, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -274,9 +309,45 @@ async def test_a_password_by_the_environment(guarded: EtcdProcess, monkeypatch: 
     assert SECRET.encode() not in done.stderr
 
 
+@pytest.mark.parametrize(
+    ("arguments", "endpoints", "throwaway"),
+    [
+        ([], (), True),
+        (["--endpoints", "b:2"], ("b:2",), False),
+        (["--data-dir", "/nowhere"], (), False),
+    ],
+)
+def test_a_benchmark_takes_no_cluster_from_a_file(
+    arguments: list[str],
+    endpoints: tuple[str, ...],
+    throwaway: bool,
+    toml: Path,
+    capsys: CapSys,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    asked: list[tuple[tuple[str, ...], bool]] = []
+
+    async def run(settings: Settings, *_: Any, throwaway: bool, **__: Any) -> None:
+        asked.append((settings.endpoints, throwaway))
+        raise SetupError("not now")
+
+    monkeypatch.setattr(bench, "run_bench", run)
+    toml.write_text("endpoints = 'a:1'\ndata_dir = 'data'")
+    assert program.run(["bench", "--config", str(toml), *arguments]) == 1
+    assert asked == [(endpoints, throwaway)]
+    assert "not now" in capsys.readouterr().err
+
+
+def test_what_few_need_is_not_loaded() -> None:
+    """A push in a shell loop would wait for it each time."""
+    script = "import sys; from dnpipefs.cli import listing, topics; print('dns' in sys.modules)"
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+    assert done.stdout == "False\n"
+
+
 def test_all_variables_are_options_or_of_the_tests(repository: Path) -> None:
     """One of another name would break the commands that a test runs."""
-    known = {CONFIG_VARIABLE, PASSWORD_VARIABLE, *(option.variable for option in OPTIONS)}
+    known = variables(OPTIONS)
     files = [
         repository / "Makefile",
         *(repository / "scripts").iterdir(),
