@@ -5,6 +5,7 @@ from collections.abc import Iterator
 import pytest
 import trio
 
+from dnpipefs.cluster import Settings, open_etcd
 from dnpipefs.errors import SetupError
 from dnpipefs.etcd import Discovery, Unreachable, discovery, open_client, srv
 from tests.etcd.conftest import CALL_TIMEOUT_S
@@ -103,9 +104,10 @@ async def test_others_are_looked_for_when_none_answers(
 ) -> None:
     monkeypatch.setattr(discovery, "AGAIN_S", 0.0)
     way = Discovery("cluster.test", resolver=server_of_names.resolver)
+    monkeypatch.setattr(Settings, "discovery", way)  # the machine's resolver would ask at port 53
     async with open_proxy(shared_server.port) as former:
         server_of_names.zone = f"{PLAIN} 0 0 {former.port} localhost."
-        async with open_client(await way.endpoints(), timeout=CALL_TIMEOUT_S, discovery=way) as client:
+        async with open_etcd(Settings(discovery_srv="cluster.test")) as (client, _, _):
             first = f"http://localhost:{former.port}"
             await client.put(prefix, b"by the first")
             assert [name for name, _ in client.endpoints()] == [first]
@@ -115,7 +117,7 @@ async def test_others_are_looked_for_when_none_answers(
                 await client.put(prefix, b"still")
                 assert len(server_of_names.asked) == asked, "nobody is asked while all is well"
                 former.become(Mode.REFUSE)
-                found = await client.get(prefix)
+                found = await client.get(prefix, timeout=CALL_TIMEOUT_S)
                 assert found is not None
                 assert found.value == b"still"
                 assert [name for name, _ in client.endpoints()] == [f"http://localhost:{shared_server.port}"]
