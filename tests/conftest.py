@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from dnpipefs.cli.configuration import CONFIG_VARIABLE, PASSWORD_VARIABLE
-from dnpipefs.cli.options import SETTINGS
+from dnpipefs.cli.configuration import CONFIG_VARIABLE, variables
+from dnpipefs.cli.options import OPTIONS
 from tests.support.processes import MARK, clean_up
 
 
@@ -22,7 +22,7 @@ def leaves_nothing_behind(tmp_path_factory: pytest.TempPathFactory) -> Iterator[
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv(MARK, session)
         patch.setenv("TMPDIR", str(scratch))
-        for name in {setting.variable for setting in SETTINGS} | {PASSWORD_VARIABLE}:
+        for name in variables(OPTIONS):
             patch.delenv(name, raising=False)
         patch.setenv(CONFIG_VARIABLE, os.devnull)  # how this machine is configured is not what is tested
         patch.setattr(tempfile, "tempdir", str(scratch))

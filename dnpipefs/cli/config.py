@@ -1,4 +1,4 @@
-"""config: which settings are in force, and where each comes from."""
+"""config: which options are in force, and where each comes from."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ from typing import Any
 
 import click
 
-from dnpipefs.cli.configuration import PASSWORD_VARIABLE, Origin, configuration
+from dnpipefs.cli.configuration import Origin, configuration
 from dnpipefs.cli.options import (
-    CONNECTION_SETTINGS,
-    MOUNT_SETTINGS,
+    CONNECTION_OPTIONS,
+    MOUNT_OPTIONS,
     Connection,
     connection_options,
     mount_options,
@@ -43,18 +43,18 @@ class _Row:
 @mount_options
 @connection_options
 def config(connection: Connection, *, form: str, **of_mounts: Any) -> None:
-    """Show the settings that are in force, and where each comes from; the password is not shown.
+    """Show the options that are in force, and where each comes from; the password is not shown.
 
-    A setting is an option of the command line, else a variable DNPIPEFS_..., else a key of
-    /etc/dnpipefs.toml, else the default. Asks nobody: whether etcd is there says `dnpipefs doctor`.
+    What counts is the command line, else a variable DNPIPEFS_..., else a key of /etc/dnpipefs.toml,
+    else the default. Asks nobody: whether etcd is there says `dnpipefs doctor`.
     """
     context = click.get_current_context()
     found = origins(context)
-    values = {setting: getattr(connection, setting.parameter) for setting in CONNECTION_SETTINGS}
-    values |= {setting: of_mounts[setting.parameter] for setting in MOUNT_SETTINGS}
-    rows = [_Row(setting.key, _plain(value), found[setting.parameter]) for setting, value in values.items()]
+    values = {option: getattr(connection, option.parameter) for option in CONNECTION_OPTIONS}
+    values |= {option: of_mounts[option.parameter] for option in MOUNT_OPTIONS}
+    rows = [_Row(option.key, _plain(value), found[option.parameter]) for option, value in values.items()]
     if connection.password is not None:
-        rows.append(_Row(PASSWORD_VARIABLE, HIDDEN, found["password"]))
+        rows.append(_Row("password", HIDDEN, found["password"]))
     click.echo(_as_json(rows, configuration(context).files) if form == "json" else "\n".join(_as_text(rows)))
 
 
@@ -72,24 +72,23 @@ def _as_text(rows: list[_Row]) -> Iterator[str]:
 
 
 def _shown(value: Any) -> str:
-    if value is None:
-        return "-"
-    if isinstance(value, bool):
-        return str(value).lower()
-    return (
-        ",".join(value)
-        if isinstance(value, list)
-        else f"{value:g}"
-        if isinstance(value, float)
-        else str(value)
-    )
+    match value:
+        case None:
+            return "-"
+        case bool():
+            return str(value).lower()
+        case float():
+            return f"{value:g}"
+        case list():
+            return ",".join(value)
+    return str(value)
 
 
 def _as_json(rows: list[_Row], files: tuple[Path, ...]) -> str:
     return json.dumps(
         {
             "files": [str(path) for path in files],
-            "settings": {
+            "options": {
                 row.key: {
                     "value": row.value,
                     "source": row.origin.kind.name.lower(),

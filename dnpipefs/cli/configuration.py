@@ -1,7 +1,7 @@
 """Where the value of an option may come from besides the command line: files and the environment.
 
 Owns the order (flag, environment, file, default), the names of keys and variables, and the errors about
-them. Which settings there are `options.py` says.
+them. Which options there are `options.py` says.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ import enum
 import os
 import tomllib
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final, NamedTuple
 
@@ -66,7 +66,7 @@ class Origin(NamedTuple):
         return self.kind, self.file
 
 
-class Setting(click.Option):
+class ConfigOption(click.Option):
     """An option that files and the environment can set, too.
 
     `takes` are the types that its value may have in a file, `table` is the table of the file that has it.
@@ -87,23 +87,20 @@ class Setting(click.Option):
     def _usual_types(self) -> Sequence[type]:
         if self.is_flag:
             return (bool,)
+        if isinstance(self.type, type(click.INT)):
+            return (int,)
         return (float, int) if isinstance(self.type, type(click.FLOAT)) else (str,)
 
     @property
     def parameter(self) -> str:
         """The name of the parameter that commands get."""
-        assert self.name is not None  # noqa: S101 - of an option, always
+        assert self.name is not None  # noqa: S101 - of options, always
         return self.name
 
     @property
     def key(self) -> str:
         """The name in files, with that of its table: `mount.cache_size`."""
         return f"{self.table}.{self.parameter}" if self.table else self.parameter
-
-    @property
-    def flag(self) -> str:
-        """The option."""
-        return self.opts[0]
 
     @property
     def variable(self) -> str:
@@ -130,7 +127,7 @@ class Configuration:
 
     files: tuple[Path, ...] = ()
     """Those that were read, in the order in which later ones count more."""
-    values: Mapping[str, tuple[Any, int]] | None = None
+    values: Mapping[str, tuple[Any, int]] = field(default_factory=dict)
     """By key: the value, in the form of a command line where that is another, and the number of its file."""
 
 
@@ -140,60 +137,66 @@ def configuration(context: click.Context) -> Configuration:
     return found
 
 
-def origin_of(context: click.Context, setting: Setting) -> Origin:
-    """Return where the value of a setting comes from."""
-    source = context.get_parameter_source(setting.parameter)
+def origin_of(context: click.Context, option: ConfigOption) -> Origin:
+    """Return where the value of an option comes from."""
+    source = context.get_parameter_source(option.parameter)
     if source is click.core.ParameterSource.COMMANDLINE:
-        return Origin(Kind.FLAG, where=setting.flag)
+        is_off = option.is_flag and context.params.get(option.parameter) is False
+        return Origin(Kind.FLAG, where=(option.secondary_opts if is_off else option.opts)[0])
     if source is click.core.ParameterSource.ENVIRONMENT:
-        return Origin(Kind.ENVIRONMENT, where=setting.variable)
+        return Origin(Kind.ENVIRONMENT, where=option.variable)
     if source is click.core.ParameterSource.DEFAULT_MAP:
         read = configuration(context)
-        _, number = (read.values or {})[setting.key]
+        _, number = read.values[option.key]
         return Origin(Kind.FILE, number, str(read.files[number]))
     return Origin(Kind.DEFAULT)
 
 
-def configure(context: click.Context, named: Path | None, settings: Sequence[Setting]) -> None:
+def configure(context: click.Context, named: Path | None, options: Sequence[ConfigOption]) -> None:
     """Let a command have what files say: the one that is named, or those that are there.
 
     Raises ConfigurationError for a file that cannot be used, and for a variable that is not known.
     """
-    check_environment(settings)
-    files = [named] if named is not None else [path for path in _usual_files() if path.exists()]
+    check_environment(options)
+    files = [named] if named is not None else [path for path in _usual_files() if os.path.exists(path)]
     values: dict[str, tuple[Any, int]] = {}
     for number, path in enumerate(files):
-        values |= {key: (value, number) for key, value in read_file(path, settings).items()}
+        values |= {key: (value, number) for key, value in read_file(path, options).items()}
     context.meta[_META] = Configuration(tuple(files), values)
     context.default_map = {
-        setting.parameter: values[setting.key][0]
-        for setting in settings
-        if setting in context.command.params and setting.key in values
+        option.parameter: values[option.key][0]
+        for option in options
+        if option in context.command.params and option.key in values
     }
 
 
 def _usual_files() -> Iterable[Path]:
     yield SYSTEM_FILE
     if os.geteuid() != 0:
-        home = os.environ.get("XDG_CONFIG_HOME")
-        yield (Path(home) if home else Path.home() / ".config") / USER_FILE
+        home = os.environ.get("XDG_CONFIG_HOME") or os.path.expanduser("~/.config")
+        yield Path(home) / USER_FILE
 
 
-def check_environment(settings: Iterable[Setting]) -> None:
+def variables(options: Iterable[ConfigOption]) -> set[str]:
+    """Return the names of all variables that are looked at."""
+    return {CONFIG_VARIABLE, PASSWORD_VARIABLE, *(option.variable for option in options)}
+
+
+def check_environment(options: Iterable[ConfigOption]) -> None:
     """Raise ConfigurationError if there is a variable that looks like ours and is not."""
-    known = {CONFIG_VARIABLE, PASSWORD_VARIABLE, *(setting.variable for setting in settings)}
+    known = variables(options)
     for name in sorted(os.environ):
         if name.startswith(VARIABLES) and not name.startswith(TEST_VARIABLES) and name not in known:
             raise ConfigurationError(f"unknown environment variable {name}: {_nearest(name, known)}")
 
 
-def without_variables(settings: Iterable[Setting]) -> dict[str, str]:
+def without_variables(options: Iterable[ConfigOption]) -> dict[str, str]:
     """Return the environment for a process that is to be told everything by its command line."""
-    ours = {CONFIG_VARIABLE, PASSWORD_VARIABLE, *(setting.variable for setting in settings)}
+    ours = variables(options)
     return {name: value for name, value in os.environ.items() if name not in ours}
 
 
-def read_file(path: Path, settings: Sequence[Setting]) -> dict[str, Any]:
+def read_file(path: Path, options: Sequence[ConfigOption]) -> dict[str, Any]:
     """Return the values of a file by key. Raises ConfigurationError for whatever is wrong with it."""
     try:
         document = tomllib.loads(path.read_text())
@@ -201,8 +204,8 @@ def read_file(path: Path, settings: Sequence[Setting]) -> dict[str, Any]:
         raise ConfigurationError(f"cannot read the configuration file {path}: {error.strerror}") from None
     except ValueError as error:  # not UTF-8, or not TOML
         raise ConfigurationError(f"{path}: this is not TOML: {error}") from None
-    known = {setting.key: setting for setting in settings}
-    tables = {setting.table for setting in settings if setting.table is not None}
+    known = {option.key: option for option in options}
+    tables = {option.table for option in options if option.table is not None}
     values = {}
     for name, value in document.items():
         entries = {name: value}
@@ -219,17 +222,17 @@ def read_file(path: Path, settings: Sequence[Setting]) -> dict[str, Any]:
     return values
 
 
-def _as_given(path: Path, setting: Setting, value: Any) -> Any:
+def _as_given(path: Path, option: ConfigOption, value: Any) -> Any:
     """Return a value as a command line has it; relative paths of a file begin where the file is."""
-    if type(value) not in setting.takes or (
+    if type(value) not in option.takes or (
         isinstance(value, list) and not all(isinstance(item, str) for item in value)
     ):
-        kinds = [kind for kind in setting.takes if kind is not int or float not in setting.takes]
+        kinds = [kind for kind in option.takes if kind is not int or float not in option.takes]
         wanted = " or ".join(_KINDS[kind] for kind in kinds)
-        raise ConfigurationError(f"{path}: {setting.key} has to be {wanted}")
+        raise ConfigurationError(f"{path}: {option.key} has to be {wanted}")
     if isinstance(value, list):
         return ",".join(value)
-    if isinstance(setting.type, click.Path):
+    if isinstance(option.type, click.Path):
         return str(path.parent.absolute() / value)
     return value
 
@@ -237,7 +240,7 @@ def _as_given(path: Path, setting: Setting, value: Any) -> Any:
 def _unknown(key: str, known: Iterable[str]) -> str:
     """Say what is wrong with a key that there is not, and which one was probably meant."""
     if key.rpartition(".")[2] == "password":
-        return f"there is no {key}: name a file of mode 0600 that has the password, as password_file"
+        return f"there is no {key}: name a file of mode 0600 that has it, as password_file"
     for other in known:
         if key.rpartition(".")[2] == other.rpartition(".")[2]:
             table, _, name = other.rpartition(".")
@@ -250,6 +253,7 @@ def _unknown(key: str, known: Iterable[str]) -> str:
 def _nearest(name: str, known: Iterable[str]) -> str:
     import difflib  # here, for those who mistype
 
-    names = sorted(known)
-    close = difflib.get_close_matches(name, names, n=1)
-    return f"did you mean {close[0]}?" if close else f"there are {', '.join(names)}"
+    # What all variables have in common makes none of them the nearest.
+    names = {each.removeprefix(VARIABLES): each for each in sorted(known)}
+    close = difflib.get_close_matches(name.removeprefix(VARIABLES), names, n=1)
+    return f"did you mean {names[close[0]]}?" if close else f"there are {', '.join(names.values())}"

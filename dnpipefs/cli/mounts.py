@@ -63,17 +63,18 @@ def mount(
             raise
         return
     mountpoint = prepare_mountpoint(mountpoint, guard=guard_mountpoint)
-    command = [
-        *(sys.executable, "-m", "dnpipefs", "mount", "--foreground"),
-        *connection.arguments(),
-        "--allow-other" if allow_other else "--no-allow-other",
-        *("--cache-size", str(cache_size)),
-        "--read-stale" if read_stale else "--no-read-stale",
-        *("--source", source),
-        *("--", str(mountpoint)),
-    ]
     log = log_file or _default_log_file(connection.data_dir)
-    start_in_background(command, log, connection.environment())
+    with connection.handed_over() as (arguments, environment, descriptors):
+        command = [
+            *(sys.executable, "-m", "dnpipefs", "mount", "--foreground"),
+            *arguments,
+            "--allow-other" if allow_other else "--no-allow-other",
+            *("--cache-size", str(cache_size)),
+            "--read-stale" if read_stale else "--no-read-stale",
+            *("--source", source),
+            *("--", str(mountpoint)),
+        ]
+        start_in_background(command, log, environment, descriptors)
 
 
 @click.command()

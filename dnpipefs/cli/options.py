@@ -1,4 +1,4 @@
-"""The settings: the options that all commands share, which cluster, how long to wait, and those of mounts.
+"""The options that all commands share, which cluster, how long to wait, how much to log; and those of mounts.
 
 Each can also be given by a file and by the environment (`configuration.py`).
 """
@@ -10,10 +10,11 @@ import logging
 import math
 import os
 import stat
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field, fields
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 import click
 
@@ -22,9 +23,10 @@ from dnpipefs.cli.configuration import (
     CONFIG_VARIABLE,
     NO_FILE,
     PASSWORD_VARIABLE,
+    ConfigOption,
+    ConfigurationError,
     Kind,
     Origin,
-    Setting,
     configure,
     origin_of,
     without_variables,
@@ -37,13 +39,23 @@ from dnpipefs.log.failures import DEFAULT_OP_TIMEOUT_S
 
 logger: Final = logging.getLogger(__name__)
 
+LINE_END: Final = "\r\n"
+"""No part of a password that comes from a file or a variable."""
 LOG_NAME: Final = "dnpipefs.log"
 LOG_FORMAT: Final = "%(asctime)s %(levelname)s %(name)s: %(message)s"
 _PASSWORD: Final = "password"  # noqa: S105 - a name
-_ALTERNATIVES: Final = (("password_file", _PASSWORD),)
-"""Settings that say the same in two ways: of two from different places the one that counts more is used."""
+_ALTERNATIVES: Final = (("endpoints", "discovery_srv"), ("password_file", _PASSWORD))
+"""Options that say the same in two ways: of two from different places the one that counts more is used."""
 _ORIGINS: Final = "dnpipefs.origins"
 _FILE: Final = click.Path(exists=True, dir_okay=False, path_type=Path)
+
+
+class HandedOver(NamedTuple):
+    """What a process has to be started with."""
+
+    arguments: list[str]
+    environment: dict[str, str]
+    descriptors: tuple[int, ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,6 +63,7 @@ class Connection:
     """The values of the shared options; a field `op_timeout` is the option `--op-timeout`."""
 
     endpoints: tuple[str, ...]
+    discovery_srv: str | None
     prefix: str
     data_dir: Path
     cacert: Path | None
@@ -61,7 +74,7 @@ class Connection:
     op_timeout: float
     log_level: str | None
     password: str | None = field(repr=False)
-    """From the environment, which is how a mount in the background gets it, too; never an argument."""
+    """As the environment says it; a file's is read when it is needed."""
 
     def __post_init__(self) -> None:
         if (self.cert is None) != (self.key is None):
@@ -77,7 +90,13 @@ class Connection:
         if self.cacert is not None or self.cert is not None:
             tls = etcd.Tls(self.cacert, self.cert, self.key)
         return Settings(
-            self.endpoints, self.prefix, self.data_dir, tls, self._credentials(), op_timeout=self.op_timeout
+            self.endpoints,
+            self.prefix,
+            self.data_dir,
+            tls,
+            self._credentials(),
+            op_timeout=self.op_timeout,
+            discovery_srv=self.discovery_srv,
         )
 
     def _credentials(self) -> etcd.Credentials | None:
@@ -88,10 +107,12 @@ class Connection:
             password = _read_password(self.password_file)
         return etcd.Credentials(self.user, password or "")
 
-    def arguments(self) -> list[str]:
-        """Return the options that say the same to another process, wherever it runs, but for the password.
+    @contextmanager
+    def handed_over(self) -> Iterator[HandedOver]:
+        """Give what starts another process with these very values, wherever it runs.
 
-        What the process would find in files counts no more. It has to run in `environment`.
+        It reads no file and no variable for them again. A password that is in no file goes through a pipe,
+        so it is among neither its arguments nor its variables.
         """
         arguments = ["--config", str(NO_FILE)]
         for name in (each.name for each in fields(self) if each.name != _PASSWORD):
@@ -102,23 +123,38 @@ class Connection:
                 value = ",".join(value) or None
             if value is not None:
                 arguments += ["--" + name.replace("_", "-"), str(value)]
-        return arguments
-
-    def environment(self) -> dict[str, str]:
-        """Return the environment for a process that gets `arguments`: what it says of settings is in them."""
-        secret = {} if self.password is None else {PASSWORD_VARIABLE: self.password}
-        return without_variables(SETTINGS) | secret
+        environment = without_variables(OPTIONS)
+        if self.password is None:
+            yield HandedOver(arguments, environment, ())
+            return
+        reading, writing = os.pipe()
+        try:
+            with open(writing, "w") as pipe:  # which has room for any password
+                pipe.write(self.password)
+            arguments += ["--password-file", f"/dev/fd/{reading}"]
+            yield HandedOver(arguments, environment, (reading,))
+        finally:
+            os.close(reading)
 
     def start_logging(self, default: str = "warning") -> None:
         """Log to standard error, at the level asked for or *default*."""
         logging.basicConfig(level=(self.log_level or default).upper(), format=LOG_FORMAT)
 
 
+def _password_of_environment() -> str | None:
+    password = os.environ.get(PASSWORD_VARIABLE, "").rstrip(LINE_END)
+    try:
+        password.encode()
+    except UnicodeEncodeError:
+        raise ConfigurationError(f"{PASSWORD_VARIABLE}: it is not text") from None
+    return password or None
+
+
 def _read_password(path: Path) -> str:
     try:
         if stat.S_IMODE(path.stat().st_mode) & 0o077:
             logger.warning("other users can read the password in %s: chmod 600 it", path)
-        return path.read_text().rstrip("\r\n")
+        return path.read_text().rstrip(LINE_END)
     except (OSError, UnicodeDecodeError) as error:
         reason = error.strerror if isinstance(error, OSError) else "it is not text"
         raise SetupError(f"cannot read the password file {path}: {reason}") from error
@@ -154,22 +190,28 @@ def _parse_size(_ctx: click.Context, _option: click.Parameter, value: str) -> in
         raise click.BadParameter(str(error)) from None
 
 
-CONNECTION_SETTINGS: Final = (
-    Setting(
+CONNECTION_OPTIONS: Final = (
+    ConfigOption(
         ["--endpoints"],
         takes=(list, str),
         metavar="URL,URL…",
         callback=_parse_endpoints,
         help="The etcd cluster: http://HOST:PORT, https://… or unix:/PATH. Without it, an etcd of its own.",
     ),
-    Setting(
+    ConfigOption(
+        ["--discovery-srv"],
+        metavar="DOMAIN",
+        help="Find the etcd cluster by DNS: SRV records _etcd-client-ssl._tcp.DOMAIN (TLS) or, if there are "
+        "none, _etcd-client._tcp.DOMAIN.",
+    ),
+    ConfigOption(
         ["--prefix"],
         default=DEFAULT_PREFIX,
         show_default=True,
         callback=_check_prefix,
         help="Where in etcd everything lies.",
     ),
-    Setting(
+    ConfigOption(
         ["--data-dir"],
         type=click.Path(file_okay=False, path_type=Path),
         default=default_data_dir,
@@ -177,12 +219,12 @@ CONNECTION_SETTINGS: Final = (
         help="Data of the own etcd, shared by all commands that name it.  [default: "
         "$XDG_STATE_HOME/dnpipefs or ~/.local/state/dnpipefs, for root /var/lib/dnpipefs]",
     ),
-    Setting(["--cacert"], type=_FILE, metavar="FILE", help="Authority of the servers' certificates."),
-    Setting(["--cert"], type=_FILE, metavar="FILE", help="Certificate to show to etcd."),
-    Setting(["--key"], type=_FILE, metavar="FILE", help="Key of that certificate."),
-    Setting(["--user"], metavar="NAME", help="User of etcd; a role on the prefix is enough."),
-    Setting(["--password-file"], type=_FILE, metavar="FILE", help="File with that user's password."),
-    Setting(
+    ConfigOption(["--cacert"], type=_FILE, metavar="FILE", help="Authority of the servers' certificates."),
+    ConfigOption(["--cert"], type=_FILE, metavar="FILE", help="Certificate to show to etcd."),
+    ConfigOption(["--key"], type=_FILE, metavar="FILE", help="Key of that certificate."),
+    ConfigOption(["--user"], metavar="NAME", help="User of etcd; a role on the prefix is enough."),
+    ConfigOption(["--password-file"], type=_FILE, metavar="FILE", help="File with that user's password."),
+    ConfigOption(
         ["--op-timeout"],
         type=float,
         default=DEFAULT_OP_TIMEOUT_S,
@@ -191,27 +233,27 @@ CONNECTION_SETTINGS: Final = (
         callback=_check_seconds,
         help="How long to wait for etcd.",
     ),
-    Setting(
+    ConfigOption(
         ["--log-level"],
         type=click.Choice(["debug", "info", "warning", "error"]),
         help="What to log to standard error.  [default: warning; info for mount]",
     ),
 )
-MOUNT_SETTINGS: Final = (
-    Setting(
+MOUNT_OPTIONS: Final = (
+    ConfigOption(
         ["--allow-other/--no-allow-other"],
         table="mount",
         default=lambda: os.geteuid() == 0,
         help="Let other users in, as far as modes and owners of topics do.  [default: on for root]",
     ),
-    Setting(
+    ConfigOption(
         ["--log-file"],
         table="mount",
         type=click.Path(dir_okay=False, path_type=Path),
         metavar="FILE",
         help=f"Log of a mount in the background.  [default: {LOG_NAME} in the data directory]",
     ),
-    Setting(
+    ConfigOption(
         ["--cache-size"],
         table="mount",
         takes=(str, int),
@@ -221,7 +263,7 @@ MOUNT_SETTINGS: Final = (
         callback=_parse_size,
         help="Memory for messages that were read or followed, shared by all readers.",
     ),
-    Setting(
+    ConfigOption(
         ["--read-stale/--no-read-stale"],
         table="mount",
         default=False,
@@ -235,11 +277,11 @@ MOUNT_SETTINGS: Final = (
         help="As root: make the bare directory immutable: what is written while nothing is mounted fails.",
     ),
 )
-SETTINGS: Final = CONNECTION_SETTINGS + MOUNT_SETTINGS
+OPTIONS: Final = CONNECTION_OPTIONS + MOUNT_OPTIONS
 
 
 def _read_configuration(ctx: click.Context, _option: click.Parameter, value: Path | None) -> None:
-    configure(ctx, value, SETTINGS)
+    configure(ctx, value, OPTIONS)
 
 
 _CONFIG: Final = click.Option(
@@ -250,7 +292,7 @@ _CONFIG: Final = click.Option(
     expose_value=False,
     callback=_read_configuration,
     metavar="FILE",
-    help="Settings, instead of those in /etc/dnpipefs.toml.",
+    help="Values of options, instead of those in /etc/dnpipefs.toml.",
 )
 
 
@@ -260,15 +302,15 @@ def connection_options(command: Callable[..., None]) -> Callable[..., None]:
     @functools.wraps(command)
     def with_connection(**values: Any) -> None:
         context = click.get_current_context()
-        given = {setting.parameter: values.pop(setting.parameter) for setting in CONNECTION_SETTINGS}
+        given = {option.parameter: values.pop(option.parameter) for option in CONNECTION_OPTIONS}
         command(Connection(**_settle(context, given)), **values)
 
-    return _with_options(with_connection, (*CONNECTION_SETTINGS, _CONFIG))
+    return _with_options(with_connection, (*CONNECTION_OPTIONS, _CONFIG))
 
 
 def mount_options(command: Callable[..., None]) -> Callable[..., None]:
-    """Give a command the settings of a mount as keyword arguments."""
-    return _with_options(command, MOUNT_SETTINGS)
+    """Give a command the options of a mount as keyword arguments."""
+    return _with_options(command, MOUNT_OPTIONS)
 
 
 def _with_options(command: Callable[..., None], options: Iterable[click.Option]) -> Callable[..., None]:
@@ -281,19 +323,17 @@ def _with_options(command: Callable[..., None], options: Iterable[click.Option])
 
 
 def origins(context: click.Context) -> Mapping[str, Origin]:
-    """Return where a command's settings come from, by parameter, and the password."""
+    """Return where a command's options come from, by parameter, and the password."""
     found: Mapping[str, Origin] = context.meta[_ORIGINS]
     return found
 
 
 def _settle(context: click.Context, given: Mapping[str, Any]) -> Mapping[str, Any]:
     """Add the password; of alternatives keep the one that counts more. Raises UsageError for a tie."""
-    password = os.environ.get(PASSWORD_VARIABLE) or None
+    password = _password_of_environment()
     values = {**given, _PASSWORD: password}
     found = {
-        setting.parameter: origin_of(context, setting)
-        for setting in SETTINGS
-        if setting in context.command.params
+        option.parameter: origin_of(context, option) for option in OPTIONS if option in context.command.params
     }
     found[_PASSWORD] = Origin(Kind.DEFAULT if password is None else Kind.ENVIRONMENT, where=PASSWORD_VARIABLE)
     for pair in _ALTERNATIVES:
@@ -301,7 +341,10 @@ def _settle(context: click.Context, given: Mapping[str, Any]) -> Mapping[str, An
         if found[weaker].kind is Kind.DEFAULT:
             continue
         if found[weaker].rank == found[stronger].rank:
-            raise click.UsageError(f"{found[weaker].where} and {found[stronger].where} exclude each other")
-        values[weaker], found[weaker] = None, found[stronger]
+            in_file = found[weaker].kind is Kind.FILE
+            place = f"{found[weaker].where}: " if in_file else ""
+            names = pair if in_file else [found[name].where for name in pair]
+            raise click.UsageError(f"{place}{' and '.join(names)} exclude each other")
+        values[weaker], found[weaker] = () if weaker == "endpoints" else None, found[stronger]
     context.meta[_ORIGINS] = found
     return values

@@ -21,11 +21,13 @@ READY_FD_VARIABLE: Final = "_DNPIPEFS_READY_FD"
 _READY: Final = b"ready"
 
 
-def start_in_background(command: Sequence[str], log_file: Path, environment: Mapping[str, str]) -> None:
+def start_in_background(
+    command: Sequence[str], log_file: Path, environment: Mapping[str, str], descriptors: Sequence[int] = ()
+) -> None:
     """Start *command* (a mount in the foreground) detached, and return when its mount answers.
 
-    Its output goes to *log_file*, which only its owner can read if it is new. Raises SetupError with the
-    reason that the child gave.
+    It has *environment*, and of what is open here *descriptors*. Its output goes to *log_file*, which only
+    its owner can read if it is new. Raises SetupError with the reason that the child gave.
     """
     try:
         log_file.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
@@ -39,7 +41,7 @@ def start_in_background(command: Sequence[str], log_file: Path, environment: Map
             stdin=subprocess.DEVNULL,
             stdout=log,
             stderr=log,
-            pass_fds=(writing,),
+            pass_fds=(writing, *descriptors),
             env={**environment, READY_FD_VARIABLE: str(writing)},
             cwd="/",
         )

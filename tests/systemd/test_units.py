@@ -15,8 +15,8 @@ SERVICE, TEMPLATE = UNITS / "dnpipefs.service", UNITS / "dnpipefs@.service"
 ETCD = UNITS / "etcd.service.d" / "dnpipefs.conf"
 OWN_MOUNTS = """
     BindPaths BindReadOnlyPaths DynamicUser ExecPaths ExtensionImages InaccessiblePaths LoadCredential
-    LogNamespace MountFlags MountImages NoExecPaths PrivateDevices PrivateIPC PrivateMounts PrivateTmp PrivateUsers
-    ProcSubset ProtectControlGroups ProtectHome ProtectKernelLogs ProtectKernelModules ProtectKernelTunables
+    LogNamespace MountFlags MountImages NoExecPaths PrivateDevices PrivateIPC PrivateMounts PrivateTmp
+    PrivateUsers ProcSubset ProtectControlGroups ProtectHome ProtectKernelLogs ProtectKernelModules ProtectKernelTunables
     ProtectProc ProtectSystem ReadOnlyPaths ReadWritePaths RootDirectory RootImage SetCredential
     TemporaryFileSystem
 """
