@@ -270,7 +270,7 @@ MOUNT_OPTIONS: Final = (
         help="While etcd does not answer, show what this host has instead of waiting; "
         "`dnpipefs status` tells.",
     ),
-    Setting(
+    ConfigOption(
         ["--guard-mountpoint/--no-guard-mountpoint"],
         table="mount",
         default=False,

@@ -49,6 +49,7 @@ SAMPLES: dict[str, Samples] = {
     "mount.log_file": ("log", "/variable", "/flag", ("DIRECTORY/log", "/variable", "/flag")),
     "mount.cache_size": ("1MiB", "2MiB", "3", (1 << 20, 2 << 20, 3)),
     "mount.read_stale": (True, "0", "--read-stale", (True, False, True)),
+    "mount.guard_mountpoint": (True, "0", "--guard-mountpoint", (True, False, True)),
 }
 NEEDS = {"cert": "key", "key": "cert", "user": "password_file", "password_file": "user"}
 """What goes together with what."""

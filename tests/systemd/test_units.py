@@ -16,9 +16,9 @@ ETCD = UNITS / "etcd.service.d" / "dnpipefs.conf"
 OWN_MOUNTS = """
     BindPaths BindReadOnlyPaths DynamicUser ExecPaths ExtensionImages InaccessiblePaths LoadCredential
     LogNamespace MountFlags MountImages NoExecPaths PrivateDevices PrivateIPC PrivateMounts PrivateTmp
-    PrivateUsers ProcSubset ProtectControlGroups ProtectHome ProtectKernelLogs ProtectKernelModules ProtectKernelTunables
-    ProtectProc ProtectSystem ReadOnlyPaths ReadWritePaths RootDirectory RootImage SetCredential
-    TemporaryFileSystem
+    PrivateUsers ProcSubset ProtectControlGroups ProtectHome ProtectKernelLogs ProtectKernelModules
+    ProtectKernelTunables ProtectProc ProtectSystem ReadOnlyPaths ReadWritePaths RootDirectory RootImage
+    SetCredential TemporaryFileSystem
 """
 """Settings that give a service a namespace of mounts."""
 
