@@ -120,17 +120,15 @@ install_units() {
     systemctl --quiet enable etcd dnpipefs
 }
 
-# The member runs with what is configured now: it was not started by its package, or long ago.
-member_is_current() {
-    systemctl --quiet is-active etcd && [ -d /var/lib/etcd/dnpipefs ] &&
-        [ -z "$(find "$SETTINGS/etcd.conf" "$UNITS/etcd.service.d" -newer /var/lib/etcd/dnpipefs)" ]
-}
+# What a running member does not read again by itself, as it does its certificates.
+settings_of_etcd() { cat "$SETTINGS/etcd.conf" "$UNITS"/etcd.service.d/*.conf 2>/dev/null | cksum; }
 
 parse_arguments "$@"
 install_packages
 install_dnpipefs
+before=$(settings_of_etcd)
 configure
 install_units
-member_is_current || systemctl restart --no-block etcd
+[ "$(settings_of_etcd)" = "$before" ] && systemctl --quiet is-active etcd || systemctl restart --no-block etcd
 systemctl restart --no-block dnpipefs
 say "$name: /dnp is mounted as soon as a majority of the members runs"

@@ -119,7 +119,7 @@ def test_a_flag_counts_more_than_a_variable_than_a_file(
 
 def test_what_an_administrator_may_want_to_set_is_a_config_option() -> None:
     others = {option.name for option in mounts.mount.params if not isinstance(option, ConfigOption)}
-    assert others == {"mountpoint", "foreground", "config"}
+    assert others == {"mountpoint", "foreground", "source", "config"}
 
 
 def test_the_names_of_variables() -> None:

@@ -23,8 +23,7 @@ COMMAND_S = 400.0
 CONSOLE_SHOWN = 3000
 _REBOOTS = 133
 """With this nspawn ends when its host is to boot again, and leaves that to whoever runs it (--keep-unit)."""
-_CAPABILITIES = "CAP_LINUX_IMMUTABLE"
-"""What a host has and a container usually not."""
+DEVICES = [f"--bind={device}" for device in ("/dev/fuse", "/dev/autofs") if Path(device).exists()]
 
 _IN_GROUPS = """
 group=$1; shift
@@ -62,7 +61,7 @@ class Machine:
         self._image = image
         self._directory = directory
         self._group = f"{lab.name}-{host.name}"
-        self._capabilities = [f"--capability={_CAPABILITIES}"] if immutable else []
+        self._capabilities = [] if immutable else ["--drop-capability=CAP_LINUX_IMMUTABLE"]
         self._nspawn: subprocess.Popen[bytes] | None = None
         self._console: threading.Thread | None = None
 
@@ -80,7 +79,7 @@ class Machine:
             [
                 *("bash", "-euc", _IN_GROUPS, "boot", self._group),
                 *("systemd-nspawn", "--quiet", "--register=no", "--keep-unit", "--directory", self.root),
-                *("--machine", self._group, "--hostname", self.name, "--bind=/dev/fuse", *self._capabilities),
+                *("--machine", self._group, "--hostname", self.name, *DEVICES, *self._capabilities),
                 *(f"--network-namespace-path={network}", "--boot"),
             ],
             env={**os.environ, "HIERARCHIES": " ".join(map(str, hierarchies()))},
