@@ -76,6 +76,7 @@ GROUPS = Document("docs/groups.md")
 SECURITY = Document("docs/security.md")
 RELIABILITY = Document("docs/reliability.md")
 CONFIGURATION = Document("docs/configuration.md")
+SYSTEMD = Document("docs/systemd.md")
 DOCUMENTS = (
     README,
     ARCHITECTURE,
@@ -86,6 +87,7 @@ DOCUMENTS = (
     SECURITY,
     RELIABILITY,
     CONFIGURATION,
+    SYSTEMD,
     Document("docs/benchmarks.md"),
     Document("CHANGELOG.md"),
 )

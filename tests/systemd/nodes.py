@@ -10,13 +10,12 @@ from typing import Any
 
 from tests.cluster.hosts import Network
 from tests.cluster.leftovers import clear_abandoned, guarded, own_lab
-from tests.docs.documents import Document
+from tests.docs.documents import SYSTEMD
 from tests.support.mounts import REPOSITORY
 from tests.support.waiting import eventually
 from tests.systemd.image import image, wheels
 from tests.systemd.machines import Machine, boot_all
 
-GUIDE = Document("docs/systemd.md")
 NAMES = ("node1", "node2", "node3")
 RECOVERY_S = 120.0
 """How long all may need to be well again: members are elected, daemons start, and the machine is busy."""
@@ -34,7 +33,7 @@ class Nodes:
         made_of = wheels()
         for machine in self.machines:
             put_checkout(machine, made_of)
-        first.shell(f"cd dnpipefs; {GUIDE.labelled('certificates')}")
+        first.shell(f"cd dnpipefs; {SYSTEMD.labelled('certificates')}")
         made = first.root / "root/dnpipefs/certificates"
         for machine in self.machines[1:]:
             shutil.copytree(made, machine.root / "root/dnpipefs/certificates")
@@ -71,7 +70,7 @@ def put_checkout(machine: Machine, wheels: Path) -> None:
 
 def provision(machine: Machine) -> str:
     """Type what the guide says for a node; the hosts have no network to install from."""
-    line = GUIDE.labelled("node").rstrip().replace("--name node1", f"--name {machine.name}")
+    line = SYSTEMD.labelled("node").rstrip().replace("--name node1", f"--name {machine.name}")
     return machine.shell(f"cd dnpipefs; {line} --wheels wheels")
 
 

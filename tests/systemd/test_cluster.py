@@ -6,11 +6,11 @@ from pathlib import Path
 import pytest
 
 from tests.cluster.hosts import CommandFailed
+from tests.docs.documents import SYSTEMD
 from tests.support.waiting import eventually
 from tests.systemd.image import newer_wheels
 from tests.systemd.machines import Machine
 from tests.systemd.nodes import (
-    GUIDE,
     RECOVERY_S,
     Nodes,
     daemon,
@@ -52,7 +52,7 @@ def test_echo_on_one_node_and_cat_on_another(nodes: Nodes) -> None:
 
 
 def test_the_look_of_the_guide(nodes: Nodes) -> None:
-    said = nodes.machines[1].shell(GUIDE.labelled("look").replace("status etcd", "status --no-pager etcd"))
+    said = nodes.machines[1].shell(SYSTEMD.labelled("look").replace("status etcd", "status --no-pager etcd"))
     assert said.count("Active: active (running)") == 2
     assert "/dnp: served\n" in said
     assert "\n0 problems, " in said
@@ -187,7 +187,7 @@ def test_a_wrong_setting_is_not_tried_again(nodes: Nodes) -> None:
 
 def test_more_mounts(nodes: Nodes) -> None:
     one = nodes.machines[0]
-    one.shell(GUIDE.labelled("more mounts"))
+    one.shell(SYSTEMD.labelled("more mounts"))
     one.shell("echo team > /srv/team/here")
     assert one.says("cat /dnp/here").endswith("No such file or directory\n")
     assert (status(one, "/srv/team") or {})["prefix"] == "/team/"

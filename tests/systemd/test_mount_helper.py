@@ -6,11 +6,12 @@ from pathlib import Path
 import pytest
 
 from tests.cluster.hosts import CommandFailed
+from tests.docs.documents import SYSTEMD
 from tests.support.mounts import REPOSITORY
 from tests.support.waiting import eventually
 from tests.systemd.image import wheels
 from tests.systemd.machines import Machine
-from tests.systemd.nodes import GUIDE, RECOVERY_S, Nodes, put_checkout, running_machines
+from tests.systemd.nodes import RECOVERY_S, Nodes, put_checkout, running_machines
 
 EXAMPLES = REPOSITORY / "systemd" / "examples"
 SPEC = "10.0.0.1:2379,10.0.0.2:2379,10.0.0.3:2379/dnp"
@@ -35,12 +36,12 @@ def machine(nodes: Nodes) -> Iterator[Machine]:
 
 
 def add_to_fstab(machine: Machine, label: str) -> None:
-    machine.run("tee", "-a", "/etc/fstab", given=GUIDE.labelled(label))
+    machine.run("tee", "-a", "/etc/fstab", given=SYSTEMD.labelled(label))
     machine.run("systemctl", "daemon-reload")
 
 
 def test_mount_and_umount(machine: Machine) -> None:
-    mounting, unmounting = GUIDE.labelled("mount").splitlines()
+    mounting, unmounting = SYSTEMD.labelled("mount").splitlines()
     machine.shell(mounting)
     assert machine.shell("findmnt --noheadings --output SOURCE,FSTYPE /dnp").split() == [
         SPEC,
