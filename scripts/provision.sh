@@ -121,7 +121,7 @@ install_units() {
 }
 
 # What a running member does not read again by itself, as it does its certificates.
-settings_of_etcd() { cat "$SETTINGS/etcd.conf" "$UNITS"/etcd.service.d/*.conf 2>/dev/null | cksum; }
+settings_of_etcd() { cksum "$SETTINGS/etcd.conf" "$UNITS"/etcd.service.d/*.conf 2>/dev/null || echo none; }
 
 parse_arguments "$@"
 install_packages
