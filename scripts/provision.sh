@@ -61,7 +61,8 @@ install_packages() {
 }
 
 install_dnpipefs() {
-    [ -x "$PREFIX/bin/python" ] || python3 -m venv "$PREFIX"
+    # Anew also where the distribution's Python is a later one than it was made with.
+    "$PREFIX/bin/python" -c 'import pip' 2>/dev/null || python3 -m venv --clear "$PREFIX"
     if [ -n "$wheels" ]; then
         "$PREFIX/bin/pip" install --quiet --upgrade --no-index --find-links "$wheels" dnpipefs
     else

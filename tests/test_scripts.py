@@ -45,3 +45,44 @@ def test_make_alone_lists_its_targets(repository: Path) -> None:
     assert done.returncode == 0
     for target in ("run", "stop", "test", "lint", "bench"):
         assert f"make {target} " in done.stdout
+
+
+def test_certificates_are_of_one_authority_and_kept(repository: Path, tmp_path: Path) -> None:
+    made = tmp_path / "certificates"
+    assert run(repository, "scripts/certificates.sh", made, "one=10.0.0.1").returncode == 0
+    before = {path: path.read_bytes() for path in made.iterdir() if path.suffix != ".srl"}
+    assert run(repository, "scripts/certificates.sh", made, "one=10.0.0.1", "two=two.example").returncode == 0
+    assert before == {path: path.read_bytes() for path in before}
+    names = {"one": ["-verify_ip", "10.0.0.1"], "two": ["-verify_hostname", "two.example"]}
+    for name, checks in names.items():
+        for purpose in ("sslserver", "sslclient"):
+            options = ["-purpose", purpose, *checks, "-CAfile", str(made / "ca.crt")]
+            done = run(repository, "openssl", "verify", *options, made / f"{name}.crt")
+            assert done.returncode == 0, done.stdout + done.stderr
+    assert {path.stat().st_mode & 0o077 for path in made.iterdir()} == {0}
+
+
+def test_certificates_of_an_authority_that_is_elsewhere(repository: Path, tmp_path: Path) -> None:
+    (tmp_path / "ca.crt").touch()
+    done = run(repository, "scripts/certificates.sh", tmp_path, "one=10.0.0.1")
+    assert done.returncode == 1
+    assert "only where the first certificates were made" in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        ("", "--name, --nodes and --certificates are needed"),
+        ("--name one", "--name, --nodes and --certificates are needed"),
+        ("--name", "--name needs a value"),
+        ("--nam one", "there is no option --nam"),
+        ("--name three --nodes one=10.0.0.1,two=10.0.0.2 --certificates .", "three is not among --nodes"),
+        ("--name one --nodes one=10.0.0.1 --certificates .", "no ./ca.crt: scripts/certificates.sh makes it"),
+    ],
+)
+def test_provisioning_that_cannot_be(repository: Path, arguments: str, said: str) -> None:
+    done = run(repository, "scripts/provision.sh", *arguments.split())
+    assert (done.returncode, done.stdout) == (1, "")
+    assert done.stderr.startswith("provision: ")
+    assert said in done.stderr
+    assert done.stderr.count("\n") == 1
