@@ -282,6 +282,9 @@ OPTIONS: Final = CONNECTION_OPTIONS + MOUNT_OPTIONS
 
 def _read_configuration(ctx: click.Context, _option: click.Parameter, value: Path | None) -> None:
     configure(ctx, value, OPTIONS)
+    if _password_of_environment() is not None and ctx.default_map is not None:
+        # Not looked at then: the file that the system's configuration names may be for root only.
+        ctx.default_map.pop("password_file", None)
 
 
 _CONFIG: Final = click.Option(
