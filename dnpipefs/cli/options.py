@@ -84,6 +84,12 @@ class Connection:
                 f"--user and --password-file go together; {PASSWORD_VARIABLE} can stand for the file"
             )
 
+    @classmethod
+    def taken_from(cls, context: click.Context, values: dict[str, Any]) -> Connection:
+        """Take the shared options out of all those that a command has got. Raises ClickException."""
+        given = {option.parameter: values.pop(option.parameter) for option in CONNECTION_OPTIONS}
+        return cls(**_settle(context, given))
+
     def settings(self) -> Settings:
         """Return how to reach the cluster. Raises SetupError for a password file that cannot be read."""
         tls = None
@@ -282,6 +288,9 @@ OPTIONS: Final = CONNECTION_OPTIONS + MOUNT_OPTIONS
 
 def _read_configuration(ctx: click.Context, _option: click.Parameter, value: Path | None) -> None:
     configure(ctx, value, OPTIONS)
+    if _password_of_environment() is not None and ctx.default_map is not None:
+        # Not looked at then: the file that the system's configuration names may be for root only.
+        ctx.default_map.pop("password_file", None)
 
 
 _CONFIG: Final = click.Option(
@@ -301,9 +310,8 @@ def connection_options(command: Callable[..., None]) -> Callable[..., None]:
 
     @functools.wraps(command)
     def with_connection(**values: Any) -> None:
-        context = click.get_current_context()
-        given = {option.parameter: values.pop(option.parameter) for option in CONNECTION_OPTIONS}
-        command(Connection(**_settle(context, given)), **values)
+        connection = Connection.taken_from(click.get_current_context(), values)
+        command(connection, **values)
 
     return _with_options(with_connection, (*CONNECTION_OPTIONS, _CONFIG))
 

@@ -256,7 +256,7 @@ def test_addresses_are_named_or_looked_up(
 
 
 def test_which_password_counts(toml: Path, capsys: CapSys, monkeypatch: pytest.MonkeyPatch) -> None:
-    toml.write_text("user = 'dnp'\npassword_file = 'file.pem'")
+    toml.write_text("user = 'dnp'\npassword_file = 'not readable'")
     file = toml.parent / "file.pem"
     monkeypatch.setenv(PASSWORD_VARIABLE, SECRET)
     options = shown(capsys, "--config", str(toml))["options"]
