@@ -11,6 +11,7 @@ import click
 from dnpipefs.api import Dnp, PullStart
 from dnpipefs.cli.options import Connection, connection_options
 from dnpipefs.cli.running import run_connected, write_output
+from dnpipefs.cli.suggestions import groups_of_topic, topics
 from dnpipefs.cli.topics import PlaceType
 from dnpipefs.groups import GroupFacts
 
@@ -18,7 +19,7 @@ HEADINGS = ("TOPIC", "GROUP", "LAG", "PENDING", "RETURNED", "AGAIN", "MEMBERS", 
 
 
 @click.command()
-@click.argument("topic", required=False)
+@click.argument("topic", required=False, shell_complete=topics)
 @click.option(
     "--format",
     "form",
@@ -49,8 +50,8 @@ def groups(connection: Connection, topic: str | None, *, form: str) -> None:
 
 
 @click.command()
-@click.argument("topic")
-@click.argument("group")
+@click.argument("topic", shell_complete=topics)
+@click.argument("group", shell_complete=groups_of_topic)
 @click.argument("place", type=PlaceType(), metavar="first|last|OFFSET|TIMESTAMP")
 @connection_options
 def seek(connection: Connection, topic: str, group: str, *, place: PullStart) -> None:
@@ -63,8 +64,8 @@ def seek(connection: Connection, topic: str, group: str, *, place: PullStart) ->
 
 
 @click.command()
-@click.argument("topic")
-@click.argument("group")
+@click.argument("topic", shell_complete=topics)
+@click.argument("group", shell_complete=groups_of_topic)
 @connection_options
 def redrive(connection: Connection, topic: str, group: str) -> None:
     """Give a consumer group its dead letters again, as if they had never been delivered.

@@ -13,6 +13,7 @@ import click
 
 from dnpipefs.cli.exits import one_line
 from dnpipefs.cli.options import Connection, connection_options
+from dnpipefs.cli.suggestions import directories, mountpoints
 from dnpipefs.core.config import parse_size
 from dnpipefs.errors import InvalidSetting, SetupError
 from dnpipefs.mount import MountOptions, prepare_mountpoint, run_mount, start_in_background, unmount
@@ -30,7 +31,7 @@ def _parse_cache_size(_ctx: click.Context, _option: click.Parameter, value: str)
 
 
 @click.command()
-@click.argument("mountpoint", type=_DIRECTORY)
+@click.argument("mountpoint", type=_DIRECTORY, shell_complete=directories)
 @click.option("-f", "--foreground", is_flag=True, help="Stay until unmounted; log to standard error.")
 @click.option(
     "--allow-other/--no-allow-other",
@@ -95,7 +96,7 @@ def mount(
 
 
 @click.command()
-@click.argument("mountpoint", type=_DIRECTORY)
+@click.argument("mountpoint", type=_DIRECTORY, shell_complete=mountpoints)
 def umount(mountpoint: Path) -> None:
     """Unmount the topics. What was written to them is stored."""
     unmount(mountpoint)

@@ -46,6 +46,11 @@ class Connection:
         if (self.user is None) != (self.password_file is None):
             raise click.UsageError("--user and --password-file go together")
 
+    @classmethod
+    def taken_from(cls, values: dict[str, Any]) -> Connection:
+        """Take the shared options out of all those that a command has got."""
+        return cls(**{field.name: values.pop(field.name) for field in fields(cls)})
+
     def settings(self) -> Settings:
         """Return how to reach the cluster. Raises SetupError for a password file that cannot be read."""
         tls = None
@@ -158,7 +163,7 @@ def connection_options(command: Callable[..., None]) -> Callable[..., None]:
 
     @functools.wraps(command)
     def with_connection(**values: Any) -> None:
-        connection = Connection(**{field.name: values.pop(field.name) for field in fields(Connection)})
+        connection = Connection.taken_from(values)
         command(connection, **values)
 
     for option in reversed(_OPTIONS):

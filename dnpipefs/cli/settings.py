@@ -10,13 +10,20 @@ import click
 from dnpipefs.api import Config, Dnp
 from dnpipefs.cli.options import Connection, connection_options
 from dnpipefs.cli.running import run_connected, write_output
+from dnpipefs.cli.suggestions import changes_of_settings, names_of_settings, topics
 from dnpipefs.core.config import READ_ONLY, SETTINGS, format_id, format_value
 
 
 @click.command("config-topic")
-@click.argument("topic")
-@click.argument("changes", metavar="[NAME=VALUE]...", nargs=-1)
-@click.option("--unset", metavar="NAME", multiple=True, help="Take a setting back to its default.")
+@click.argument("topic", shell_complete=topics)
+@click.argument("changes", metavar="[NAME=VALUE]...", nargs=-1, shell_complete=changes_of_settings)
+@click.option(
+    "--unset",
+    metavar="NAME",
+    multiple=True,
+    shell_complete=names_of_settings,
+    help="Take a setting back to its default.",
+)
 @click.option(
     "--format",
     "form",
