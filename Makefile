@@ -4,7 +4,7 @@ MOUNT ?= $(if $(filter 0,$(shell id -u)),/dnp,$(HOME)/dnp)
 ARGS ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help setup setup-tests run stop test test-newer test-cluster properties soak soak-groups lint bench
+.PHONY: help setup setup-tests run stop test test-newer test-cluster properties soak soak-groups man lint bench
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-13s%s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -44,6 +44,9 @@ properties: setup-tests ## let random clusters live for STEPS steps (100000), an
 soak-groups: DURATION ?= 600
 soak-groups: setup-tests ## kill workers and mounts of consumer groups for DURATION seconds (600), and judge what they had
 	@DNPIPEFS_GROUP_KILLS_S=$(DURATION) .venv/bin/python -m pytest -s tests/mount/test_group_kills.py $(ARGS)
+
+man: setup ## write the man pages anew, from the commands and the docs
+	@.venv/bin/python scripts/generate_man.py
 
 lint: setup ## run the linters and the check of the layers only
 	@.venv/bin/python -m pytest -q tests/test_lint.py tests/test_layers.py

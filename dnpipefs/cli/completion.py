@@ -140,13 +140,13 @@ def register() -> None:
 @click.command()
 @click.argument("shell", type=click.Choice([shell.name for shell in _SHELLS]))
 def completion(shell: str) -> None:
-    r"""Print the script that makes a shell complete commands, options, topics, groups and settings.
+    """Print the script that makes a shell complete commands, options, topics, groups and settings.
 
     \b
     bash   eval "$(dnpipefs completion bash)"      in ~/.bashrc
     zsh    eval "$(dnpipefs completion zsh)"       in ~/.zshrc, behind compinit
     fish   dnpipefs completion fish | source       in ~/.config/fish/config.fish
-    """
+    """  # noqa: D301 - click's mark is the letter that \b stands for
     (chosen,) = (found for found in _SHELLS if found.name == shell)
     root = click.get_current_context().find_root().command
     click.echo(chosen(root, {}, PROGRAM, COMPLETING).source(), nl=False)

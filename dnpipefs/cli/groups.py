@@ -30,7 +30,7 @@ HEADINGS = ("TOPIC", "GROUP", "LAG", "PENDING", "RETURNED", "AGAIN", "MEMBERS", 
 )
 @connection_options
 def groups(connection: Connection, topic: str | None, *, form: str) -> None:
-    r"""List the consumer groups of a topic, or of all topics in the root directory.
+    """List the consumer groups of a topic, or of all topics in the root directory.
 
     \b
     LAG        messages that are not acknowledged, the following two included
@@ -39,7 +39,7 @@ def groups(connection: Connection, topic: str | None, *, form: str) -> None:
     AGAIN      messages that were delivered again so far
     MEMBERS    hosts that have claimed something
     OFFSET     where in the topic the next claim begins
-    """
+    """  # noqa: D301 - click's mark is the letter that \b stands for
 
     async def operation(dnp: Dnp) -> None:
         names = [topic] if topic is not None else await _topics(dnp)
