@@ -181,6 +181,17 @@ def test_at_a_terminal(shell: InteractiveShell, named: str, tmp_path: Path) -> N
     assert shell.after(changes) == ["dnpipefs", "config-topic", "jobs", "framing=write", "x"]
 
 
+@needs("zsh")
+def test_zsh_loads_it_by_itself(tmp_path: Path) -> None:
+    shell = InteractiveShell("zsh", tmp_path, {**os.environ, "PATH": PROGRAMS})
+    try:
+        shell.run("bindkey -e; mkdir functions; dnpipefs completion zsh > functions/_dnpipefs")
+        shell.run("fpath=($PWD/functions $fpath); autoload -Uz compinit && compinit -D")
+        assert shell.after(b"dnpipefs pul" + TAB + b"x") == ["dnpipefs", "pull", "x"]
+    finally:
+        shell.close()
+
+
 @needs("fish")
 def test_in_fish(named: str, tmp_path: Path) -> None:
     (tmp_path / "authority.pem").touch()

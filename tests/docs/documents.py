@@ -75,6 +75,7 @@ FSCK = Document("docs/fsck.md")
 GROUPS = Document("docs/groups.md")
 SECURITY = Document("docs/security.md")
 RELIABILITY = Document("docs/reliability.md")
+INSTALL = Document("docs/install.md")
 DOCUMENTS = (
     README,
     ARCHITECTURE,
@@ -84,6 +85,8 @@ DOCUMENTS = (
     GROUPS,
     SECURITY,
     RELIABILITY,
+    INSTALL,
+    Document("docs/releasing.md"),
     Document("docs/benchmarks.md"),
     Document("CHANGELOG.md"),
 )

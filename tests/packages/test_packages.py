@@ -1,5 +1,6 @@
 """Wheel and sdist: complete, the same each time, and of use where there is no checkout."""
 
+import os
 import re
 import shutil
 import sys
@@ -11,6 +12,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.docs.documents import INSTALL
 from tests.packages.conftest import INSTALL_S, Built, build, make_venv, run
 from tests.support.etcd_process import EtcdProcess
 from tests.support.mounts import REPOSITORY, why_no_mounts
@@ -40,6 +42,18 @@ def work_with(program: Path, directory: Path, options: Sequence[str]) -> None:
     assert dnpipefs("umount", str(mountpoint)) == ""
     assert list(mountpoint.iterdir()) == []
     mountpoint.rmdir()
+
+
+def documented(label: str, **places: Path | str) -> str:
+    """Return the commands of docs/install.md below a comment, with other paths in place of theirs."""
+    text = INSTALL.labelled(label)
+    for path, place in places.items():
+        written = {"wheel": f"dist/dnpipefs-{VERSION}-py3-none-any.whl", "home": "~"}.get(
+            path, "/" + path.replace("_", "/")
+        )
+        assert written in text, f"{label}: no {written}"
+        text = text.replace(written, str(place))
+    return f"set -e\n{text}"
 
 
 def test_there_is_one_version(built: Built) -> None:
@@ -76,6 +90,14 @@ def test_the_wheel_works_outside_the_checkout(
         assert (tmp_path / "venv" / "share" / "man" / page).exists(), page
     work_with(program, elsewhere, ["--data-dir", str(elsewhere / "data")])
     work_with(program, elsewhere, ["--endpoints", shared_server.endpoint, "--prefix", "/packages/"])
+    with_it = {"PATH": f"{program.parent}:{os.environ['PATH']}"}
+    commands = documented("a user's mount", home=elsewhere)
+    commands = commands.replace("dnpipefs mount", f"dnpipefs mount --data-dir {elsewhere}/data")
+    assert run(["bash", "-c", commands], elsewhere, environment=with_it) == "hello\n"
+    for directory in ("bash-completion/completions", "zsh/vendor-completions", "fish/vendor_completions.d"):
+        (elsewhere / directory).mkdir(parents=True)
+    run(["bash", "-c", documented("completion for all", usr_share=elsewhere)], elsewhere, environment=with_it)
+    assert {path.name for path in elsewhere.glob("*/*/*")} >= {"dnpipefs", "_dnpipefs", "dnpipefs.fish"}
 
 
 @pytest.mark.thorough
@@ -87,13 +109,31 @@ def test_the_same_files_give_the_same_bytes(built: Built, tmp_path: Path) -> Non
 
 @pytest.mark.thorough
 @needs_mounts
-@pytest.mark.parametrize("kind", ["wheel", "sdist"])
-def test_pip_installs_it(built: Built, kind: str, elsewhere: Path, tmp_path: Path) -> None:
+def test_a_host_gets_it_as_documented(built: Built, elsewhere: Path, tmp_path: Path) -> None:
     """With all dependencies, compiled here where there is no wheel."""
+    (tmp_path / "local" / "bin").mkdir(parents=True)
+    commands = documented(
+        "venv", wheel=built.wheel, opt_dnpipefs=tmp_path / "dnpipefs", usr_local=tmp_path / "local"
+    )
+    run(["bash", "-c", commands], elsewhere, within_s=INSTALL_S)
+    work_with(tmp_path / "local/bin/dnpipefs", elsewhere, ["--data-dir", str(elsewhere / "data")])
+    for page in MAN_PAGES:
+        assert (tmp_path / "local/share/man" / page).exists(), page
+
+
+@pytest.mark.thorough
+@needs_mounts
+def test_pip_installs_the_sdist(built: Built, elsewhere: Path, tmp_path: Path) -> None:
     python = make_venv(tmp_path / "venv")
-    package = built.wheel if kind == "wheel" else built.sdist
-    run([python, "-m", "pip", "install", "--quiet", package], elsewhere, within_s=INSTALL_S)
+    run([python, "-m", "pip", "install", "--quiet", built.sdist], elsewhere, within_s=INSTALL_S)
     work_with(python.with_name("dnpipefs"), elsewhere, ["--data-dir", str(elsewhere / "data")])
+
+
+@pytest.mark.thorough
+def test_the_packages_of_the_distribution_exist(elsewhere: Path) -> None:
+    if shutil.which("apt-get") is None:
+        pytest.skip("no apt-get: their names are those of Debian")
+    run(["apt-get", "--simulate", *INSTALL.labelled("packages").split()[1:]], elsewhere)
 
 
 @pytest.mark.thorough
@@ -131,8 +171,10 @@ def test_pipx_installs_it(built: Built, source: str, elsewhere: Path, tmp_path: 
         "PIPX_BIN_DIR": str(home / "bin"),
         "PIPX_MAN_DIR": str(home / "man"),
     }
-    install = [pipx, "install", "--python", sys.executable, built.wheel]
-    run(install, elsewhere, within_s=INSTALL_S, environment=places)
+    command = documented("pipx", wheel=built.wheel).replace("pipx", str(pipx))
+    # The Python that the tests have found to be one with headers.
+    places["PIPX_DEFAULT_PYTHON"] = sys.executable
+    run(["bash", "-c", command], elsewhere, within_s=INSTALL_S, environment=places)
     program = home / "bin" / "dnpipefs"
     assert run([program, "--version"], elsewhere) == f"dnpipefs, version {VERSION}\n"
     work_with(program, elsewhere, ["--data-dir", str(elsewhere / "data")])
