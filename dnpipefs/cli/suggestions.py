@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import os
 from collections.abc import Awaitable, Callable
-from contextlib import ExitStack
 from typing import Any, Final
 
 import click
@@ -19,12 +18,12 @@ from click.shell_completion import CompletionItem
 
 from dnpipefs import etcd
 from dnpipefs.cli.options import Connection
+from dnpipefs.cluster import look_at_etcd
 from dnpipefs.core.config import SETTINGS
 from dnpipefs.core.keys import KeySchema
 from dnpipefs.core.names import ROOT, FileId, Kind, parse_path
 from dnpipefs.core.records import Inode
-from dnpipefs.errors import TimedOut
-from dnpipefs.etcd.server import running_endpoint
+from dnpipefs.errors import CorruptData, TimedOut
 from dnpipefs.mount.mountpoint import mounts
 
 ANSWER_S: Final = 1.0
@@ -50,9 +49,12 @@ def topics(ctx: click.Context, _param: click.Parameter, incomplete: str) -> list
         found = await client.get_prefix(stem + _encoded(begun), limit=OFFERED_LIMIT, serializable=True)
         offered: list[Item] = []
         for kv in found.kvs:
-            path, inode = above + slash + _decoded(kv.key[len(stem) :]), Inode.decode(kv.key, kv.value)
-            is_directory = inode.kind is Kind.DIRECTORY
-            offered.append(CompletionItem(f"{path}/", OPEN) if is_directory else CompletionItem(path))
+            path = above + slash + _decoded(kv.key[len(stem) :])
+            try:
+                kind = Inode.decode(kv.key, kv.value).kind
+            except CorruptData:  # such an entry hides its name, and nothing else: as in the namespace
+                continue
+            offered.append(CompletionItem(path) if kind is Kind.TOPIC else CompletionItem(f"{path}/", OPEN))
         return _typeable(offered)
 
     return _look_up(ctx, look)
@@ -118,17 +120,9 @@ def _look_up(ctx: click.Context, look: _Look) -> list[Item]:
     settings = connection.settings()
 
     async def limited() -> list[Item]:
-        with ExitStack() as stack, trio.move_on_after(ANSWER_S):
-            endpoints = settings.endpoints
-            if not endpoints:
-                own = stack.enter_context(running_endpoint(settings.data_dir))
-                if own is None:
-                    return []
-                endpoints = (own,)
-            async with etcd.open_client(
-                endpoints, tls=settings.tls, credentials=settings.credentials, timeout=ANSWER_S
-            ) as client:
-                return await look(client, KeySchema(settings.prefix))
+        with trio.move_on_after(ANSWER_S):
+            async with look_at_etcd(settings, timeout=ANSWER_S) as client:
+                return [] if client is None else await look(client, KeySchema(settings.prefix))
         raise TimedOut(f"etcd does not answer within {ANSWER_S:g} s")
 
     return trio.run(limited)

@@ -5,13 +5,19 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import trio
 
+from dnpipefs import etcd
 from dnpipefs.cli import program
 from dnpipefs.cli.completion import _for_bash
 from dnpipefs.core.config import SETTINGS
+from dnpipefs.core.keys import KeySchema
+from dnpipefs.core.names import ROOT, FileId, Kind
+from dnpipefs.core.records import Inode
 from tests.cli.conftest import WITHIN_S, Capture, Command
 from tests.support.etcd_process import EtcdProcess
 from tests.support.shells import TAB, InteractiveShell
@@ -19,6 +25,7 @@ from tests.support.waiting import eventually
 
 Offered = Callable[[str], list[str]]
 
+INODE = Inode(FileId(0xAB), Kind.TOPIC, 0o644, 0, 0, 1, 1)
 PROGRAMS = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
 
 
@@ -84,6 +91,18 @@ def test_topics_one_level_at_a_time(offered: Offered, dnp: Command, named: str) 
     assert offered(f"dnpipefs pull {named} nothing") == []
     assert offered(f"dnpipefs pull {named} nothing/j") == []
     assert offered(f"dnpipefs pull {named} ") == ["it's", "jobs", "journal", "my topic"], "what can be typed"
+
+
+async def test_an_entry_that_cannot_be_read_hides_itself_only(
+    offered: Offered, dnp: Command, named: str, client: etcd.Client
+) -> None:
+    keys = KeySchema(dnp.options[-1])
+    await client.put(keys.entry(ROOT, b"jobs"), b"nonsense")
+    directory = replace(INODE, kind=Kind.DIRECTORY)
+    await client.put(keys.entry(ROOT, b"jars"), directory.encode())
+    await client.put(keys.entry(directory.id, b"jam"), INODE.encode())
+    assert await trio.to_thread.run_sync(offered, f"dnpipefs pull {named} j") == ["jars/", "journal"]
+    assert await trio.to_thread.run_sync(offered, f"dnpipefs pull {named} jars/") == ["jars/jam"]
 
 
 def test_groups_of_the_topic(offered: Offered, named: str) -> None:
