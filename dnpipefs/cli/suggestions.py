@@ -24,7 +24,6 @@ from dnpipefs.core.keys import KeySchema
 from dnpipefs.core.names import ROOT, FileId, Kind, parse_path
 from dnpipefs.core.records import Inode
 from dnpipefs.errors import CorruptData, TimedOut
-from dnpipefs.mount.mountpoint import mounts
 
 ANSWER_S: Final = 1.0
 """How long etcd has to answer, seconds."""
@@ -103,6 +102,8 @@ def changes_of_settings(_ctx: click.Context, _param: click.Parameter, incomplete
 
 def mountpoints(_ctx: click.Context, _param: click.Parameter, incomplete: str) -> list[Item]:
     """Offer where a dnpipefs is mounted on this host."""
+    from dnpipefs.mount.mountpoint import mounts  # brings all that a mount is made of: not for a push
+
     return _typeable([CompletionItem(str(path)) for path in mounts() if str(path).startswith(incomplete)])
 
 
