@@ -76,6 +76,7 @@ GROUPS = Document("docs/groups.md")
 SECURITY = Document("docs/security.md")
 RELIABILITY = Document("docs/reliability.md")
 CONFIGURATION = Document("docs/configuration.md")
+INSTALL = Document("docs/install.md")
 DOCUMENTS = (
     README,
     ARCHITECTURE,
@@ -86,6 +87,8 @@ DOCUMENTS = (
     SECURITY,
     RELIABILITY,
     CONFIGURATION,
+    INSTALL,
+    Document("docs/releasing.md"),
     Document("docs/benchmarks.md"),
     Document("CHANGELOG.md"),
 )
