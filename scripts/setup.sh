@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Makes the checkout runnable: the distribution's packages, a .venv, dnpipefs in it (editable, with its tests).
-# Says nothing and takes no time when that is already so. With --tests, also what only tests need; with --systemd, also
-# what those under systemd need.
+# Says nothing and takes no time when that is already so. With --tests, also what only tests need; with --packages or
+# --systemd, what those of the packages or those under systemd do.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
@@ -17,7 +17,7 @@ fingerprint() { pwd -P; cksum pyproject.toml scripts/setup.sh; }
 has() { command -v "$1" >/dev/null; }
 
 is_set_up() {
-    has_programs && ! wants_test_tools && ! wants_systemd_tools && .venv/bin/python -c '' 2>/dev/null &&
+    has_programs && ! lacks_tools && .venv/bin/python -c '' 2>/dev/null &&
         [ "$(fingerprint)" = "$(cat "$STAMP" 2>/dev/null)" ]
 }
 
@@ -60,17 +60,36 @@ python_packages() {
 # etcdctl and the attr tools are for the tests: they look at what is stored, and set topics up, as a user would.
 has_programs() { has etcd && has fusermount3 && has etcdctl && has getfattr; }
 # For tests, those of the cluster above all, which are root's: hosts, what cuts them off and delays their packets,
-# clocks that jump.
+# clocks that jump. mandoc judges the man pages.
 has_test_tools() {
-    has parallel && has ip && has iptables && has_queue_headers && compgen -G '/usr/lib/*/faketime/libfaketimeMT.so.1' >/dev/null
+    has parallel && has mandoc && has ip && has iptables && has_queue_headers && compgen -G '/usr/lib/*/faketime/libfaketimeMT.so.1' >/dev/null
 }
 has_queue_headers() { has pkg-config && pkg-config --exists libnetfilter_queue; }
-wants_test_tools() { [ -n "$WITH" ] && [ "$(id -u)" = 0 ] && has apt-get && ! has_test_tools; }
+has_package_tools() { has pipx && has zsh && has fish; }
 has_systemd_tools() { has debootstrap && has systemd-nspawn; }
-wants_systemd_tools() { [ "$WITH" = --systemd ] && [ "$(id -u)" = 0 ] && has apt-get && ! has_systemd_tools; }
+# Whether tools for tests were asked for, are missing, and can be had.
+lacks_tools() {
+    [ "$(id -u)" = 0 ] && has apt-get || return 1
+    case "$WITH" in
+        --tests) ! has_test_tools ;;
+        --packages) ! has_package_tools ;;
+        --systemd) ! has_systemd_tools ;;
+        *) return 1 ;;
+    esac
+}
+tools() {
+    case "$WITH" in
+        --tests) echo parallel mandoc iproute2 iptables libfaketime libnetfilter-queue-dev ;;
+        --packages) echo pipx zsh fish ;;
+        --systemd)
+            echo debootstrap systemd-container
+            if apt-cache show vagrant >/dev/null 2>&1; then echo vagrant; fi # not in each release of Debian
+            ;;
+    esac
+}
 has_headers() { has pkg-config && pkg-config --exists fuse3; }
 compiles() { has cc && echo '#include <stdlib.h>' | cc -E - >/dev/null 2>&1; }
-is_complete() { has_programs && has_headers && compiles && find_python >/dev/null && ! wants_test_tools && ! wants_systemd_tools; }
+is_complete() { has_programs && has_headers && compiles && find_python >/dev/null && ! lacks_tools; }
 
 install_packages() {
     local packages=() had_etcd=yes
@@ -92,11 +111,8 @@ install_packages() {
         had_etcd=no
         if apt-cache show etcd-server >/dev/null 2>&1; then packages+=(etcd-server); else packages+=(etcd); fi
     fi
-    if wants_test_tools; then packages+=(parallel iproute2 iptables libfaketime libnetfilter-queue-dev); fi
-    if wants_systemd_tools; then
-        packages+=(debootstrap systemd-container)
-        if ! has vagrant && apt-cache show vagrant >/dev/null 2>&1; then packages+=(vagrant); fi # not in each release
-    fi
+    # shellcheck disable=SC2207 # package names have no spaces
+    if lacks_tools; then packages+=($(tools)); fi
     as_root env DEBIAN_FRONTEND=noninteractive apt-get install -qq -y --no-install-recommends "${packages[@]}" >&2 ||
         fail "could not install ${packages[*]}, see above"
     [ "$had_etcd" = yes ] || disable_etcd_service

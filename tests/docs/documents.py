@@ -77,6 +77,7 @@ SECURITY = Document("docs/security.md")
 RELIABILITY = Document("docs/reliability.md")
 CONFIGURATION = Document("docs/configuration.md")
 SYSTEMD = Document("docs/systemd.md")
+INSTALL = Document("docs/install.md")
 DOCUMENTS = (
     README,
     ARCHITECTURE,
@@ -88,6 +89,8 @@ DOCUMENTS = (
     RELIABILITY,
     CONFIGURATION,
     SYSTEMD,
+    INSTALL,
+    Document("docs/releasing.md"),
     Document("docs/benchmarks.md"),
     Document("CHANGELOG.md"),
 )
