@@ -106,6 +106,8 @@ class Pool:
         """Return the endpoint the user wrote as `name`, or the one beside them."""
         for endpoint in (*self.endpoints, *self.beside):
             if endpoint.name == name:
+                if endpoint.failure is not None:
+                    endpoint.renew()
                 return endpoint
         raise SetupError(f"{name!r} is not one of this client's endpoints")
 
@@ -213,6 +215,7 @@ class Pool:
 
 async def probe(endpoint: Endpoint, timeout: float = PROBE_TIMEOUT) -> pb.StatusResponse | None:
     """Ask for the status of a member, and note on the endpoint whether it can be used."""
+    endpoint.renew()
     try:
         status = await endpoint.call(STATUS, pb.StatusRequest(), timeout)
     except (Unreachable, Ambiguous) as error:
