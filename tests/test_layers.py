@@ -21,7 +21,7 @@ LAYERS: list[set[str]] = [
     {"log", "namespace", "groups", "session"},
     {"cluster"},
     # The services as files, as functions; etcd examined; what is stored checked; "" is dnpipefs itself.
-    {"vfs", "api", "consumer", "writer", "doctor", "fsck", "status", ""},
+    {"vfs", "api", "consumer", "writer", "doctor", "fsck", "status", "overview", ""},
     {"fuse"},
     {"mount"},
     {"cli", "bench", "__main__"},
