@@ -24,11 +24,11 @@ LAYERS: list[set[str]] = [
     {"vfs", "api", "consumer", "writer", "doctor", "fsck", "status", "overview", ""},
     {"fuse"},
     {"mount"},
-    {"cli", "bench", "__main__"},
+    {"cli", "bench", "top", "__main__"},
 ]
 RANK = {unit: rank for rank, units in enumerate(LAYERS) for unit in units}
 
-ONLY_IN = {"pyfuse3": "fuse", "errno": "fuse", "grpc": "etcd"}
+ONLY_IN = {"pyfuse3": "fuse", "errno": "fuse", "grpc": "etcd", "urwid": "top"}
 NOT_IN_CORE = {"trio", "time", "random", "secrets", "os", "socket", "threading", "subprocess", "asyncio"}
 MEANINGLESS_NAMES = {"utils", "util", "common", "helpers", "misc"}
 LONGEST_MODULE_LINES = 600
