@@ -46,8 +46,8 @@ up down pgup pgdn home end   move; also k j g G
 tab, or 1 2 3 4              topics, groups, hosts, etcd
 s S                          sort by the next, by the previous column
 r                            the other way round
-/                            only names with these letters, or like a pattern *?[
-esc                          all names again; back from here, or from a topic
+/                            filter: a part of the name, or a pattern with * ? [
+esc                          filter no more; back from here, or from a topic
 f enter                      follow a topic: its last messages, and what comes
 p space                      pause; go on
 + -                          look more often, less often
@@ -283,6 +283,10 @@ class Screen:
     def _key(self, key: object) -> None:
         if not isinstance(key, str):  # a mouse
             return
+        escaped, meta, plain = key.rpartition("meta ")
+        if meta and not escaped:  # a quick one behind the escape key
+            self._key("esc")
+            key = plain
         if self._frame.focus_position == "footer":
             self._key_in_prompt(key)
             return

@@ -334,10 +334,10 @@ def _alarms(member: MemberHealth) -> str | None:
 
 
 def _member_detail(member: MemberHealth) -> str:
-    name = f"{member.name} at {member.endpoint}" if member.name else member.endpoint
     alarms = f", alarm {_alarms(member)}" if member.alarms else ""
     if member.state is None:
-        return f"{name}: {member.failure}{alarms}"
+        return f"{member.name or member.endpoint}: {member.failure}{alarms}"
+    name = f"{member.name} at {member.endpoint}" if member.name else member.endpoint
     return f"{name}: {role(member)}, etcd {member.state.version}, revision {member.state.revision}{alarms}"
 
 

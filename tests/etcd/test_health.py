@@ -84,6 +84,13 @@ async def test_what_a_member_that_is_gone_leaves_behind(cluster: list[EtcdProces
             assert (health.read_s is not None) == alive, "a majority is needed to read"
             assert (health.failure == "") == alive
             assert alive or health.leader is None or health.leader.name == "a", "that takes it a moment"
+        cluster[0].kill()
+        health = await gauge.look()
+        assert [(member.name, member.answers) for member in health.members] == [
+            ("a", False),
+            ("b", False),
+            ("c", False),
+        ], "they are known from before"
 
 
 async def test_nobody_answers() -> None:
