@@ -22,8 +22,7 @@ from dnpipefs.overview import TopicOverview
 from dnpipefs.top.follower import Follower
 from dnpipefs.top.follower import Line as Message
 from dnpipefs.top.report import etcd_line, head
-from dnpipefs.top.sample import Picture
-from dnpipefs.top.tables import GROUPS, TABLES, TOPICS, Choice, Table, age_text, printable
+from dnpipefs.top.tables import ETCD, GROUPS, TABLES, TOPICS, Choice, Table, age_text, printable
 from dnpipefs.top.watcher import SHORTEST_INTERVAL_S, Watcher
 from dnpipefs.top.widgets import Body, Line, Markup, Rows, fit
 
@@ -86,7 +85,7 @@ class LastWarning(logging.Handler):
 class _Shown(NamedTuple):
     """Rows that are shown, and what they were made from, which takes a moment if there are thousands."""
 
-    picture: Picture | None = None
+    source: object = None
     table: Table[Any] = TOPICS
     choice: Choice = Choice()
     rows: Sequence[Any] = ()
@@ -218,9 +217,10 @@ class Screen:
         choice, picture = self._choices[self._table.title], self._watcher.picture
         shown = self._shown
         if picture is not None and (
-            shown.picture is not picture or (shown.table, shown.choice) != (self._table, choice)
+            (source := picture.health if self._table is ETCD else picture.sample) is not shown.source
+            or (shown.table, shown.choice) != (self._table, choice)
         ):
-            shown = self._shown = _Shown(picture, self._table, choice, *choice.rows(self._table, picture))
+            shown = self._shown = _Shown(source, self._table, choice, *choice.rows(self._table, picture))
         rows = shown.rows
         focus = 0
         if self._pinned is not None:
