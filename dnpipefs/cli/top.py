@@ -76,7 +76,7 @@ def top(
         async def tell(dnp: Dnp) -> None:
             picture = await look_twice(dnp, interval)
             render = as_json if form == "json" else as_text
-            await write_output(render(picture, chosen).encode(errors="surrogateescape"))
+            await write_output(render(picture, chosen).encode())
 
         run_connected(connection, tell)
         return
