@@ -1,8 +1,10 @@
 """`dnpipefs top --once`, and what `top` refuses. The screen is in tests/top."""
 
 import json
+import shlex
 
 from tests.cli.conftest import Command
+from tests.docs.documents import TOP
 
 
 def test_once(dnp: Command) -> None:
@@ -49,6 +51,21 @@ def test_filter_and_order(dnp: Command) -> None:
 def test_what_is_no_terminal_is_told_so(dnp: Command) -> None:
     line = dnp.fails(2, "top", given=b"")
     assert "no terminal that can be drawn on: use --once" in line
+
+
+def test_the_commands_of_the_document(dnp: Command) -> None:
+    dnp.out("push", "jobs", *["x"] * 1002)
+    dnp.out("pull", "--group", "w", "--no-wait", "-n", "1", "jobs")
+    for line in "".join(TOP.of_kind("sh")).splitlines():
+        if "|" in line:
+            done = dnp.shell(line.replace("dnpipefs top", "dnp top"))
+            assert (done.stderr, done.stdout) == (b"", b"jobs@w\n")
+            continue
+        _, command, *arguments = shlex.split(line)
+        if "--once" in arguments:
+            assert b"jobs" in dnp.out(command, *arguments)
+        else:
+            assert "no terminal" in dnp.fails(2, command, *arguments), "which is said of what has a meaning"
 
 
 def test_what_has_no_meaning(dnp: Command) -> None:

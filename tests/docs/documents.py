@@ -75,6 +75,7 @@ FSCK = Document("docs/fsck.md")
 GROUPS = Document("docs/groups.md")
 SECURITY = Document("docs/security.md")
 RELIABILITY = Document("docs/reliability.md")
+TOP = Document("docs/top.md")
 DOCUMENTS = (
     README,
     ARCHITECTURE,
@@ -84,6 +85,7 @@ DOCUMENTS = (
     GROUPS,
     SECURITY,
     RELIABILITY,
+    TOP,
     Document("docs/benchmarks.md"),
     Document("CHANGELOG.md"),
 )

@@ -1,6 +1,7 @@
 """What is made of looks at a cluster: rates, rows, cells. No terminal, no etcd."""
 
 import json
+import re
 from dataclasses import replace
 
 import pytest
@@ -30,6 +31,7 @@ from dnpipefs.top.tables import (
     time_text,
 )
 from dnpipefs.top.widgets import fit
+from tests.docs.documents import TOP
 
 NOW_NS = 1795299868 * 10**9
 EMPTY = TopicStat(Offset(0), Offset(0), 0, NOW_NS, 0, Revision(5), 0)
@@ -299,6 +301,23 @@ def test_the_json() -> None:
         "alarms": ["NOSPACE"],
     }
     assert json.loads(as_json(replace(FULL, health=None), choices()))["etcd"] is None
+
+
+def test_all_of_the_json_is_described() -> None:
+    told = json.loads(as_json(FULL, choices()))
+    found = {"": set(told) - {"topics", "groups", "hosts", "etcd"}, "etcd": set(told["etcd"]) - {"members"}}
+    found |= {f"{part}[]": set(told[part][0]) for part in ("topics", "groups", "hosts")}
+    found["etcd.members[]"] = set(told["etcd"]["members"][0])
+    rows = [row for row in TOP.rows if len(row) == 2 and row[0].startswith("`")]
+    described: dict[str, set[str]] = {"": set()}
+    for field, what in rows:
+        names = re.findall(r"`(\w+)`", re.sub(r"\([^)]*\)|as by .*", "", what))
+        for name in re.findall(r"`([\w.]+(?:\[\])?)`", field):
+            if name in found:
+                described[name] = set(names)
+            elif name in told:
+                described[""].add(name)
+    assert described == found
 
 
 def test_roles() -> None:

@@ -168,19 +168,7 @@ async def test_a_session(dnp: Command, open_terminal: OpenTerminal) -> None:
         await trio.to_thread.run_sync(top.ends, 0)
 
 
-async def test_control_c(dnp: Command, open_terminal: OpenTerminal) -> None:
-    async with connect(dnp.options[1], prefix=dnp.options[3]) as host:
-        await host.push("t", "x")
-    terminal = open_terminal()
-    top = Top(terminal, dnp)
-    terminal.until("1 topic, 0 groups, 1 host")
-    terminal.press("Enter")
-    terminal.until("^ t  esc back")
-    terminal.press("C-c")
-    top.ends(130)
-
-
-async def test_an_etcd_that_is_away_for_a_while(
+async def test_an_etcd_that_is_away_for_a_while_and_control_c(
     server: EtcdProcess, open_terminal: OpenTerminal, monkeypatch: pytest.MonkeyPatch, tmp_path: object
 ) -> None:
     monkeypatch.chdir(str(tmp_path))
@@ -197,5 +185,7 @@ async def test_an_etcd_that_is_away_for_a_while(
     async with connect(server.endpoint, prefix=command.options[3]) as host:
         await host.push("back", "x")
     terminal.until("etcd: 1 of 1 member answers", "^back +1 ", "1 topic, 0 groups, 1 host")
-    terminal.press("q")
-    top.ends(0)
+    terminal.press("f")
+    terminal.until(r"^ back  esc back", " x$")
+    terminal.press("C-c")
+    top.ends(130)
