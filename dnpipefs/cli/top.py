@@ -89,7 +89,8 @@ def top(
     from dnpipefs.top.screen import LastWarning, Screen  # what draws takes time to import
 
     warning = LastWarning()
-    logging.basicConfig(level=(connection.log_level or "warning").upper(), handlers=[warning])
+    if os.isatty(2):
+        logging.basicConfig(level=(connection.log_level or "warning").upper(), handlers=[warning])
 
     async def show(dnp: Dnp) -> None:
         await Screen(dnp, chosen, interval_s=interval, warning=warning).run()

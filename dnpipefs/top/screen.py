@@ -61,9 +61,6 @@ PENDING          claimed for readers, and
 RETURNED         waiting to be delivered again; AGAIN counts those that were"""
 
 
-_Frame = urwid.Frame[Any, Any, Any]
-
-
 class LastWarning(logging.Handler):
     """Keeps the last line of the log, which has no place on a screen that is drawn."""
 
@@ -244,11 +241,13 @@ class Screen:
         self._detail.set_text(printable(detail))
 
     def _show_messages(self, follower: Follower) -> None:
-        if self._watcher.paused:
+        if self._watcher.paused and self._messages.rows:
             return
-        at_end = self._messages.focus >= len(self._messages.rows) - 1
-        lines = list(follower.lines)
-        self._messages.show(lines, len(lines) - 1 if at_end else self._messages.focus)
+        lines, selected = list(follower.lines), self._messages.selected
+        focus = len(lines) - 1
+        if self._messages.focus < len(self._messages.rows) - 1:  # somebody looks back
+            focus = lines.index(selected) if selected in lines else 0
+        self._messages.show(lines, focus)
         self._place.set_text([("here", f" {printable(follower.topic)} "), " esc back"])
         said = f"{len(lines)} messages seen" if follower.failure is None else str(follower.failure)
         self._detail.set_text(printable(said) if follower.failure is None else ("alarm", printable(said)))
@@ -270,9 +269,9 @@ class Screen:
         choice = self._choices[self._table.title]
         for column, cells in self._table.shown(width):
             sorted_by = column.name == choice.sort
-            titles.append(("sorted" if sorted_by else "title", fit(column.title, cells, left=column.left)))
-            titles.append((None, " "))
-        return titles
+            title = fit(column.title, cells, left=column.left)
+            titles += [("sorted" if sorted_by else "title", title), (None, " ")]
+        return titles[:-1]
 
     def _row(self, row: Any, width: int) -> Markup:
         cells = [fit(column.text(row), cells, left=column.left) for column, cells in self._table.shown(width)]

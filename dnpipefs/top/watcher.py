@@ -1,8 +1,9 @@
 """Looking at a cluster again and again, while somebody watches.
 
-Tasks: one asks for topics and hosts, one for the health of etcd. Each begins a look an interval after the
-last one began, or at once after one that took longer; so a member that does not answer holds up nothing
-but news of the members. What fails is told and tried again: whoever watches wants to see it come back.
+Tasks: one asks for topics and hosts, one for the health of etcd, so that a member that does not answer
+holds up nothing but news of the members. Each begins a look an interval after the last one began, but not
+before it has rested as long as that one took. What fails is told and tried again: whoever watches wants to
+see it come back.
 """
 
 from __future__ import annotations
@@ -22,8 +23,6 @@ from dnpipefs.top.sample import Picture, Sample, picture
 
 SHORTEST_INTERVAL_S: Final = 0.2
 """The shortest time between two looks."""
-LONGEST_SHARE: Final = 0.5
-"""How much of the time may be spent looking: a look that takes longer is followed by a longer pause."""
 
 
 async def look(dnp: Dnp) -> Sample:
@@ -89,10 +88,9 @@ class Watcher:
             begun = trio.current_time()
             await action()
             self._changed()
-            took = trio.current_time() - begun
-            resting = max(0.0, took / LONGEST_SHARE - took)
-            while self.paused or trio.current_time() < max(begun + self.interval_s, begun + took + resting):
-                until = math.inf if self.paused else max(begun + self.interval_s, begun + took + resting)
+            rested = 2 * trio.current_time() - begun
+            while self.paused or trio.current_time() < max(begun + self.interval_s, rested):
+                until = math.inf if self.paused else max(begun + self.interval_s, rested)
                 with trio.move_on_at(until):
                     await self._stirred.wait()
 
