@@ -259,7 +259,7 @@ class Screen:
         by = self._table.column(choice.sort) or self._table.columns[0]
         order = f"by {by.title}{', reversed' if choice.reverse else ''}"
         if choice.matching:
-            order = f"{shown} of {total} match {printable(choice.matching)}, {order}"
+            order += f", {shown} of {total} match {printable(choice.matching)}"
         return [*tabs, (None, order)]
 
     def _title(self, width: int) -> Markup:

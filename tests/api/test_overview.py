@@ -11,6 +11,7 @@ from dnpipefs.etcd.pool import Pool
 from dnpipefs.groups import groups
 from tests.api.conftest import Connect
 from tests.api.test_groups import taken
+from tests.api.test_retention import make
 from tests.support.etcd_process import EtcdProcess
 
 
@@ -71,6 +72,17 @@ async def test_groups_are_as_topic_by_topic(dnp: Dnp, other: Dnp, monkeypatch: p
         "work": [(b"d", 10)],
     }
     assert found["work"].groups[0].pending >= 1
+
+
+async def test_groups_of_a_topic_that_was_trimmed(dnp: Dnp, other: Dnp) -> None:
+    await make(dnp, retention__messages="100")
+    await taken(dnp, "t", "w", 7)
+    (topic,) = await other.overview()
+    (facts,) = await other.groups("t")
+    assert topic.stat is not None
+    assert topic.stat.first_message > 0
+    assert tuple(topic.groups[0]) == (facts.name, *facts[2:])
+    assert facts.lag == topic.stat.messages - 7
 
 
 async def test_many_topics_take_few_reads(

@@ -89,15 +89,15 @@ async def test_a_session(dnp: Command, open_terminal: OpenTerminal) -> None:
         # Filters: as it is typed, patterns, none again.
         terminal.press("/")
         terminal.type("ne")
-        assert names(await shows(r"1 of 44 match ne, ", "^filter: ne$")) == ["team/news"]
+        assert names(await shows(r"by SIZE, 1 of 44 match ne$", "^filter: ne$")) == ["team/news"]
         terminal.press("BSpace", "BSpace")
         terminal.type("[jq]*")
         terminal.press("Enter")
         assert set(names(await shows(r"2 of 44 match \[jq\]\*", "^q quit"))) == {"jobs", "quiet"}
         terminal.press("/", "x", "x", "Escape")
-        await shows(r"2 of 44 match \[jq\]\*, ", "^q quit")
+        await shows(r"2 of 44 match \[jq\]\*$", "^q quit")
         terminal.press("Escape")
-        await shows(r"etcd  by SIZE")
+        await shows(r"etcd  by SIZE$")
 
         # The other tables.
         terminal.press("Tab")
@@ -135,7 +135,7 @@ async def test_a_session(dnp: Command, open_terminal: OpenTerminal) -> None:
         terminal.press("Escape")
         await shows("1 of 44 match", r"^team/news +601 ")
         terminal.press("Escape")
-        await shows(r"etcd  by SIZE")
+        await shows(r"etcd  by SIZE$")
 
         # Pause: nothing moves, until it goes on.
         terminal.press("p")
