@@ -62,6 +62,8 @@ def test_the_commands_of_the_document(dnp: Command) -> None:
             assert (done.stderr, done.stdout) == (b"", b"jobs@w\n")
             continue
         _, command, *arguments = shlex.split(line)
+        if "--interval" not in arguments:
+            arguments += ["--interval", "0.2"]
         if "--once" in arguments:
             assert b"jobs" in dnp.out(command, *arguments)
         else:
