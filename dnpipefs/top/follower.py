@@ -52,6 +52,8 @@ class Follower:
         self._last: Final = max(1, min(KEPT, int(BACK_BYTES / max(1.0, message_bytes))))
         self.topic: Final = topic
         self.lines: Final[deque[Line]] = deque(maxlen=KEPT)
+        self.seen = 0
+        """How many messages there were, with those that are not kept any more."""
         self.failure: DnpError | None = None
         """Why it cannot be read now."""
 
@@ -75,6 +77,7 @@ class Follower:
                 size = 0
                 for message in page:
                     newest.append(message)
+                    self.seen += 1
                     size += len(message.data)
                 self.lines.extend(line_of(message) for message in newest)
                 self.failure = None

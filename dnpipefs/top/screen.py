@@ -22,7 +22,7 @@ from dnpipefs.overview import TopicOverview
 from dnpipefs.top.follower import Follower
 from dnpipefs.top.follower import Line as Message
 from dnpipefs.top.report import etcd_line, head
-from dnpipefs.top.tables import ETCD, GROUPS, TABLES, TOPICS, Choice, Table, age_text, printable
+from dnpipefs.top.tables import ETCD, GROUPS, TABLES, TOPICS, Choice, Table, age_text, counted, printable
 from dnpipefs.top.watcher import SHORTEST_INTERVAL_S, Watcher
 from dnpipefs.top.widgets import Body, Line, Markup, Rows, fit
 
@@ -249,7 +249,9 @@ class Screen:
             focus = lines.index(selected) if selected in lines else 0
         self._messages.show(lines, focus)
         self._place.set_text([("here", f" {printable(follower.topic)} "), " esc back"])
-        said = f"{len(lines)} messages seen" if follower.failure is None else str(follower.failure)
+        said = (
+            counted(follower.seen, "message") + " seen" if follower.failure is None else str(follower.failure)
+        )
         self._detail.set_text(printable(said) if follower.failure is None else ("alarm", printable(said)))
 
     def _tabs(self, choice: Choice, shown: int, total: int) -> Markup:

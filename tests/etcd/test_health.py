@@ -78,6 +78,9 @@ async def test_members_that_nobody_named_and_those_that_are_gone(
             assert dead.failure
             assert named(told, "a").answers
             assert alive or (told.read_s is None and told.failure), "a majority is needed to read"
+            if alive:
+                fresh = await look([member.endpoint for member in cluster])
+                assert [member.name for member in fresh.members] == ["a", "b", "c"], "one never answered"
         cluster[0].kill()
         told = await gauge.look()
         assert [member.name for member in told.members] == ["a", "b", "c"], "they are known from before"
