@@ -77,6 +77,7 @@ SECURITY = Document("docs/security.md")
 RELIABILITY = Document("docs/reliability.md")
 CONFIGURATION = Document("docs/configuration.md")
 INSTALL = Document("docs/install.md")
+TOP = Document("docs/top.md")
 DOCUMENTS = (
     README,
     ARCHITECTURE,
@@ -89,6 +90,7 @@ DOCUMENTS = (
     CONFIGURATION,
     INSTALL,
     Document("docs/releasing.md"),
+    TOP,
     Document("docs/benchmarks.md"),
     Document("CHANGELOG.md"),
 )
