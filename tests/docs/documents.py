@@ -75,8 +75,9 @@ FSCK = Document("docs/fsck.md")
 GROUPS = Document("docs/groups.md")
 SECURITY = Document("docs/security.md")
 RELIABILITY = Document("docs/reliability.md")
-TOP = Document("docs/top.md")
 CONFIGURATION = Document("docs/configuration.md")
+INSTALL = Document("docs/install.md")
+TOP = Document("docs/top.md")
 DOCUMENTS = (
     README,
     ARCHITECTURE,
@@ -86,8 +87,10 @@ DOCUMENTS = (
     GROUPS,
     SECURITY,
     RELIABILITY,
-    TOP,
     CONFIGURATION,
+    INSTALL,
+    Document("docs/releasing.md"),
+    TOP,
     Document("docs/benchmarks.md"),
     Document("CHANGELOG.md"),
 )

@@ -137,9 +137,6 @@ def test_the_commands_of_the_readme_exist() -> None:
     ("document", "phrase"),
     [
         (FORMAT, f"unpacks to {UNPACKED_LIMIT // MIB} MiB at most"),
-        (TOP, f"up to {KEPT} can be looked back at"),
-        (TOP, f"from {WIDE} columns on"),
-        (TOP, f"until its session\nruns out, {SESSION_TTL_S} s later"),
         (CONFIGURATION, f"every {AGAIN_S:g} s at most"),
         (CONFIGURATION, f"each question may take {LOOKUP_S:g} s"),
         (CONFIGURATION, f"`{TLS_SERVICE}` means TLS. `{PLAIN_SERVICE}` means none"),
@@ -147,6 +144,9 @@ def test_the_commands_of_the_readme_exist() -> None:
         (CONFIGURATION, f"`$XDG_CONFIG_HOME/{USER_FILE}`"),
         (CONFIGURATION, f"(but `{TEST_VARIABLES}`"),
         (CONFIGURATION, f"is an error (exit status {Exit.USAGE})"),
+        (TOP, f"up to {KEPT} can be looked back at"),
+        (TOP, f"from {WIDE} columns on"),
+        (TOP, f"until its session\nruns out, {SESSION_TTL_S} s later"),
         (SECURITY, f"hosts read it anew after {NAMESPACE_PATIENCE_S:g} s"),
         (SECURITY, f"begins one within {REFUSED_RETRY_S:g} s"),
         (FSCK, f"read again, at most {TRIES} times"),
@@ -231,18 +231,6 @@ def test_the_errno_table_is_the_adapters() -> None:
     assert adapter - described == set()
 
 
-def test_the_columns_of_top_are_the_codes() -> None:
-    section = TOP.prose.partition("\n## Topics\n")[2].partition("\n## ")[0]
-    lines = [line for line in section.splitlines() if re.match(r"\| [A-Z]{3}", line)]
-    cells = [line.strip("|").split("|")[:2] for line in lines]
-    described = [
-        (title.strip(), name.strip(" `"))
-        for titles, names in cells
-        for title, name in zip(titles.split(","), names.split(","), strict=True)
-    ]
-    assert described == [(column.title, column.name) for column in TOPICS.columns]
-
-
 def test_every_option_of_configuration_is_described() -> None:
     """Keys, options, variables and defaults of the table are the code's, in its order."""
     rows = [row for row in CONFIGURATION.rows if row[0].startswith("`") or row[2].startswith("`DNPIPEFS_")]
@@ -264,6 +252,18 @@ def test_every_option_of_configuration_is_described() -> None:
         elif not callable(default):
             shown = f"{default:g}" if isinstance(default, float) else str(default)
             assert row[3] == f"`{shown.lower() if isinstance(default, bool) else shown}`"
+
+
+def test_the_columns_of_top_are_the_codes() -> None:
+    section = TOP.prose.partition("\n## Topics\n")[2].partition("\n## ")[0]
+    lines = [line for line in section.splitlines() if re.match(r"\| [A-Z]{3}", line)]
+    cells = [line.strip("|").split("|")[:2] for line in lines]
+    described = [
+        (title.strip(), name.strip(" `"))
+        for titles, names in cells
+        for title, name in zip(titles.split(","), names.split(","), strict=True)
+    ]
+    assert described == [(column.title, column.name) for column in TOPICS.columns]
 
 
 def test_the_rules_of_fsck_are_the_codes() -> None:

@@ -1,6 +1,6 @@
 """The screens in docs/top.md are what a terminal shows, but for numbers.
 
-With DNPIPEFS_CAPTURES=write in the environment they are written there anew.
+With DNPIPEFS_TEST_CAPTURES=write in the environment they are written there anew.
 """
 
 import os
@@ -42,7 +42,7 @@ def check(label: str, capture: str) -> None:
     capture = re.sub(own, lambda name: "ops1".ljust(len(name[0])), capture, flags=re.MULTILINE)
     capture = re.sub(r" +$", "", capture, flags=re.MULTILINE).strip("\n") + "\n"
     document = Document(DOCUMENT)
-    if os.environ.get("DNPIPEFS_CAPTURES") == "write":
+    if os.environ.get("DNPIPEFS_TEST_CAPTURES") == "write":
         begin = f"<!-- capture {label} -->\n```text\n"
         before, found, behind = document.text.partition(begin)
         assert found, f"{DOCUMENT} has no place for {label}"
