@@ -78,6 +78,7 @@ RELIABILITY = Document("docs/reliability.md")
 CONFIGURATION = Document("docs/configuration.md")
 SYSTEMD = Document("docs/systemd.md")
 INSTALL = Document("docs/install.md")
+TOP = Document("docs/top.md")
 DOCUMENTS = (
     README,
     ARCHITECTURE,
@@ -91,6 +92,7 @@ DOCUMENTS = (
     SYSTEMD,
     INSTALL,
     Document("docs/releasing.md"),
+    TOP,
     Document("docs/benchmarks.md"),
     Document("CHANGELOG.md"),
 )
