@@ -33,7 +33,7 @@ class Document:
 
     @cached_property
     def blocks(self) -> list[Block]:
-        fenced = re.compile(r"^(?:<!-- ([^\n]*) -->\n)?```(\w*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
+        fenced = re.compile(r"^(?:<!-- ([^\n]*) -->\n+)?```(\w*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
         return [Block(kind, label or "", text) for label, kind, text in fenced.findall(self.text)]
 
     def labelled(self, label: str) -> str:
@@ -75,15 +75,9 @@ FSCK = Document("docs/fsck.md")
 GROUPS = Document("docs/groups.md")
 SECURITY = Document("docs/security.md")
 RELIABILITY = Document("docs/reliability.md")
-DOCUMENTS = (
-    README,
-    ARCHITECTURE,
-    FORMAT,
-    SEMANTICS,
-    FSCK,
-    GROUPS,
-    SECURITY,
-    RELIABILITY,
-    Document("docs/benchmarks.md"),
-    Document("CHANGELOG.md"),
+TROUBLESHOOTING = Document("docs/troubleshooting.md")
+DOCUMENTS = tuple(
+    Document(str(path.relative_to(REPOSITORY)))
+    for path in (README.path, REPOSITORY / "CHANGELOG.md", *sorted((REPOSITORY / "docs").rglob("*.md")))
+    if "_build" not in path.parts
 )
