@@ -3,6 +3,7 @@
 import os
 import re
 import shutil
+import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -91,6 +92,28 @@ def test_what_a_page_shows(
         reader.close()
         for entry in hosts[0].path.iterdir():
             shutil.rmtree(entry) if entry.is_dir() else entry.unlink()
+
+
+def test_the_tutorial(tmp_path: Path) -> None:
+    points = {"/dnp": tmp_path / "dnp", "/mnt/second": tmp_path / "second"}
+
+    def placed(_terminal: str, text: str) -> str:
+        names = "|".join(points)
+        return re.sub(rf"(?<![\w/.-])({names})(?=[/\s:]|$)", lambda name: str(points[name[0]]), text)
+
+    variables = environment(tmp_path, f"--data-dir {tmp_path}/data")
+    reader = Reader(
+        tmp_path,
+        lambda _: Terminal(tmp_path, variables),
+        lambda terminal: points["/mnt/second" if terminal == "two" else "/dnp"],
+    )
+    try:
+        reader.follow(TUTORIAL, placed)
+        assert mounts_below(tmp_path) == []
+    finally:
+        reader.close()
+        for left in mounts_below(tmp_path):
+            subprocess.run(["fusermount3", "-u", "-z", left], check=False)
 
 
 def test_every_session_is_one_that_is_typed() -> None:
