@@ -100,15 +100,24 @@ class Reader:
     """Somebody who does what a page says."""
 
     def __init__(
-        self, directory: Path, open_terminal: Callable[[str], Terminal], mount_of: Callable[[str], Path]
+        self, directory: Path, open_terminal: Callable[[], Terminal], mounts: Sequence[Path]
     ) -> None:
+        """Files are put into *directory*; *mounts* are those whose files commands wait for."""
         self._directory = directory
         self._open = open_terminal
-        self._mount_of = mount_of
+        self._mounts = mounts
         self._terminals: dict[str, Terminal] = {}
 
-    def follow(self, document: Document, placed: Callable[[str, str], str]) -> None:
-        """Do all of it. *placed* puts this machine's names into a text for a terminal."""
+    def follow(
+        self,
+        document: Document,
+        placed: Callable[[str, str], str],
+        then: Callable[[str], None] = lambda _command: None,
+    ) -> None:
+        """Do all of it. *placed* puts this machine's names into a text for a terminal.
+
+        *then* is called after each command.
+        """
         for step in steps(document):
             match step:
                 case File(name, text):
@@ -118,6 +127,7 @@ class Reader:
                 case Command(terminal, text, shown, goes_on):
                     self._terminal(terminal).type(placed(terminal, text))
                     self._see(terminal, placed(terminal, shown), goes_on=goes_on)
+                    then(text)
                 case Later(terminal, shown):
                     self._see(terminal, placed(terminal, shown), goes_on=True)
                 case CtrlC(terminal):
@@ -130,7 +140,7 @@ class Reader:
 
     def _terminal(self, name: str) -> Terminal:
         if name not in self._terminals:
-            self._terminals[name] = self._open(name)
+            self._terminals[name] = self._open()
         return self._terminals[name]
 
     def _see(self, name: str, shown: str, *, goes_on: bool) -> None:
@@ -141,7 +151,7 @@ class Reader:
         elif shown:
             terminal.shows(_pattern(shown))
         else:
-            terminal.opens(self._mount_of(name))
+            terminal.opens(self._mounts)
 
 
 def _pattern(shown: str) -> str:

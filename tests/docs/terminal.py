@@ -5,7 +5,7 @@ import re
 import signal
 import subprocess
 import termios
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TypeVar
 
@@ -25,6 +25,7 @@ class Terminal:
     def __init__(self, directory: Path, environment: Mapping[str, str]) -> None:
         self._screen = ""
         self._command = "bash"
+        self._busy = True
         self._controlling, terminal = os.openpty()
         settings = termios.tcgetattr(terminal)
         settings[1] &= ~termios.ONLCR
@@ -43,8 +44,12 @@ class Terminal:
         self._until_prompt()
 
     def type(self, command: str) -> None:
-        """Begin a command."""
+        """Begin a command. One before it that went on has to have ended, and to have shown nothing more."""
+        if self._busy:
+            left = self._until_prompt()
+            assert left == "", f"{self._command}\nhas shown in the end\n{left}"
         self._command = command
+        self._busy = True
         os.write(self._controlling, command.encode() + b"\n")
 
     def finishes(self) -> str:
@@ -56,9 +61,10 @@ class Terminal:
         found = self._until(lambda: re.match(pattern, self._shown()), pattern)
         self._screen = self._screen[found.end() :]
 
-    def opens(self, below: Path) -> None:
-        """Wait until the command, which goes on, has opened a file below a directory."""
-        self._until(lambda: self._has_open(below), f"an open file below {below}")
+    def opens(self, below: Sequence[Path]) -> None:
+        """Wait until the command, which goes on, has opened a file below one of some directories."""
+        starts = tuple(f"{directory}/" for directory in below)
+        self._until(lambda: self._has_open(starts), f"an open file below {below}")
 
     def interrupt(self) -> str:
         """Press Ctrl-C, and return what was shown until the prompt came."""
@@ -75,7 +81,7 @@ class Terminal:
     def _shown(self) -> str:
         try:
             while block := os.read(self._controlling, 1 << 16):
-                self._screen += block.decode(errors="replace")
+                self._screen += re.sub("\x1b\\[[0-9;]*m", "", block.decode(errors="replace"))  # colours
         except BlockingIOError:
             pass
         return self._screen
@@ -83,6 +89,7 @@ class Terminal:
     def _until_prompt(self) -> str:
         self._until(lambda: MARK in self._shown(), "its end")
         shown, _, self._screen = self._screen.partition(MARK)
+        self._busy = False
         return shown
 
     def _until(self, condition: Callable[[], T | None], wanted: str) -> T:
@@ -109,12 +116,11 @@ class Terminal:
             except ProcessLookupError:
                 continue
 
-    def _has_open(self, below: Path) -> bool:
+    def _has_open(self, starts: tuple[str, ...]) -> bool:
         for pid in self._processes():
             try:
-                if pid != self._shell.pid and any(
-                    os.readlink(link).startswith(f"{below}/") for link in Path(f"/proc/{pid}/fd").iterdir()
-                ):
+                links = list(Path(f"/proc/{pid}/fd").iterdir())
+                if any(os.readlink(link).startswith(starts) for link in links):
                     return True
             except OSError:  # gone meanwhile
                 continue

@@ -1,5 +1,6 @@
 """What the tutorial and the recipes tell to type is typed, and shows what they say, on real hosts."""
 
+import json
 import os
 import re
 import shutil
@@ -9,12 +10,15 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+import trio
 
+from dnpipefs import etcd
+from dnpipefs.core.keys import KeySchema
 from tests.docs.documents import DOCUMENTS, Document
 from tests.docs.sessions import Reader
 from tests.docs.terminal import Terminal
 from tests.support.etcd_process import EtcdProcess
-from tests.support.mounts import Mount, Mounts, why_no_mounts
+from tests.support.mounts import Mounts, why_no_mounts
 from tests.support.processes import mounts_below
 
 pytestmark = pytest.mark.skipif(why_no_mounts() is not None, reason=why_no_mounts() or "")
@@ -57,41 +61,41 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[EtcdProcess]:
 
 
 @pytest.fixture(scope="module")
-def hosts(server: EtcdProcess, tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Mount, Mount]]:
+def cluster(server: EtcdProcess, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Mounts]:
+    """Two hosts of the default prefix."""
     mounts = Mounts(tmp_path_factory.mktemp("mounts"))
     try:
-        with mounts.guarded():
-            first, second = (mounts.make(endpoints=[server.endpoint], prefix="/dnp/") for _ in range(2))
-            first.start()
-            second.start()
-            yield first, second
-            assert (first.stop(), second.stop()) == (0, 0)
+        hosts = [mounts.make(endpoints=[server.endpoint], prefix="/dnp/") for _ in range(2)]
+        for host in hosts:
+            host.start()
+        yield mounts
+        assert [host.stop() for host in hosts] == [0, 0]
     finally:
         mounts.clear()
 
 
 @pytest.mark.parametrize("document", ON_TWO_HOSTS, ids=lambda document: document.name)
 def test_what_a_page_shows(
-    document: Document, hosts: tuple[Mount, Mount], server: EtcdProcess, tmp_path: Path
+    document: Document, cluster: Mounts, server: EtcdProcess, tmp_path: Path
 ) -> None:
     variables = environment(tmp_path, f"--endpoints {server.endpoint}")
     variables["ETCDCTL_API"] = "3"
     variables["ETCDCTL_ENDPOINTS"] = server.endpoint
 
-    def mount_of(terminal: str) -> Path:
-        return hosts[terminal == "web2"].path
+    mounts = [host.path for host in cluster.alive]
 
     def placed(terminal: str, text: str) -> str:
-        text = re.sub(r"http://etcd1:2379\S*", server.endpoint, text)
-        return re.sub(r"""(?<![\w/.-])/dnp(?=[/\s"':;)]|$)""", str(mount_of(terminal)), text)
+        text = re.sub(r"http://etcd1:2379[\w:/.,]*", server.endpoint, text)
+        return re.sub(r"""(?<![\w/.-])/dnp(?=[/\s"':;)]|$)""", str(mounts[terminal == "web2"]), text)
 
-    reader = Reader(tmp_path, lambda _: Terminal(tmp_path, variables), mount_of)
-    try:
-        reader.follow(document, placed)
-    finally:
-        reader.close()
-        for entry in hosts[0].path.iterdir():
-            shutil.rmtree(entry) if entry.is_dir() else entry.unlink()
+    reader = Reader(tmp_path, lambda: Terminal(tmp_path, variables), mounts)
+    with cluster.guarded():
+        try:
+            reader.follow(document, placed)
+        finally:
+            reader.close()
+            for entry in mounts[0].iterdir():
+                shutil.rmtree(entry) if entry.is_dir() else entry.unlink()
 
 
 def test_the_tutorial(tmp_path: Path) -> None:
@@ -101,14 +105,24 @@ def test_the_tutorial(tmp_path: Path) -> None:
         names = "|".join(points)
         return re.sub(rf"(?<![\w/.-])({names})(?=[/\s:]|$)", lambda name: str(points[name[0]]), text)
 
+    async def end_session_of(mountpoint: Path) -> None:
+        async with etcd.open_client([f"unix:{tmp_path}/data/client.sock:0"]) as client:
+            prefix = KeySchema().sessions
+            (dead,) = [
+                session
+                for session in (await client.range(prefix.start, prefix.end)).kvs
+                if json.loads(session.value)["mountpoint"] == str(mountpoint)
+            ]
+            await client.lease_revoke(dead.lease)
+
+    def then(command: str) -> None:
+        if command.startswith("kill -9"):  # ten seconds are long for a test
+            trio.run(end_session_of, points["/mnt/second"])
+
     variables = environment(tmp_path, f"--data-dir {tmp_path}/data")
-    reader = Reader(
-        tmp_path,
-        lambda _: Terminal(tmp_path, variables),
-        lambda terminal: points["/mnt/second" if terminal == "two" else "/dnp"],
-    )
+    reader = Reader(tmp_path, lambda: Terminal(tmp_path, variables), list(points.values()))
     try:
-        reader.follow(TUTORIAL, placed)
+        reader.follow(TUTORIAL, placed, then)
         assert mounts_below(tmp_path) == []
     finally:
         reader.close()
