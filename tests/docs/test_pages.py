@@ -80,7 +80,6 @@ def test_what_a_page_shows(
 ) -> None:
     variables = environment(tmp_path, f"--endpoints {server.endpoint}")
     variables["ETCDCTL_API"] = "3"
-    variables["ETCDCTL_ENDPOINTS"] = server.endpoint
 
     mounts = [host.path for host in cluster.alive]
 
