@@ -17,11 +17,14 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from tests.docs.documents import Block, Document
-from tests.docs.terminal import Terminal
+from tests.docs.terminal import LIMIT_S, Terminal
+from tests.support.waiting import eventually
 
 _PROMPT = re.compile(r"^(?:(\w+):~)?\$ (.*)$")
 _CONTINUED = "> "
 _CTRL_C = "^C"
+_ASKS = re.compile("^dnpipefs groups|user.dnp.lag")
+"""How far a group is: shown once the last acknowledgement is in etcd, a moment after a reader has ended."""
 
 
 @dataclass(frozen=True)
@@ -124,6 +127,8 @@ class Reader:
                     path = self._directory / name
                     path.write_text(placed("", text))
                     path.chmod(0o755)
+                case Command(terminal, text, shown) if _ASKS.search(text):
+                    self._ask(terminal, placed(terminal, text), _pattern(placed(terminal, shown)))
                 case Command(terminal, text, shown, goes_on):
                     self._terminal(terminal).type(placed(terminal, text))
                     self._see(terminal, placed(terminal, shown), goes_on=goes_on)
@@ -142,6 +147,18 @@ class Reader:
         if name not in self._terminals:
             self._terminals[name] = self._open()
         return self._terminals[name]
+
+    def _ask(self, name: str, question: str, pattern: str) -> None:
+        terminal = self._terminal(name)
+
+        def answer() -> str:
+            terminal.type(question)
+            return terminal.finishes()
+
+        try:
+            eventually(lambda: re.fullmatch(pattern, answer()), within_s=LIMIT_S)
+        except AssertionError:
+            raise AssertionError(f"{question}\nshows\n{answer()}\nand not\n{pattern}") from None
 
     def _see(self, name: str, shown: str, *, goes_on: bool) -> None:
         terminal = self._terminal(name)
