@@ -75,9 +75,7 @@ def cluster(server: EtcdProcess, tmp_path_factory: pytest.TempPathFactory) -> It
 
 
 @pytest.mark.parametrize("document", ON_TWO_HOSTS, ids=lambda document: document.name)
-def test_what_a_page_shows(
-    document: Document, cluster: Mounts, server: EtcdProcess, tmp_path: Path
-) -> None:
+def test_what_a_page_shows(document: Document, cluster: Mounts, server: EtcdProcess, tmp_path: Path) -> None:
     variables = environment(tmp_path, f"--endpoints {server.endpoint}")
     variables["ETCDCTL_API"] = "3"
 
