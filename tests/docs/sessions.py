@@ -2,13 +2,13 @@
 
 The conventions of the pages:
 
-- A block of kind `console` is what terminals show. `web1:~$ ` is the prompt of the terminal `web1`, `$ ` that of
-  one without a name, `> ` continues a command. `web2` works on a host of its own, all others on one.
+- A block of kind `console` is what terminals show. `web1:~$ ` is the prompt of the terminal `web1`, `$ ` that
+  of one without a name, `> ` continues a command. `web2` works on a host of its own, all others on one.
 - What follows a command is what it shows, to the byte; `…` stands for anything in a line, and alone in a line
   for any lines. A command ends before the next one in its terminal, with `^C` if the page says so.
-- Lines before the first prompt of a block are what the terminal that the comment above names shows now: a
-  command goes on there.
-- A block below the comment `file NAME` is the content of that file, where commands are typed.
+- Lines before the first prompt of a block are what the terminal shows now that the line above names, as in
+  "On `web2`:": a command goes on there.
+- A block below "The file `NAME`:" is the content of that file, where commands are typed.
 """
 
 import re
