@@ -201,7 +201,7 @@ class Client(LeaseCalls, MaintenanceCalls):
         with trio.CancelScope(shield=True):
             await self._watches.aclose()
         for endpoint in self._pool.endpoints:
-            endpoint.channel.close()
+            endpoint.close()
 
 
 @asynccontextmanager
