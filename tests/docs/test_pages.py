@@ -28,7 +28,7 @@ TUTORIAL = Document("docs/tutorial.md")
 ON_TWO_HOSTS = [
     document
     for document in DOCUMENTS
-    if document.name.startswith(("docs/howto/", "docs/coming-from/", "docs/explanation/"))
+    if document.name.startswith(("docs/index.md", "docs/howto/", "docs/coming-from/", "docs/explanation/"))
     and document.of_kind("console")
 ]
 
