@@ -37,12 +37,13 @@ def setup(app: Sphinx) -> None:
     app.connect("source-read", show)
 
 
-def show(_app: Sphinx, page: str, source: list[str]) -> None:
+def show(app: Sphinx, page: str, source: list[str]) -> None:
     """Bring in files from outside, and let links follow: to pages, or to nothing where there is none."""
     here = REPOSITORY / "docs" / page
     if page in ELSEWHERE:
         here = REPOSITORY / ELSEWHERE[page]
         source[0] = here.read_text()
+        app.env.note_dependency(here)
     if page == "index":
         missing = {f"{name}\n" for name in PLANNED if not (here.parent / f"{name}.md").exists()}
         source[0] = "".join(line for line in source[0].splitlines(keepends=True) if line not in missing)
