@@ -24,6 +24,7 @@ from tests.support.processes import mounts_below
 pytestmark = pytest.mark.skipif(why_no_mounts() is not None, reason=why_no_mounts() or "")
 
 PROGRAMS = Path(sys.executable).parent
+ETCD = os.environ.get("DNPIPEFS_TEST_ETCD", "etcd")
 TUTORIAL = Document("docs/tutorial.md")
 ON_TWO_HOSTS = [
     document
@@ -34,9 +35,13 @@ ON_TWO_HOSTS = [
 
 
 def environment(home: Path, options: str) -> dict[str, str]:
-    """Return that of a reader; `dnpipefs` on its path gets *options*, which a reader has no need of."""
+    """Return that of a reader.
+
+    `dnpipefs` on its path gets *options*, which a reader has no need of; `etcd` is the one to be tested.
+    """
     programs = home / "bin"
     programs.mkdir()
+    (programs / "etcd").symlink_to(shutil.which(ETCD) or ETCD)
     (programs / "dnpipefs").write_text(
         "#!/bin/sh\n"
         'case "$1" in\n'
@@ -52,7 +57,7 @@ def environment(home: Path, options: str) -> dict[str, str]:
 
 @pytest.fixture(scope="module")
 def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[EtcdProcess]:
-    process = EtcdProcess(tmp_path_factory.mktemp("etcd"), os.environ.get("DNPIPEFS_TEST_ETCD", "etcd"))
+    process = EtcdProcess(tmp_path_factory.mktemp("etcd"), ETCD)
     try:
         process.start()
         yield process

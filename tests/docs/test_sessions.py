@@ -39,17 +39,23 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[EtcdProcess]:
 
 
 @pytest.fixture(scope="module")
-def mount(server: EtcdProcess, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Mount]:
+def mounts(server: EtcdProcess, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Mounts]:
     """A mount of the default prefix, on an empty etcd."""
     mounts = Mounts(tmp_path_factory.mktemp("mounts"))
     try:
-        with mounts.guarded():
-            host = mounts.make(endpoints=[server.endpoint], prefix="/dnp/")
-            host.start()
-            yield host
-            assert host.stop() == 0
+        host = mounts.make(endpoints=[server.endpoint], prefix="/dnp/")
+        host.start()
+        yield mounts
+        assert host.stop() == 0
     finally:
         mounts.clear()
+
+
+@pytest.fixture
+def mount(mounts: Mounts) -> Iterator[Mount]:
+    with mounts.guarded():
+        (host,) = mounts.alive
+        yield host
 
 
 @pytest.fixture
