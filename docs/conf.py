@@ -45,6 +45,7 @@ def show(app: Sphinx, page: str, source: list[str]) -> None:
         source[0] = here.read_text()
         app.env.note_dependency(here)
     if page == "index":
+        app.env.note_reread()
         missing = {f"{name}\n" for name in PLANNED if not (here.parent / f"{name}.md").exists()}
         source[0] = "".join(line for line in source[0].splitlines(keepends=True) if line not in missing)
     source[0] = _LINK.sub(lambda link: _followed(page, here.parent, link), source[0])
