@@ -84,6 +84,7 @@ FSCK = Document("docs/fsck.md")
 GROUPS = Document("docs/groups.md")
 SECURITY = Document("docs/security.md")
 RELIABILITY = Document("docs/reliability.md")
+CONFIGURATION = Document("docs/configuration.md")
 TROUBLESHOOTING = Document("docs/troubleshooting.md")
 DOCUMENTS = tuple(
     Document(str(path.relative_to(REPOSITORY)))
