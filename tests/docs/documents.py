@@ -85,6 +85,7 @@ GROUPS = Document("docs/groups.md")
 SECURITY = Document("docs/security.md")
 RELIABILITY = Document("docs/reliability.md")
 CONFIGURATION = Document("docs/configuration.md")
+INSTALL = Document("docs/install.md")
 TROUBLESHOOTING = Document("docs/troubleshooting.md")
 DOCUMENTS = tuple(
     Document(str(path.relative_to(REPOSITORY)))
