@@ -35,9 +35,12 @@ from dnpipefs.errors import (
     UnsupportedFormat,
     UsageError,
 )
-from dnpipefs.etcd import Credentials, EtcdError, Tls
-from dnpipefs.groups import GroupFacts
+from dnpipefs.etcd import Credentials, EtcdError, Health, MemberHealth, MemberState, Tls
+from dnpipefs.groups import GroupFacts, GroupState
+from dnpipefs.log.log import TopicStat
 from dnpipefs.log.reader import Message
+from dnpipefs.log.session import Host
+from dnpipefs.overview import TopicOverview
 from dnpipefs.writer import Writer
 
 __all__ = [
@@ -53,11 +56,16 @@ __all__ = [
     "EtcdError",
     "Framing",
     "GroupFacts",
+    "GroupState",
+    "Health",
+    "Host",
     "InvalidArgument",
     "InvalidName",
     "InvalidSetting",
     "IsADirectory",
     "Job",
+    "MemberHealth",
+    "MemberState",
     "Message",
     "MessageTooLarge",
     "NameTooLong",
@@ -74,6 +82,8 @@ __all__ = [
     "TopicConfig",
     "TopicFacts",
     "TopicGone",
+    "TopicOverview",
+    "TopicStat",
     "UnknownOutcome",
     "UnsupportedFormat",
     "UsageError",

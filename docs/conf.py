@@ -10,7 +10,7 @@ from sphinx.application import Sphinx
 REPOSITORY: Final = Path(__file__).parents[1]
 ELSEWHERE: Final = {"readme": "README.md", "changelog": "CHANGELOG.md"}
 """Pages that show a file from outside docs."""
-PLANNED: Final = ("systemd", "observability", "top")
+PLANNED: Final = ("systemd", "observability")
 """Pages that have a place in the navigation and may not be there yet."""
 _LINK: Final = re.compile(r"(?<!!)\[((?:[^\[\]]|\[[^\]]*\])+)\]\(([^)\s]+)\)")
 

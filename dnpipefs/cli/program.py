@@ -31,6 +31,7 @@ COMMANDS: Final[Mapping[str, str]] = {
     "groups": "dnpipefs.cli.groups",
     "seek": "dnpipefs.cli.groups",
     "redrive": "dnpipefs.cli.groups",
+    "top": "dnpipefs.cli.top",
     "doctor": "dnpipefs.cli.doctor",
     "fsck": "dnpipefs.cli.fsck",
     "bench": "dnpipefs.cli.bench",

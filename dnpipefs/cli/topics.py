@@ -6,7 +6,6 @@ import base64
 import json
 from collections.abc import Callable
 from contextlib import aclosing
-from datetime import UTC, datetime
 from itertools import islice
 from typing import Final
 
@@ -19,7 +18,7 @@ from dnpipefs.cli.running import read_input, run_connected, write_output
 from dnpipefs.cli.suggestions import groups_of_topic, topics
 from dnpipefs.cli.workers import Work, work
 from dnpipefs.core.config import Framing
-from dnpipefs.core.places import parse_place
+from dnpipefs.core.places import parse_place, timestamp
 from dnpipefs.errors import InvalidArgument
 from dnpipefs.log.reader import Message
 
@@ -167,7 +166,7 @@ def _as_it_is(message: Message) -> bytes:
 
 
 def _as_json(message: Message) -> bytes:
-    record: dict[str, object] = {"offset": message.offset, "time": _timestamp(message.time_ns)}
+    record: dict[str, object] = {"offset": message.offset, "time": timestamp(message.time_ns)}
     try:
         record["data"] = message.data.decode()
     except UnicodeDecodeError:
@@ -176,9 +175,3 @@ def _as_json(message: Message) -> bytes:
 
 
 _RENDER: Final[dict[str, Callable[[Message], bytes]]] = {"raw": _as_it_is, "json": _as_json}
-
-
-def _timestamp(time_ns: int) -> str:
-    """Return a time as RFC 3339 has it, in UTC with nanoseconds."""
-    seconds, fraction = divmod(time_ns, 10**9)
-    return f"{datetime.fromtimestamp(seconds, UTC):%Y-%m-%dT%H:%M:%S}.{fraction:09}Z"

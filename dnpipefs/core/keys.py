@@ -348,6 +348,11 @@ class KeySchema:
         """All state of all consumer groups of a topic."""
         return prefix_range(self._group + _hex(topic) + b"/")
 
+    @property
+    def all_groups(self) -> KeyRange:
+        """All state of all consumer groups of all topics; one of the `families`."""
+        return prefix_range(self._group)
+
     def group(self, topic: FileId, name: bytes) -> KeyRange:
         """All state of one group."""
         return prefix_range(self._group_base(topic, name))
@@ -394,6 +399,12 @@ class KeySchema:
     def session(self, session: SessionId) -> bytes:
         """Who a session is; on its lease."""
         return self._session + _hex(session)
+
+    def parse_session(self, key: bytes) -> SessionId:
+        """Return the session of its key; CorruptData if it is none."""
+        if not key.startswith(self._session):
+            raise CorruptData(f"{key!r} is not the key of a session")
+        return SessionId(_number(key, len(self._session), len(key)))
 
     def trash(self, topic: FileId) -> bytes:
         """Work order: the topic has batches of an old generation, or was deleted; remove its keys."""

@@ -26,6 +26,7 @@ from dnpipefs.etcd.errors import (
     TooManyRequests,
     Unreachable,
 )
+from dnpipefs.etcd.health import Health, HealthGauge, MemberHealth, MemberState
 from dnpipefs.etcd.model import (
     ALL_KEYS_END,
     Alarm,
@@ -82,6 +83,8 @@ __all__ = [
     "EventKind",
     "FutureRevision",
     "Hash",
+    "Health",
+    "HealthGauge",
     "InvalidRequest",
     "KeyValue",
     "Lease",
@@ -89,6 +92,8 @@ __all__ = [
     "LeaseNotFound",
     "LeaseTimeToLive",
     "Member",
+    "MemberHealth",
+    "MemberState",
     "Op",
     "OpResult",
     "PermissionDenied",

@@ -4,7 +4,7 @@ Owns the shape of requests. Which endpoint they go to and when they are repeated
 business, how gRPC is awaited `bridge.py`'s, the watch stream `watch.py`'s.
 """
 
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 from functools import partial
 
@@ -30,7 +30,6 @@ from dnpipefs.etcd.model import (
 )
 from dnpipefs.etcd.pool import Credentials, Pool, probe
 from dnpipefs.etcd.proto import rpc_pb2 as pb
-from dnpipefs.etcd.releases import ask_release
 from dnpipefs.etcd.space import SpaceGauge
 from dnpipefs.etcd.transaction import Compare, Op, Transaction
 from dnpipefs.etcd.watch import Watch, WatchHub
@@ -47,9 +46,12 @@ class Client(LeaseCalls, MaintenanceCalls):
     Cancelling a write that is under way leaves its outcome unknown, too.
     """
 
-    def __init__(self, pool: Pool, http: HttpSide) -> None:
+    def __init__(
+        self, pool: Pool, http: HttpSide, opening: Callable[[Sequence[str]], list[Endpoint]]
+    ) -> None:
         self._pool = pool
         self._http = http
+        self._opening = opening
         self._gauge = SpaceGauge(http)
         self._watches = WatchHub(pool)
 
@@ -192,17 +194,30 @@ class Client(LeaseCalls, MaintenanceCalls):
         try:
             return (await self.status(endpoint.name)).version
         except PermissionDenied:  # etcd knows the user, and keeps its status for the root role
-            return await ask_release(self._http, endpoint.address)
+            return await self.release(endpoint.name)
+
+    @property
+    def authenticates(self) -> bool:
+        """Whether calls carry the token of a user."""
+        return self._pool.tokens is not None
 
     def endpoints(self) -> list[tuple[str, EtcdError | None]]:
         """Return each endpoint as the user wrote it, and why it is not usable if that is known."""
         return [(endpoint.name, endpoint.failure) for endpoint in self._pool.endpoints]
 
+    def add_member(self, endpoint: str) -> None:
+        """Let the calls that name an endpoint name one more member of this cluster.
+
+        No other call goes there. Of a client with credentials it will get the token. Raises `SetupError`.
+        """
+        if all(known.name != endpoint for known in (*self._pool.endpoints, *self._pool.beside)):
+            self._pool.beside += self._opening([endpoint])
+
     async def aclose(self) -> None:
         """End the watches and close the channels."""
         with trio.CancelScope(shield=True):
             await self._watches.aclose()
-        for endpoint in self._pool.endpoints:
+        for endpoint in (*self._pool.endpoints, *self._pool.beside):
             endpoint.close()
 
 
@@ -225,7 +240,7 @@ async def open_client(
     opening = partial(open_endpoints, tls=tls, bridge=Bridge())
     opened = opening(endpoints)
     finder = Finder(discovery, opened, opening) if discovery is not None else None
-    client = Client(Pool(opened, credentials, timeout, finder), HttpSide(tls))
+    client = Client(Pool(opened, credentials, timeout, finder), HttpSide(tls), opening)
     try:
         yield client
     finally:

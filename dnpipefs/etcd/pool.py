@@ -100,6 +100,8 @@ class Pool:
         finder: Finder | None = None,
     ) -> None:
         self.endpoints = tuple(endpoints)
+        self.beside: list[Endpoint] = []
+        """Those that get only calls that name them."""
         self.timeout = timeout
         self.tokens = Tokens(credentials) if credentials is not None else None
         self._finder = finder
@@ -107,9 +109,11 @@ class Pool:
         self._selecting = trio.Lock()
 
     def named(self, name: str) -> Endpoint:
-        """Return the endpoint the user wrote as `name`."""
-        for endpoint in self.endpoints:
+        """Return the endpoint the user wrote as `name`, or the one beside them."""
+        for endpoint in (*self.endpoints, *self.beside):
             if endpoint.name == name:
+                if endpoint.failure is not None:
+                    endpoint.renew()
                 return endpoint
         raise SetupError(f"{name!r} is not one of this client's endpoints")
 

@@ -86,6 +86,7 @@ SECURITY = Document("docs/security.md")
 RELIABILITY = Document("docs/reliability.md")
 CONFIGURATION = Document("docs/configuration.md")
 INSTALL = Document("docs/install.md")
+TOP = Document("docs/top.md")
 TROUBLESHOOTING = Document("docs/troubleshooting.md")
 DOCUMENTS = tuple(
     Document(str(path.relative_to(REPOSITORY)))
