@@ -32,6 +32,7 @@ from dnpipefs.etcd.releases import ask_release
 from dnpipefs.etcd.space import SpaceGauge
 from dnpipefs.etcd.transaction import Compare, Op, Transaction
 from dnpipefs.etcd.watch import Watch, WatchHub
+from dnpipefs.metrics import Calls
 
 DEFAULT_TIMEOUT = 5.0
 """Seconds a call may take, from asking to answer, when the caller does not say."""
@@ -191,6 +192,11 @@ class Client(LeaseCalls, MaintenanceCalls):
             return (await self.status(endpoint.name)).version
         except PermissionDenied:  # etcd knows the user, and keeps its status for the root role
             return await ask_release(self._http, endpoint.address)
+
+    @property
+    def calls(self) -> Calls:
+        """What was called so far, and how long it took."""
+        return self._pool.calls
 
     def endpoints(self) -> list[tuple[str, EtcdError | None]]:
         """Return each endpoint as the user wrote it, and why it is not usable if that is known."""

@@ -8,10 +8,11 @@ watches all sessions.
 from __future__ import annotations
 
 import logging
-from collections.abc import AsyncIterator, Awaitable, Callable
+import os
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import asynccontextmanager
 from datetime import datetime
-from typing import Final, NamedTuple
+from typing import Any, Final, NamedTuple
 
 import trio
 
@@ -28,10 +29,11 @@ from dnpipefs.errors import CorruptData, DnpError, NotFound, TopicGone
 from dnpipefs.groups.delivery import Delivery
 from dnpipefs.groups.member import PATIENCE_S, Member
 from dnpipefs.groups.records import GroupKeys
-from dnpipefs.log.failures import TRANSIENT, Backoff, deadline
+from dnpipefs.log.failures import TRANSIENT, Backoff, deadline, timed_out
 from dnpipefs.log.log import Log
 from dnpipefs.log.reader import Reader
 from dnpipefs.log.views import LiveView
+from dnpipefs.metrics import Deliveries
 
 logger: Final = logging.getLogger(__name__)
 
@@ -61,6 +63,19 @@ class GroupFacts(NamedTuple):
     members: tuple[SessionId, ...]
     """Sessions of the hosts that have claimed something."""
 
+    def described(self) -> dict[str, Any]:
+        """Return it as JSON takes it, for programs."""
+        return {
+            "group": os.fsdecode(self.name),
+            "lag": self.lag,
+            "pending": self.pending,
+            "returned": self.returned,
+            "redeliveries": self.redeliveries,
+            "members": [f"{session:x}" for session in self.members],
+            "offset": self.offset,
+            "message": self.message,
+        }
+
 
 class Groups:
     """All groups, from this host."""
@@ -82,6 +97,7 @@ class Groups:
         self._dead_letter: Final = dead_letter
         self._op_timeout: Final = op_timeout
         self._members: dict[tuple[FileId, bytes], Member] = {}
+        self.counted: Final = Deliveries()
         self._opening: Final = trio.Lock()
         self._nursery: trio.Nursery | None = None
         self._gone = trio.lowlevel.ParkingLot()
@@ -166,6 +182,27 @@ class Groups:
         if not found:
             raise NotFound("there is no such group: it begins to exist when somebody reads from it")
 
+    def users(self, topic: FileId, name: bytes) -> int:
+        """Return how many on this host have a group open."""
+        member = self._members.get((topic, name))
+        return member.users if member is not None else 0
+
+    def lags(self) -> Iterator[int]:
+        """Yield how far each group that this host takes part in is behind, as far as this host knows it."""
+        return (member.lag for member in self._members.values())
+
+    async def names(self, topic: FileId) -> list[bytes]:
+        """Return the names of all groups of a topic, sorted. Raises TimedOut."""
+        groups, parse = self._keys.groups(topic), self._keys.parse_group
+        try:
+            found = await self._client.range(
+                groups.start, groups.end, keys_only=True, timeout=self._op_timeout
+            )
+        except TRANSIENT as error:
+            raise timed_out(self._op_timeout, error) from error
+        parts = [parse(topic, kv.key) for kv in found.kvs]
+        return sorted({name for name, part in parts if part == b"cursor"})
+
     async def facts(self, topic: FileId) -> list[GroupFacts]:
         """Return what is known of all groups of a topic, by name. Raises TopicGone, TimedOut."""
         groups, keys = self._keys.groups(topic), self._keys
@@ -233,6 +270,7 @@ class Groups:
                 live,
                 lambda: self._config_of(topic),
                 lambda delivery: self._bury(member, delivery),
+                self.counted,
                 op_timeout=self._op_timeout,
             )
         except BaseException:
@@ -365,6 +403,7 @@ class Groups:
             await trio.sleep(1)
             member.give_back(delivery, delivered=False)
             return
+        self.counted.dead += 1
         member.acknowledge(delivery)
         letter = DeadLetter(
             delivery.term,

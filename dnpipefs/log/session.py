@@ -55,6 +55,8 @@ class SessionKeeper:
         self._session: SessionId | None = None
         self.began = Revision(0)
         """When the newest session began: no earlier revision has anything of it."""
+        self.begun = 0
+        """How many there were."""
         self._confirmed_at: float = -1e9
         self.failure: etcd.EtcdError | None = None
         """Why there is no session, if that is known."""
@@ -138,6 +140,7 @@ class SessionKeeper:
                     await trio.sleep(_RETRY_S)
                 continue
             self._lost = trio.Event()
+            self.begun += 1
             self.failure = None
             self._set(session, asked_at)
             return session

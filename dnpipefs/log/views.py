@@ -103,6 +103,9 @@ class Views:
         self._live: dict[FileId, LiveView] = {}
         self._nursery: trio.Nursery | None = None
 
+    def __len__(self) -> int:
+        return len(self._live)
+
     def peek(self, topic: FileId) -> TopicView | None:
         """Return the view of a topic if one is live, without keeping it."""
         live = self._live.get(topic)
