@@ -35,9 +35,10 @@ from dnpipefs.errors import (
     UnsupportedFormat,
     UsageError,
 )
-from dnpipefs.etcd import Credentials, EtcdError, Tls
+from dnpipefs.etcd import Credentials, EtcdError, Health, MemberHealth, MemberState, Tls
 from dnpipefs.groups import GroupFacts
 from dnpipefs.log.reader import Message
+from dnpipefs.log.session import Host
 from dnpipefs.writer import Writer
 
 __all__ = [
@@ -53,11 +54,15 @@ __all__ = [
     "EtcdError",
     "Framing",
     "GroupFacts",
+    "Health",
+    "Host",
     "InvalidArgument",
     "InvalidName",
     "InvalidSetting",
     "IsADirectory",
     "Job",
+    "MemberHealth",
+    "MemberState",
     "Message",
     "MessageTooLarge",
     "NameTooLong",

@@ -56,6 +56,7 @@ from dnpipefs.errors import (
 from dnpipefs.groups import GroupFacts
 from dnpipefs.log.failures import DEFAULT_OP_TIMEOUT_S
 from dnpipefs.log.reader import Message
+from dnpipefs.log.session import Host
 from dnpipefs.writer import Writer, gather
 
 PAGE_BYTES: Final = 256 << 10
@@ -139,6 +140,7 @@ class Dnp:
     """
 
     def __init__(self, cluster: Cluster) -> None:
+        self._cluster: Final = cluster
         self._log: Final = cluster.log
         self._namespace: Final = cluster.namespace
         self._groups: Final = cluster.groups
@@ -373,6 +375,20 @@ class Dnp:
         ended = await self._namespace.rename((entry.parent, entry.name), (parent.id, name), replace=replace)
         if ended is not None:
             self._log.forget(ended)
+
+    async def hosts(self) -> list[Host]:
+        """Return the mounts, commands and programs of the cluster, by their hosts' names.
+
+        One that died without a word stays in the list until its session runs out, seconds later.
+        """
+        return await self._cluster.hosts()
+
+    async def health(self) -> etcd.Health:
+        """Return how etcd is: its members, who of them answers, who leads, how full they are.
+
+        Members that do not answer are no failure: waits at most some seconds for them, and raises nothing.
+        """
+        return await self._cluster.health()
 
     async def _resolve(self, path: Sequence[bytes], *, directory: bool = False) -> Entry:
         """Return the entry of a path, with *directory* of a directory's path.

@@ -31,7 +31,7 @@ from dnpipefs.log.content import CACHE_LIMIT
 from dnpipefs.log.failures import DEFAULT_OP_TIMEOUT_S
 from dnpipefs.log.format import ensure_format
 from dnpipefs.log.log import Log
-from dnpipefs.log.session import SESSION_TTL_S, SessionKeeper
+from dnpipefs.log.session import SESSION_TTL_S, Host, SessionKeeper, read_hosts
 from dnpipefs.log.staleness import Staleness
 from dnpipefs.namespace import Namespace
 
@@ -78,6 +78,7 @@ class Cluster:
     namespace: Namespace
     groups: Groups
     barrier: Barrier
+    gauge: etcd.HealthGauge
 
     @property
     def stale(self) -> bool:
@@ -87,6 +88,16 @@ class Cluster:
     async def space(self) -> etcd.Space:
         """Return how full etcd is. Raises EtcdError."""
         return await self.client.space()
+
+    async def health(self) -> etcd.Health:
+        """Return how etcd's members are; see `HealthGauge`."""
+        return await self.gauge.look()
+
+    async def hosts(self) -> list[Host]:
+        """Return who is in the cluster, by name. Raises EtcdError."""
+        return await read_hosts(
+            self.client, KeySchema(self.settings.prefix), timeout=self.settings.op_timeout
+        )
 
 
 @asynccontextmanager
@@ -174,7 +185,12 @@ async def _join(settings: Settings, mountpoint: str | None) -> AsyncIterator[Clu
         keys, clock, op_timeout = KeySchema(settings.prefix), SystemClock(), settings.op_timeout
         await ensure_format(client, keys, clock, uid=os.geteuid(), gid=os.getegid())
         sessions = SessionKeeper(
-            client, keys, mountpoint=mountpoint, version=VERSION, ttl=settings.session_ttl
+            client,
+            keys,
+            mountpoint=mountpoint,
+            version=VERSION,
+            ttl=settings.session_ttl,
+            since_ns=clock.now_ns(),
         )
         staleness = Staleness(allowed=settings.read_stale)
         barrier = Barrier(client, keys, op_timeout=op_timeout, staleness=staleness)
@@ -206,7 +222,8 @@ async def _join(settings: Settings, mountpoint: str | None) -> AsyncIterator[Clu
         taking_part = await stack.enter_async_context(trio.open_nursery())
         stack.callback(taking_part.cancel_scope.cancel)
         await taking_part.start(groups.run)
-        yield Cluster(settings, client, log, namespace, groups, barrier)
+        gauge = etcd.HealthGauge(client, keys.meta)
+        yield Cluster(settings, client, log, namespace, groups, barrier, gauge)
 
 
 async def _shielded(

@@ -395,6 +395,12 @@ class KeySchema:
         """Who a session is; on its lease."""
         return self._session + _hex(session)
 
+    def parse_session(self, key: bytes) -> SessionId:
+        """Return the session of its key; CorruptData if it is none."""
+        if not key.startswith(self._session):
+            raise CorruptData(f"{key!r} is not the key of a session")
+        return SessionId(_number(key, len(self._session), len(key)))
+
     def trash(self, topic: FileId) -> bytes:
         """Work order: the topic has batches of an old generation, or was deleted; remove its keys."""
         return self._trash + _hex(topic)

@@ -373,9 +373,12 @@ def decode_time(key: bytes, raw: bytes) -> int:
     return integer(key, load(key, raw), "time")
 
 
-def encode_session(*, host: str, pid: int, mountpoint: str | None, version: str) -> bytes:
-    """Return the value of a session key."""
-    return dump({"host": host, "pid": pid, "mountpoint": mountpoint, "version": version})
+def encode_session(
+    *, host: str, pid: int, mountpoint: str | None, version: str, since_ns: int | None = None
+) -> bytes:
+    """Return the value of a session key; `since_ns` is left out if it is None."""
+    value = {"host": host, "pid": pid, "mountpoint": mountpoint, "version": version}
+    return dump(value if since_ns is None else {**value, "since": since_ns})
 
 
 @dataclass(frozen=True, slots=True)
@@ -385,7 +388,10 @@ class SessionRecord:
     host: str
     pid: int
     mountpoint: str | None
+    """Where it has its mount; None for a command or a program."""
     version: str
+    since_ns: int | None = None
+    """When its process joined the cluster, by its clock; None if a release wrote it that did not say."""
 
     @classmethod
     def decode(cls, key: bytes, raw: bytes) -> SessionRecord:
@@ -397,4 +403,5 @@ class SessionRecord:
             integer(key, value, "pid"),
             None if mountpoint is None else _text(key, value, "mountpoint"),
             _text(key, value, "version"),
+            None if value.get("since") is None else integer(key, value, "since"),
         )

@@ -11,7 +11,7 @@ import secrets
 import time
 from collections.abc import Awaitable, Callable, Sequence
 from contextlib import AbstractAsyncContextManager, suppress
-from typing import Final, TypeVar
+from typing import Final
 
 import trio
 
@@ -22,13 +22,10 @@ from dnpipefs.core.keys import MARK, KeySchema
 from dnpipefs.core.records import Meta, SessionRecord, decode_time
 from dnpipefs.doctor.facts import Endpoint, Facts, Prefix, Server
 from dnpipefs.errors import DnpError
-from dnpipefs.etcd.http import HttpFailed
+from dnpipefs.etcd.health import read_state, told
 from dnpipefs.etcd.metrics import Metrics
-from dnpipefs.etcd.space import QUOTA_METRIC, SIZE_METRIC, quota_of
 
 logger: Final = logging.getLogger(__name__)
-
-T = TypeVar("T")
 
 CALL_TIMEOUT_S: Final = 5.0
 """How long one call may take before what it asks for counts as not to be had."""
@@ -39,9 +36,6 @@ PROBE_TTL_S: Final = 60
 LISTEN_S: Final = 1.0
 """How long pushes of other hosts are listened for, whose times tell of their clocks."""
 
-IN_USE_METRIC: Final = "etcd_mvcc_db_total_size_in_use_in_bytes"
-LEADS_METRIC: Final = "etcd_server_is_leader"
-REVISION_METRIC: Final = "etcd_debugging_mvcc_current_revision"
 COMPACTED_METRIC: Final = "etcd_debugging_mvcc_compact_revision"
 FSYNC_METRIC: Final = "etcd_disk_wal_fsync_duration_seconds"
 
@@ -61,8 +55,8 @@ async def examine(settings: Settings, endpoints: Sequence[str], *, embedded: boo
     if not usable:
         return Facts(tuple(found), embedded, user)
     async with open_endpoints(settings, usable) as client:
-        members = await _told(client.members)
-        alarms = await _told(client.alarms)
+        members = await told(client.members)
+        alarms = await told(client.alarms)
         found += await _advertised(settings, names, members or (), found)
         prefix = await _prefix(client, KeySchema(settings.prefix))
     return Facts(
@@ -73,15 +67,6 @@ async def examine(settings: Settings, endpoints: Sequence[str], *, embedded: boo
         tuple(alarms) if alarms is not None else None,
         prefix,
     )
-
-
-async def _told(ask: Callable[[], Awaitable[T]]) -> T | None:
-    """Return an answer, None if there is none for this user, here, or now."""
-    try:
-        return await ask()
-    except etcd.EtcdError as error:
-        logger.info("not told: %s", error)
-        return None
 
 
 async def _advertised(
@@ -115,42 +100,26 @@ async def _server(client: etcd.Client, name: str, version: str) -> Server:
     status: etcd.Status | None = None
     with suppress(etcd.PermissionDenied):  # told by `status_refused`
         status = await client.status(name)
-    metrics = await _told(lambda: client.metrics(name)) or Metrics(b"")
-    command = await _told(lambda: client.command_line(name))
+    metrics = await told(lambda: client.metrics(name)) or Metrics(b"")
+    command = await told(lambda: client.command_line(name))
     asked = time.time()
-    date = await _told(lambda: client.date(name))
-    quota = _whole(metrics, QUOTA_METRIC)
-    if status is not None and status.db_size_quota:
-        quota = status.db_size_quota
-    leads = _number(metrics, LEADS_METRIC)
-    syncs = _number(metrics, FSYNC_METRIC + "_count")
+    date = await told(lambda: client.date(name))
+    state = read_state(version, status, metrics)
+    syncs = metrics.told(FSYNC_METRIC + "_count")
     return Server(
         version=version,
-        member_id=status.member_id if status else None,
-        leads=status.leader == status.member_id if status else None if leads is None else leads == 1,
-        revision=status.revision if status else _whole(metrics, REVISION_METRIC),
-        size=status.db_size if status else _whole(metrics, SIZE_METRIC),
-        in_use=status.db_size_in_use if status else _whole(metrics, IN_USE_METRIC),
-        quota=quota_of(quota) if quota is not None else None,
-        compacted=_whole(metrics, COMPACTED_METRIC),
+        member_id=state.member_id,
+        leads=state.leads,
+        revision=state.revision,
+        size=state.size,
+        in_use=state.in_use,
+        quota=state.quota,
+        compacted=metrics.whole(COMPACTED_METRIC),
         command=command,
-        fsync_s=(_number(metrics, FSYNC_METRIC + "_sum") or 0.0) / syncs if syncs else None,
+        fsync_s=(metrics.told(FSYNC_METRIC + "_sum") or 0.0) / syncs if syncs else None,
         ahead_s=date + 0.5 - (asked + time.time()) / 2 if date is not None else None,
         status_refused=status is None,
     )
-
-
-def _number(metrics: Metrics, name: str) -> float | None:
-    try:
-        return metrics.value(name)
-    except HttpFailed as error:
-        logger.info("not told: %s", error)
-        return None
-
-
-def _whole(metrics: Metrics, name: str) -> int | None:
-    number = _number(metrics, name)
-    return None if number is None else int(number)
 
 
 async def _prefix(client: etcd.Client, keys: KeySchema) -> Prefix:

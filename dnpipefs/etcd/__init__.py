@@ -25,6 +25,7 @@ from dnpipefs.etcd.errors import (
     TooManyRequests,
     Unreachable,
 )
+from dnpipefs.etcd.health import Health, HealthGauge, MemberHealth, MemberState
 from dnpipefs.etcd.model import (
     ALL_KEYS_END,
     Alarm,
@@ -80,6 +81,8 @@ __all__ = [
     "EventKind",
     "FutureRevision",
     "Hash",
+    "Health",
+    "HealthGauge",
     "InvalidRequest",
     "KeyValue",
     "Lease",
@@ -87,6 +90,8 @@ __all__ = [
     "LeaseNotFound",
     "LeaseTimeToLive",
     "Member",
+    "MemberHealth",
+    "MemberState",
     "Op",
     "OpResult",
     "PermissionDenied",

@@ -28,7 +28,6 @@ from dnpipefs.etcd.model import (
 )
 from dnpipefs.etcd.pool import Credentials, Pool, probe
 from dnpipefs.etcd.proto import rpc_pb2 as pb
-from dnpipefs.etcd.releases import ask_release
 from dnpipefs.etcd.space import SpaceGauge
 from dnpipefs.etcd.transaction import Compare, Op, Transaction
 from dnpipefs.etcd.watch import Watch, WatchHub
@@ -46,9 +45,10 @@ class Client(LeaseCalls, MaintenanceCalls):
     Cancelling a write that is under way leaves its outcome unknown, too.
     """
 
-    def __init__(self, pool: Pool, http: HttpSide) -> None:
+    def __init__(self, pool: Pool, http: HttpSide, tls: Tls | None) -> None:
         self._pool = pool
         self._http = http
+        self._tls = tls
         self._gauge = SpaceGauge(http)
         self._watches = WatchHub(pool)
 
@@ -191,7 +191,12 @@ class Client(LeaseCalls, MaintenanceCalls):
         try:
             return (await self.status(endpoint.name)).version
         except PermissionDenied:  # etcd knows the user, and keeps its status for the root role
-            return await ask_release(self._http, endpoint.address)
+            return await self.release(endpoint.name)
+
+    @property
+    def authenticates(self) -> bool:
+        """Whether calls carry the token of a user."""
+        return self._pool.tokens is not None
 
     @property
     def calls(self) -> Calls:
@@ -202,11 +207,19 @@ class Client(LeaseCalls, MaintenanceCalls):
         """Return each endpoint as the user wrote it, and why it is not usable if that is known."""
         return [(endpoint.name, endpoint.failure) for endpoint in self._pool.endpoints]
 
+    def add_member(self, endpoint: str) -> None:
+        """Let the calls that name an endpoint name one more member of this cluster.
+
+        No other call goes there. Of a client with credentials it will get the token. Raises `SetupError`.
+        """
+        bridge = self._pool.endpoints[0].bridge
+        self._pool.beside += open_endpoints([endpoint], self._tls, bridge)
+
     async def aclose(self) -> None:
         """End the watches and close the channels."""
         with trio.CancelScope(shield=True):
             await self._watches.aclose()
-        for endpoint in self._pool.endpoints:
+        for endpoint in (*self._pool.endpoints, *self._pool.beside):
             endpoint.channel.close()
 
 
@@ -223,7 +236,8 @@ async def open_client(
     `timeout` (seconds) is the default of every call. Make it after daemonizing: gRPC does not
     survive a fork. Raises `SetupError` for addresses or certificate files that cannot be used.
     """
-    client = Client(Pool(open_endpoints(endpoints, tls, Bridge()), credentials, timeout), HttpSide(tls))
+    pool = Pool(open_endpoints(endpoints, tls, Bridge()), credentials, timeout)
+    client = Client(pool, HttpSide(tls), tls)
     try:
         yield client
     finally:

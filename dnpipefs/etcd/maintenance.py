@@ -19,6 +19,7 @@ from dnpipefs.etcd.metrics import (
 from dnpipefs.etcd.model import Alarm, AlarmKind, Hash, Member, Space, Status
 from dnpipefs.etcd.pool import Pool
 from dnpipefs.etcd.proto import rpc_pb2 as pb
+from dnpipefs.etcd.releases import ask_release
 from dnpipefs.etcd.space import SpaceGauge
 
 NOBODY: Final = 1
@@ -81,6 +82,13 @@ class MaintenanceCalls:
         """Return the metrics of the member at `endpoint`. Raises `HttpFailed` where they are not served."""
         address = self._pool.named(endpoint).address
         return Metrics(await self._http.get(address, METRICS_PATH, limit_bytes=METRICS_LIMIT_BYTES))
+
+    async def release(self, endpoint: str) -> str:
+        """Return the release of the member at `endpoint`; empty where it does not tell.
+
+        For those to whom etcd refuses its status, which has it, too.
+        """
+        return await ask_release(self._http, self._pool.named(endpoint).address)
 
     async def command_line(self, endpoint: str) -> list[str] | None:
         """Return what the member at `endpoint` was started with; None if it does not tell.

@@ -8,12 +8,15 @@ missing there is no failure of the server.
 from __future__ import annotations
 
 import json
+import logging
 import math
 import re
 from collections.abc import Sequence
 from typing import Final
 
 from dnpipefs.etcd.http import HttpFailed
+
+logger: Final = logging.getLogger(__name__)
 
 METRICS_PATH: Final = "/metrics"
 METRICS_LIMIT_BYTES: Final = 4 * 1024**2
@@ -42,6 +45,19 @@ class Metrics:
         if not math.isfinite(number):
             raise HttpFailed(f"{METRICS_PATH} has {found[1]!r} as {name}")
         return number
+
+    def told(self, name: str) -> float | None:
+        """Likewise; None for nonsense, too."""
+        try:
+            return self.value(name)
+        except HttpFailed as error:
+            logger.info("not told: %s", error)
+            return None
+
+    def whole(self, name: str) -> int | None:
+        """Likewise, as a whole number."""
+        number = self.told(name)
+        return None if number is None else int(number)
 
 
 def parse_command_line(document: bytes) -> list[str] | None:

@@ -97,6 +97,8 @@ class Pool:
         self, endpoints: Sequence[Endpoint], credentials: Credentials | None, timeout: float
     ) -> None:
         self.endpoints = tuple(endpoints)
+        self.beside: list[Endpoint] = []
+        """Those that get only calls that name them."""
         self.timeout = timeout
         self.tokens = Tokens(credentials) if credentials is not None else None
         self.calls: Final = Calls()
@@ -104,8 +106,8 @@ class Pool:
         self._selecting = trio.Lock()
 
     def named(self, name: str) -> Endpoint:
-        """Return the endpoint the user wrote as `name`."""
-        for endpoint in self.endpoints:
+        """Return the endpoint the user wrote as `name`, or the one beside them."""
+        for endpoint in (*self.endpoints, *self.beside):
             if endpoint.name == name:
                 return endpoint
         raise SetupError(f"{name!r} is not one of this client's endpoints")

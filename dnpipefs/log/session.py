@@ -12,6 +12,7 @@ from __future__ import annotations
 import logging
 import os
 import socket
+from dataclasses import dataclass
 from typing import Final
 
 import trio
@@ -19,7 +20,8 @@ import trio
 from dnpipefs import etcd
 from dnpipefs.core.keys import KeySchema
 from dnpipefs.core.names import Revision, SessionId
-from dnpipefs.core.records import encode_session
+from dnpipefs.core.records import SessionRecord, encode_session
+from dnpipefs.errors import CorruptData
 
 logger: Final = logging.getLogger(__name__)
 
@@ -30,6 +32,40 @@ REFUSED_RETRY_S: Final = 5.0
 """How often somebody who may only read tries again: the role can be changed at any time."""
 _REFUSALS: Final = (etcd.PermissionDenied, etcd.AuthenticationFailed)
 """Failures that last until somebody does something about them."""
+
+
+@dataclass(frozen=True, slots=True)
+class Host:
+    """A mount, command or program of the cluster: each has a session."""
+
+    session: SessionId
+    host: str
+    """Its machine's name."""
+    pid: int
+    mountpoint: str | None
+    """None for a command or a program."""
+    version: str
+    """Its release of dnpipefs."""
+    since_ns: int | None
+    """When it joined the cluster, by its clock, nanoseconds since 1970; None if its release does not say."""
+
+
+async def read_hosts(client: etcd.Client, keys: KeySchema, *, timeout: float) -> list[Host]:
+    """Return who is in the cluster, by name; one that died is there until its lease runs out.
+
+    Raises EtcdError.
+    """
+    hosts = []
+    for kv in (await client.range(keys.sessions.start, keys.sessions.end, timeout=timeout)).kvs:
+        try:
+            session, record = keys.parse_session(kv.key), SessionRecord.decode(kv.key, kv.value)
+        except CorruptData as error:
+            logger.warning("a host is left out, run dnpipefs fsck: %s", error)
+            continue
+        hosts.append(
+            Host(session, record.host, record.pid, record.mountpoint, record.version, record.since_ns)
+        )
+    return sorted(hosts, key=lambda host: (host.host, host.pid, host.session))
 
 
 class SessionKeeper:
@@ -43,12 +79,17 @@ class SessionKeeper:
         mountpoint: str | None,
         version: str,
         ttl: int = SESSION_TTL_S,
+        since_ns: int | None = None,
     ) -> None:
         self._client: Final = client
         self._keys: Final = keys
         self._ttl: Final = ttl
         self._value: Final = encode_session(
-            host=socket.gethostname(), pid=os.getpid(), mountpoint=mountpoint, version=version
+            host=socket.gethostname(),
+            pid=os.getpid(),
+            mountpoint=mountpoint,
+            version=version,
+            since_ns=since_ns,
         )
         # A command that pushes fails with the same words; one that reads need not say it.
         self._level: Final = logging.WARNING if mountpoint is not None else logging.INFO

@@ -106,7 +106,10 @@ VALUES: dict[str, tuple[Decoder, list[bytes]]] = {
     ),
     "SessionRecord.decode": (
         lambda raw: SessionRecord.decode(KEY, raw),
-        [encode_session(host="web1", pid=1, mountpoint="/dnp", version="0")],
+        [
+            encode_session(host="web1", pid=1, mountpoint="/dnp", version="0"),
+            encode_session(host="web1", pid=1, mountpoint=None, version="0", since_ns=5),
+        ],
     ),
     "decode_time": (lambda raw: decode_time(KEY, raw), [encode_time(11)]),
     "decode_writer": (lambda raw: decode_writer(KEY, raw), [Fence(Revision(1), 2, 3).encode()]),
@@ -161,6 +164,7 @@ PARSERS: dict[str, tuple[Decoder, bytes]] = {
     "parse_group": (lambda key: KEYS.parse_group(TOPIC, key), KEYS.cursor(TOPIC, b"workers")),
     "parse_member": (KEYS.parse_member, KEYS.member(TOPIC, b"workers", SessionId(1))),
     "parse_trash": (KEYS.parse_trash, KEYS.trash(TOPIC)),
+    "parse_session": (KEYS.parse_session, KEYS.session(SessionId(1))),
     "parse_topic": (lambda key: KEYS.parse_topic(KEYS.families[0], key), KEYS.epoch(TOPIC)),
 }
 

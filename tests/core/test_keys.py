@@ -126,6 +126,12 @@ def test_the_mark_is_in_the_watched_range_and_is_no_batch(topic: FileId) -> None
     assert KEYS.parse_tail(topic, KEYS.mark(topic)) is None
 
 
+@given(sessions)
+def test_session_round_trip(session: SessionId) -> None:
+    assert KEYS.parse_session(KEYS.session(session)) == session
+    assert inside(KEYS.sessions, KEYS.session(session))
+
+
 @given(ids)
 def test_trash_round_trip(topic: FileId) -> None:
     assert KEYS.parse_trash(KEYS.trash(topic)) == topic

@@ -122,15 +122,19 @@ def test_the_values_are_what_the_format_page_says() -> None:
     assert encode_session(host="h", pid=3, mountpoint=None, version="1") == (
         b'{"host":"h","mountpoint":null,"pid":3,"version":"1"}'
     )
+    assert encode_session(host="h", pid=3, mountpoint="/dnp", version="1", since_ns=9) == (
+        b'{"host":"h","mountpoint":"/dnp","pid":3,"since":9,"version":"1"}'
+    )
 
 
+@pytest.mark.parametrize("since_ns", [None, 9])
 @pytest.mark.parametrize("mountpoint", [None, "/dnp"])
-def test_sessions_round_trip(mountpoint: str | None) -> None:
-    raw = encode_session(host="h", pid=3, mountpoint=mountpoint, version="1")
-    assert SessionRecord.decode(KEY, raw) == SessionRecord("h", 3, mountpoint, "1")
+def test_sessions_round_trip(mountpoint: str | None, since_ns: int | None) -> None:
+    raw = encode_session(host="h", pid=3, mountpoint=mountpoint, version="1", since_ns=since_ns)
+    assert SessionRecord.decode(KEY, raw) == SessionRecord("h", 3, mountpoint, "1", since_ns)
 
 
-@pytest.mark.parametrize("name", ["host", "pid", "mountpoint", "version"])
+@pytest.mark.parametrize("name", ["host", "pid", "mountpoint", "version", "since"])
 def test_a_mistyped_session_is_corrupt(name: str) -> None:
     value = {"host": "h", "pid": 3, "mountpoint": None, "version": "1", name: ["x"]}
     with pytest.raises(CorruptData, match=f"the-key.*{name}"):
