@@ -254,7 +254,7 @@ class ControlDirectory:
             _DIRECTORY_MODE if mode is None else mode,
             uid,
             gid,
-            nlink=2 if directory else 1,
+            nlink=1,  # for directories: nobody counts
             size=0,
             blocks=0,
             mtime_ns=self._began_ns,

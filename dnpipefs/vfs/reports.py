@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import time
 from collections.abc import Awaitable, Callable, Mapping
 from datetime import UTC, datetime
@@ -18,10 +19,14 @@ from dnpipefs.core.names import ROOT, FileId
 from dnpipefs.core.tree import Tree
 from dnpipefs.errors import TopicGone
 from dnpipefs.log.recency import messages_since
+from dnpipefs.log.session import Host
 from dnpipefs.status import status_of
 
 RATE_S: Final = 60
 """Over how long the rate of a topic is an average."""
+
+
+_BLANK: Final = re.compile(rb"[\x00-\x20\\\x7f]")
 
 
 class Here(NamedTuple):
@@ -50,8 +55,12 @@ class Reports:
         return _json(await status_of(self._cluster))
 
     async def hosts(self) -> bytes:
-        """TODO."""
-        return b""
+        """Return a line for each mount of the cluster, as etcd says now. Raises EtcdError.
+
+        Six words: host, process, mount point, release, session, since when.
+        """
+        mounts = [host for host in await self._cluster.hosts() if host.mountpoint is not None]
+        return b"".join(_line(mount) for mount in mounts)
 
     async def topic(self, topic: FileId) -> bytes:
         """Return where a topic stands, as etcd says now. Raises TopicGone, TimedOut."""
@@ -70,7 +79,7 @@ class Reports:
                 "id": format_id(topic),
                 "generation": view.generation,
                 "revision": revision,
-                "modified": datetime.fromtimestamp(view.modified_ns / 10**9, UTC).isoformat(),
+                "modified": _wall_clock(view.modified_ns),
                 "end_offset": view.end,
                 "first_offset": view.first,
                 "messages": view.messages - view.first_message,
@@ -98,6 +107,27 @@ class Reports:
 
 def _json(value: Mapping[str, Any]) -> bytes:
     return json.dumps(value, indent=2).encode() + b"\n"
+
+
+def _line(mount: Host) -> bytes:
+    words = (
+        mount.host,
+        str(mount.pid),
+        mount.mountpoint or "",
+        mount.version,
+        f"{mount.session:x}",
+        "-" if mount.since_ns is None else _wall_clock(mount.since_ns),
+    )
+    return b" ".join(_BLANK.sub(_octal, os.fsencode(word)) or b"-" for word in words) + b"\n"
+
+
+def _octal(blank: re.Match[bytes]) -> bytes:
+    """Return what stands for a character that would break a line into other words, as in /proc/mounts."""
+    return b"\\%03o" % blank[0][0]
+
+
+def _wall_clock(time_ns: int) -> str:
+    return datetime.fromtimestamp(time_ns / 10**9, UTC).isoformat(timespec="milliseconds")
 
 
 def _path(tree: Tree, file: FileId) -> str:
