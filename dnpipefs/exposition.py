@@ -9,6 +9,7 @@ it.
 
 from __future__ import annotations
 
+import enum
 from collections.abc import Iterator, Mapping
 from importlib import import_module
 from itertools import accumulate
@@ -26,6 +27,16 @@ ENCODERS: Final = 1
 """How many texts are made at once: it is work for a CPU that pushes need, too."""
 
 
+OPEN_METRICS_TYPE: Final = b"application/openmetrics-text"
+
+
+class Form(enum.Enum):
+    """How metrics are written; the value is the content type."""
+
+    TEXT = "text/plain; version=0.0.4; charset=utf-8"
+    OPEN_METRICS = "application/openmetrics-text; version=1.0.0; charset=utf-8"
+
+
 class Exposition:
     """Tells the metrics of one mount."""
 
@@ -34,17 +45,13 @@ class Exposition:
         self._requests: Final = requests
         self._encoding: Final = trio.CapacityLimiter(ENCODERS)
 
-    async def text(self) -> bytes:
-        """Return all metrics in the text format of Prometheus."""
-        return (await self.answer(""))[0]
-
-    async def answer(self, accept: str) -> tuple[bytes, str]:
-        """Return all metrics in the format that a header Accept asks for, and its content type."""
+    async def text(self, form: Form = Form.TEXT) -> bytes:
+        """Return all metrics."""
         async with self._encoding:
             # It takes a tenth of a second, the first time.
             await trio.to_thread.run_sync(import_module, "prometheus_client")
-            from prometheus_client import ProcessCollector
-            from prometheus_client.exposition import choose_encoder
+            from prometheus_client import ProcessCollector, generate_latest
+            from prometheus_client.openmetrics.exposition import generate_latest as generate_open_metrics
 
             found = list(self.metrics())
 
@@ -56,9 +63,8 @@ class Exposition:
                     yield from found
                     yield from ProcessCollector(registry=None).collect()
 
-            encode, content_type = choose_encoder(accept)
-            text = await trio.to_thread.run_sync(encode, Moment)
-        return text, content_type
+            encode = generate_latest if form is Form.TEXT else generate_open_metrics
+            return await trio.to_thread.run_sync(encode, Moment)
 
     def metrics(self) -> Iterator[Metric]:
         """Yield all that are dnpipefs' own, as they are now."""

@@ -15,7 +15,14 @@ from dnpipefs.cli.exits import one_line
 from dnpipefs.cli.options import Connection, connection_options
 from dnpipefs.core.config import parse_size
 from dnpipefs.errors import InvalidSetting, SetupError
-from dnpipefs.mount import MountOptions, prepare_mountpoint, run_mount, start_in_background, unmount
+from dnpipefs.mount import (
+    ListenAddress,
+    MountOptions,
+    prepare_mountpoint,
+    run_mount,
+    start_in_background,
+    unmount,
+)
 from dnpipefs.mount.background import report_failure, report_ready
 
 LOG_NAME: Final = "dnpipefs.log"
@@ -27,6 +34,19 @@ def _parse_cache_size(_ctx: click.Context, _option: click.Parameter, value: str)
         return parse_size(value)
     except InvalidSetting as error:
         raise click.BadParameter(str(error)) from None
+
+
+def _parse_listen_address(
+    _ctx: click.Context, _option: click.Parameter, value: str | None
+) -> ListenAddress | None:
+    if value is None:
+        return None
+    host, colon, port = value.rpartition(":")
+    bare = host.removeprefix("[").removesuffix("]")
+    possible = colon and port.isascii() and port.isdigit() and int(port) < 1 << 16
+    if not possible or (":" in bare and bare == host):
+        raise click.BadParameter("an address and a port are needed, such as 127.0.0.1:9469 or [::1]:9469")
+    return ListenAddress(bare, int(port))
 
 
 @click.command()
@@ -57,6 +77,12 @@ def _parse_cache_size(_ctx: click.Context, _option: click.Parameter, value: str)
     is_flag=True,
     help="While etcd does not answer, show what this host has instead of waiting; `dnpipefs status` tells.",
 )
+@click.option(
+    "--metrics",
+    metavar="ADDRESS:PORT",
+    callback=_parse_listen_address,
+    help="Serve metrics to Prometheus at http://ADDRESS:PORT/metrics.  [default: only as .dnp/metrics]",
+)
 @connection_options
 def mount(
     connection: Connection,
@@ -67,6 +93,7 @@ def mount(
     log_file: Path | None,
     cache_limit: int,
     read_stale: bool,
+    metrics: ListenAddress | None,
 ) -> None:
     """Mount the topics as files on a directory.
 
@@ -76,7 +103,7 @@ def mount(
     settings = replace(connection.settings(), cache_limit=cache_limit, read_stale=read_stale)
     if foreground:
         try:
-            options = MountOptions(prepare_mountpoint(mountpoint), allow_other)
+            options = MountOptions(prepare_mountpoint(mountpoint), allow_other, metrics)
             run_mount(settings, options, ready=report_ready)
         except BaseException as error:
             report_failure(one_line(error))
@@ -89,6 +116,7 @@ def mount(
         "--allow-other" if allow_other else "--no-allow-other",
         *("--cache-size", str(cache_limit)),
         *(["--read-stale"] if read_stale else []),
+        *(["--metrics", str(metrics)] if metrics is not None else []),
         *("--", str(mountpoint)),
     ]
     start_in_background(command, log_file or _default_log_file(connection.data_dir))
