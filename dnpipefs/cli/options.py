@@ -14,6 +14,7 @@ from typing import Any, Final
 import click
 
 from dnpipefs import etcd
+from dnpipefs.cli.logs import LogFormat, start_logging
 from dnpipefs.cluster import Settings, default_data_dir
 from dnpipefs.core.keys import DEFAULT_PREFIX, KeySchema
 from dnpipefs.errors import InvalidArgument, SetupError
@@ -21,7 +22,6 @@ from dnpipefs.log.failures import DEFAULT_OP_TIMEOUT_S
 
 logger: Final = logging.getLogger(__name__)
 
-LOG_FORMAT: Final = "%(asctime)s %(levelname)s %(name)s: %(message)s"
 _FILE: Final = click.Path(exists=True, dir_okay=False, path_type=Path)
 
 
@@ -39,6 +39,7 @@ class Connection:
     password_file: Path | None
     op_timeout: float
     log_level: str | None
+    log_format: str
 
     def __post_init__(self) -> None:
         if (self.cert is None) != (self.key is None):
@@ -73,7 +74,7 @@ class Connection:
 
     def start_logging(self, default: str = "warning") -> None:
         """Log to standard error, at the level asked for or *default*."""
-        logging.basicConfig(level=(self.log_level or default).upper(), format=LOG_FORMAT)
+        start_logging(self.log_level or default, LogFormat(self.log_format))
 
 
 def _read_password(path: Path) -> str:
@@ -149,6 +150,12 @@ _OPTIONS: Final = (
         "--log-level",
         type=click.Choice(["debug", "info", "warning", "error"]),
         help="What to log to standard error.  [default: warning; info for mount]",
+    ),
+    click.option(
+        "--log-format",
+        type=click.Choice([form.value for form in LogFormat]),
+        default=LogFormat.AUTO.value,
+        help="How.  [default: auto: with fields to the journal if standard error goes there, else text]",
     ),
 )
 

@@ -118,8 +118,15 @@ def _errno(operation: str, error: Exception, requests: Requests) -> int:
             requests.failed[kind.__name__] += 1
             quiet = isinstance(error, _QUIET) and not isinstance(error, _SAID)
             level = logging.DEBUG if quiet else logging.WARNING
-            logger.log(level, "%s: %s (%s)", operation, error, errno.errorcode[number])
+            said = errno.errorcode[number]
+            about = {"operation": operation, "errno": said}
+            logger.log(level, "%s: %s (%s)", operation, error, said, extra=about)
             return number
     requests.failed[UNEXPECTED] += 1
-    logger.error("%s failed unexpectedly; the caller gets EIO", operation, exc_info=error)
+    logger.error(
+        "%s failed unexpectedly; the caller gets EIO",
+        operation,
+        exc_info=error,
+        extra={"operation": operation, "errno": "EIO"},
+    )
     return errno.EIO

@@ -307,7 +307,7 @@ class Groups:
                 await member.run()
                 nursery.cancel_scope.cancel()
         except Exception as error:  # a fault of ours in one group must not end the others
-            logger.exception("group %s failed unexpectedly", member.keys.name.decode(errors="replace"))
+            member.logger.exception("group %s failed unexpectedly", member.keys.name.decode(errors="replace"))
             member.fail(error if isinstance(error, DnpError) else TopicGone("the group failed; see the log"))
         finally:
             self._log.close_reader(live)
@@ -334,9 +334,9 @@ class Groups:
                             elif key == member.keys.cursor:
                                 member.fail(TopicGone("the group was deleted"))
             except etcd.Compacted:
-                logger.info("what a group did was compacted before it was seen; looking again")
+                member.logger.info("what a group did was compacted before it was seen; looking again")
             except CorruptData as error:
-                logger.warning("group %s ends: %s", member.keys.name.decode(errors="replace"), error)
+                member.logger.warning("group %s ends: %s", member.keys.name.decode(errors="replace"), error)
                 member.fail(error)
                 return
 
@@ -361,7 +361,7 @@ class Groups:
                 if await member.keys.take_over():
                     member.lost_sight()
             except etcd.EtcdError as error:  # the next look comes, and other members look, too
-                logger.info("hosts that are gone are not looked for: %s", error)
+                member.logger.info("hosts that are gone are not looked for: %s", error)
             with trio.move_on_after(PATIENCE_S):
                 await self._gone.park()
 
@@ -394,7 +394,7 @@ class Groups:
         try:
             await self._dead_letter(member.keys.topic, member.keys.name, delivery)
         except DnpError as error:
-            logger.warning(
+            member.logger.warning(
                 "a message at offset %d was delivered %d times, and cannot be put to the dead letters: %s",
                 delivery.offset,
                 delivery.deliveries,
@@ -418,7 +418,7 @@ class Groups:
                 # Only now: what is remembered as dead can be given to the group again.
                 await member.keys.remember_dead(letter)
         except DnpError as error:
-            logger.warning("a dead letter cannot be redriven, what it was is not noted: %s", error)
+            member.logger.warning("a dead letter cannot be redriven, what it was is not noted: %s", error)
 
 
 async def _offset_of(reader: Reader, number: int) -> Offset:

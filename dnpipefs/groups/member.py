@@ -93,6 +93,7 @@ class Member:
         self.ended: Final = trio.Event()
         """`Groups` sets it when nothing of it is left."""
         self._shown: Final = keys.name.decode(errors="replace")
+        self.logger: Final = logging.LoggerAdapter(logger, {"topic": keys.topic, "group": keys.name})
         self._sessions: Final = sessions
         self._reader: Final = reader
         self._live: Final = live
@@ -246,7 +247,7 @@ class Member:
         try:
             await self._load()
         except (*TRANSIENT, TimedOut) as error:
-            logger.info("group %s: what came is not read yet: %s", self._shown, error)
+            self.logger.info("group %s: what came is not read yet: %s", self._shown, error)
         self.stir()
 
     def watched(self, kv: etcd.KeyValue) -> None:
@@ -330,7 +331,7 @@ class Member:
                 await self._backoff.wait()
             except DnpError as error:
                 if not isinstance(error, TopicGone):
-                    logger.warning("group %s ends: %s", self._shown, error)
+                    self.logger.warning("group %s ends: %s", self._shown, error)
                 self.fail(error)
 
     async def _until_stirred(self) -> None:
@@ -560,7 +561,7 @@ class Member:
         self._rounds.unpark_all()
 
     def _not_through(self, error: DnpError) -> None:
-        logger.info("group %s: a change did not come through: %s", self._shown, error)
+        self.logger.info("group %s: a change did not come through: %s", self._shown, error)
         self._known = None
         self.stir()
 
@@ -571,11 +572,11 @@ class Member:
                 if await self._leave_once(session):
                     return
             except TRANSIENT as error:
-                logger.info("group %s is not left yet: %s", self._shown, error)
+                self.logger.info("group %s is not left yet: %s", self._shown, error)
                 await self._backoff.wait()
             except DnpError as error:
                 if self.failure is None:
-                    logger.info("what was not acknowledged in time is delivered again: %s", error)
+                    self.logger.info("what was not acknowledged in time is delivered again: %s", error)
                 return
 
     async def _leave_once(self, session: SessionId) -> bool:

@@ -244,7 +244,9 @@ class Log:
                 except etcd.SpaceExceeded:
                     # The write that crosses the quota is applied and answered so all the same.
                     if (await self._barrier.topic(topic)).generation == found:
-                        logger.info("etcd is full: topic %x is reset by deletions only", topic)
+                        logger.info(
+                            "etcd is full: topic %x is reset by deletions only", topic, extra={"topic": topic}
+                        )
                         deletes = [etcd.delete(key) for key in generation.end(self._keys, topic)]
                         await self._guarded(topic, found, deletes)
             self._sizes.forget(topic, trio.current_time())

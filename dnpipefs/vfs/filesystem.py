@@ -318,7 +318,12 @@ class FileSystem:
             try:
                 await handle.flush()
             except DnpError as error:
-                logger.warning("the end of what was written to topic %x is lost: %s", handle.topic, error)
+                logger.warning(
+                    "the end of what was written to topic %x is lost: %s",
+                    handle.topic,
+                    error,
+                    extra={"topic": handle.topic},
+                )
 
     def give_up(self) -> None:
         """Wait no longer for writes under way: the mount is about to end."""
