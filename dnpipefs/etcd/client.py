@@ -220,7 +220,7 @@ class Client(LeaseCalls, MaintenanceCalls):
         with trio.CancelScope(shield=True):
             await self._watches.aclose()
         for endpoint in (*self._pool.endpoints, *self._pool.beside):
-            endpoint.channel.close()
+            endpoint.close()
 
 
 @asynccontextmanager

@@ -4,12 +4,13 @@ Owns how an address is written, the channel's options, TLS, and the list of etcd
 know that there are other endpoints (`pool.py` does) nor when to send what.
 """
 
+import logging
 import os
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Generic, TypeVar
+from typing import Any, Final, Generic, TypeVar
 
 import grpc
 from google.protobuf.message import Message
@@ -18,6 +19,8 @@ from dnpipefs.errors import SetupError
 from dnpipefs.etcd.bridge import Bridge, Metadata
 from dnpipefs.etcd.errors import EtcdError
 from dnpipefs.etcd.proto import rpc_pb2 as pb
+
+logger: Final = logging.getLogger(__name__)
 
 Request = TypeVar("Request", bound=Message)
 Response = TypeVar("Response", bound=Message)
@@ -112,6 +115,18 @@ class Tls:
             raise SetupError("a client certificate and its key go together: give both or neither")
         return grpc.ssl_channel_credentials(_read(self.cacert), _read(self.key), _read(self.cert))
 
+    def state(self) -> tuple[tuple[int, int, int] | None, ...]:
+        """Return what differs once a file was replaced or written to."""
+        return tuple(_file_state(path) for path in (self.cacert, self.cert, self.key))
+
+
+def _file_state(path: Path | None) -> tuple[int, int, int] | None:
+    try:
+        found = path.stat() if path is not None else None
+    except OSError:  # it may be about to be replaced
+        return None
+    return (found.st_ino, found.st_size, found.st_mtime_ns) if found is not None else None
+
 
 def _read(path: Path | None) -> bytes | None:
     if path is None:
@@ -149,19 +164,24 @@ def parse_address(text: str, *, tls: bool) -> Address:
     return Address(text, "dns:///" + rest, scheme == "https" or (not found and tls))
 
 
-@dataclass(slots=True, eq=False)
 class Endpoint:
     """A channel, and whether the last thing heard of it was good.
 
     `healthy` is a hint for choosing, never a promise. `failure` is why it is not healthy.
+    Raises `SetupError` for a certificate file that cannot be used.
     """
 
-    address: Address
-    channel: grpc.Channel
-    bridge: Bridge
-    healthy: bool = False
-    failure: EtcdError | None = None
-    _methods: dict[str, Any] = field(default_factory=dict)
+    def __init__(self, address: Address, tls: Tls | None, bridge: Bridge) -> None:
+        self.address: Final = address
+        self.bridge: Final = bridge
+        self.healthy = False
+        self.failure: EtcdError | None = None
+        self._tls: Final = (tls or Tls()) if address.tls else None
+        self._tls_state = self._tls.state() if self._tls is not None else ()
+        self._retired: list[grpc.Channel] = []
+        """Of earlier certificates: what is under way there may still be answered."""
+        self.channel = self._connect()
+        self._methods: dict[str, Any] = {}
 
     @property
     def name(self) -> str:
@@ -186,6 +206,33 @@ class Endpoint:
         response: Response = await self.bridge.call(stub, request, timeout, metadata, self.name)
         return response
 
+    def renew(self) -> None:
+        """Connect anew from now on if certificate files were replaced since the channel was made.
+
+        gRPC reads them once. A connection outlives its certificate, so this is for when it has failed.
+        """
+        if self._tls is None or (state := self._tls.state()) == self._tls_state:
+            return
+        self._tls_state = state
+        try:
+            channel = self._connect()
+        except SetupError as error:  # one is about to be replaced, perhaps: then this comes again
+            logger.warning("%s; going on with what was there", error)
+            return
+        logger.info("connecting to %s with the new certificate files", self.name)
+        self._retired.append(self.channel)
+        self.channel, self._methods = channel, {}
+
+    def close(self) -> None:
+        """Close all channels."""
+        for channel in (*self._retired, self.channel):
+            channel.close()
+
+    def _connect(self) -> grpc.Channel:
+        if self._tls is None:
+            return grpc.insecure_channel(self.address.target, CHANNEL_OPTIONS)
+        return grpc.secure_channel(self.address.target, self._tls.channel_credentials(), CHANNEL_OPTIONS)
+
     def failed(self, error: EtcdError) -> None:
         """Note a failure: the pool probes before it uses this endpoint again."""
         self.healthy = False
@@ -209,12 +256,5 @@ def open_endpoints(texts: Sequence[str], tls: Tls | None, bridge: Bridge) -> lis
     if not texts:
         raise SetupError("no etcd endpoint given")
     os.environ.setdefault("GRPC_VERBOSITY", "NONE")  # read with the first channel; failures are exceptions
-    endpoints = []
-    for address in [parse_address(text, tls=tls is not None) for text in dict.fromkeys(texts)]:
-        if address.tls:
-            credentials = (tls or Tls()).channel_credentials()
-            channel = grpc.secure_channel(address.target, credentials, CHANNEL_OPTIONS)
-        else:
-            channel = grpc.insecure_channel(address.target, CHANNEL_OPTIONS)
-        endpoints.append(Endpoint(address, channel, bridge))
-    return endpoints
+    addresses = [parse_address(text, tls=tls is not None) for text in dict.fromkeys(texts)]
+    return [Endpoint(address, tls, bridge) for address in addresses]

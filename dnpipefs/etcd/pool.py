@@ -234,6 +234,7 @@ class Pool:
 
 async def probe(endpoint: Endpoint, timeout: float = PROBE_TIMEOUT) -> pb.StatusResponse | None:
     """Ask for the status of a member, and note on the endpoint whether it can be used."""
+    endpoint.renew()
     try:
         status = await endpoint.call(STATUS, pb.StatusRequest(), timeout)
     except (Unreachable, Ambiguous) as error:

@@ -11,7 +11,7 @@ from typing import Any
 from tests.cluster.hosts import CommandFailed, Host, Network
 from tests.cluster.leftovers import Lab, clear_abandoned, guarded, leftovers_of_faketime, own_lab
 from tests.cluster.members import Member, Operator
-from tests.support.certificates import Authority
+from tests.support.certificates import Authority, Pair
 from tests.support.mounts import Mount
 from tests.support.waiting import eventually
 
@@ -36,7 +36,11 @@ class ClusterMount(Mount):
     def __init__(self, host: Host, directory: Path, members: Sequence[Member], authority: Authority) -> None:
         """The first mount is known by its certificate alone, the others by password, too."""
         by_certificate = host.name == "m1"
-        pair = authority.issue(USER if by_certificate else host.name, host=host.address)
+        self.host = host
+        self.name = host.name
+        self._authority = authority
+        self._known_as = USER if by_certificate else host.name
+        pair = self.renew()
         (directory / host.name).mkdir()
         identity: dict[str, Any] = {
             "tls": {"cacert": str(authority.ca), "cert": str(pair.cert), "key": str(pair.key)}
@@ -51,12 +55,14 @@ class ClusterMount(Mount):
             session_ttl=SESSION_TTL_S,
             **identity,
         )
-        self.host = host
-        self.name = host.name
         self.frozen = False
         self._clock = directory / host.name / "clock"
         self.set_clock(0)
         self.wrapper = [*host.inside, *self._faketime()]
+
+    def renew(self) -> Pair:
+        """Put another certificate in the place of the present one."""
+        return self._authority.issue(self._known_as, host=self.host.address)
 
     def _faketime(self) -> list[str]:
         if not _FAKETIME:

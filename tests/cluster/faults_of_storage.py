@@ -95,11 +95,13 @@ class ReplacedMember(OfMembers):
 
 
 class NewCertificates(Fault):
-    """All members get new certificates while they run, and one is restarted, so that all meet it anew."""
+    """All members and mounts get new certificates as they run, and a member is restarted: all meet it."""
 
     def begin(self, cluster: Cluster, draw: Random) -> None:
         for member in cluster.members:
             member.renew()
+        for mount in cluster.mounts:
+            mount.renew()
         for member in draw.sample(cluster.running_members(), 1):
             self.victims.append(member)
             member.kill()

@@ -6,7 +6,7 @@ import errno
 from collections import defaultdict
 from collections.abc import Iterator
 
-from tests.cluster.history import Died, Final, Hear, History, Nemesis
+from tests.cluster.history import Died, Final, Hear, History, Nemesis, Write
 from tests.support.topic_log import Anomaly, Kind
 
 DEAD = (errno.ENOTCONN, errno.ECONNABORTED)
@@ -30,6 +30,8 @@ def check_calls(history: History, limit: int) -> Iterator[Anomaly]:
         began, ended = call.slowest or (call.began, min(call.ended, end))
         if ended - began <= limit or isinstance(call, Nemesis | Final):
             continue
+        if isinstance(call, Write):
+            began = max(began, _turn(call, ended, history))
         if isinstance(call, Hear) and call.waits:
             continue
         still = sum(max(0, min(ended, pause.ended) - max(began, pause.began)) for pause in pauses[call.mount])
@@ -38,6 +40,20 @@ def check_calls(history: History, limit: int) -> Iterator[Anomaly]:
     for died in history.of(Died):
         if not any(n.began < died.began < n.ended + SEEN_S * 10**9 for n in ends[died.mount]):
             yield Anomaly(Kind.DIED, f"the daemon of {died.mount}, by {died.began}, status {died.status}")
+
+
+def _turn(write: Write, ended: int, history: History) -> int:
+    """Return when the kernel has let a write in: it takes one at a time of an inode, in their order."""
+    return max(
+        (
+            other.ended
+            for other in history.of(Write)
+            if (other.mount, other.ino) == (write.mount, write.ino)
+            and other.began < write.began
+            and other.ended < ended
+        ),
+        default=0,
+    )
 
 
 def _check_alive(history: History, ends: dict[str, list[Nemesis]]) -> Iterator[Anomaly]:

@@ -266,6 +266,43 @@ def test_calls_that_hang(calls: list[Call], expected: set[Kind]) -> None:
     assert all("hear of h on m1" in anomaly.text for anomaly in found)
 
 
+def long_write(writer: str, began: int, ended: int, *, ino: int = 1, mount: str = "m1") -> Write:
+    return Write(
+        client=writer,
+        mount=mount,
+        began=began * SECOND,
+        ended=min(ended * SECOND, NEVER),
+        outcome=Outcome.UNKNOWN,
+        ino=ino,
+        writer=writer,
+        first=began,
+        count=1,
+    )
+
+
+@pytest.mark.parametrize(
+    ("others", "hung"),
+    [
+        ([], True),
+        ([long_write("a", 0, 30)], False),
+        ([long_write("a", 0, 30, ino=2)], True),
+        ([long_write("a", 0, 30, mount="m2")], True),
+        ([long_write("a", 0, 10)], True),
+        ([long_write("a", 2, 30)], True),
+        ([long_write("a", 0, 30), long_write("b", 30, 31)], False),
+    ],
+)
+def test_a_write_counts_from_its_turn_among_the_writes_of_its_inode(others: list[Call], hung: bool) -> None:
+    found = judge(History([*others, long_write("w", 1, 47)]), LIMITS)
+    assert [anomaly.kind for anomaly in found] == [Kind.HUNG] * hung
+
+
+def test_a_write_that_is_forgotten_is_found_though_others_go_on() -> None:
+    others = [long_write("a", second, second + 1) for second in range(60)]
+    [anomaly] = judge(History([*others, long_write("w", 1, NEVER)]), LIMITS)
+    assert anomaly.kind is Kind.HUNG
+
+
 @pytest.mark.parametrize(
     ("calls", "expected"),
     [

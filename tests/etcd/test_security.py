@@ -93,6 +93,48 @@ async def test_client_certificates(start_tls: StartTls, good: Pair, authority: A
             await client.put(b"key", b"", timeout=1)
 
 
+async def test_replaced_files_are_read_while_it_runs(
+    start_tls: StartTls,
+    good: Pair,
+    authority: Authority,
+    stranger: Authority,
+    tmp_path: Path,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """As certificates are renewed, and an authority: no client has to be started again for it."""
+    server = start_tls(ServerTls(good.cert, good.key, authority.ca))
+    cacert, cert, key = (tmp_path / name for name in ("ca.pem", "mine.crt", "mine.key"))
+
+    def renew(pair: Pair) -> None:
+        for file, source in ((cert, pair.cert), (key, pair.key)):
+            new = tmp_path / "new"
+            new.write_bytes(source.read_bytes())
+            new.replace(file)
+
+    renew(authority.issue("mine", expired=True))
+    cacert.write_bytes(stranger.ca.read_bytes())
+    async with open_client([server.endpoint], tls=Tls(cacert, cert, key)) as client:
+        with pytest.raises(TlsFailed):
+            await client.put(b"key", b"", timeout=0.5)
+        cacert.write_bytes(authority.ca.read_bytes())
+        with pytest.raises(Unreachable):  # the server says no to the other one, too
+            await client.put(b"key", b"", timeout=0.5)
+        cert.unlink()
+        with pytest.raises(Unreachable):
+            await client.put(b"key", b"", timeout=0.5)
+        [complaint] = [record for record in caplog.records if record.levelname == "WARNING"]
+        assert (
+            complaint.message
+            == f"cannot read {cert}: No such file or directory; going on with what was there"
+        )
+        renew(authority.issue("mine again"))
+        await client.put(b"key", b"", timeout=ENOUGH)
+        async with client.watch(b"key") as watch:
+            await client.put(b"key", b"")
+            with trio.fail_after(ENOUGH):
+                assert await watch.__anext__()
+
+
 async def _complains(endpoint: str, tls: Tls) -> None:
     async with open_client([endpoint], tls=tls) as client:
         with trio.fail_after(ENOUGH), pytest.raises(TlsFailed, match="TLS failed: check that the CA"):
