@@ -120,19 +120,25 @@ class Exposition:
     def _pushes(self) -> Iterator[Metric]:
         queue, pushes = self._cluster.log.queue, self._cluster.log.pushes
         yield _counter("dnpipefs_pushed_messages", "Messages that this host has pushed.", pushes.messages)
-        yield _counter("dnpipefs_pushed_bytes", "Bytes of these messages.", pushes.bytes)
-        yield _counter("dnpipefs_batches", "Batches they were committed in.", pushes.batches)
+        yield _counter(
+            "dnpipefs_pushed_bytes", "Bytes of the messages that this host has pushed.", pushes.bytes
+        )
+        yield _counter("dnpipefs_batches", "Batches that this host has committed.", pushes.batches)
         yield _histogram(
             "dnpipefs_batch_wait_seconds",
-            "How long pushes waited until a transaction took them along.",
+            "How long pushes waited until a transaction took them along, beginning with the write.",
             pushes.waited,
         )
         yield _histogram(
-            "dnpipefs_commit_seconds", "Transactions that commit batches: etcd's part.", pushes.committed
+            "dnpipefs_commit_seconds",
+            "Transactions that commit batches, from sending one to its answer.",
+            pushes.committed,
         )
         yield _gauge("dnpipefs_queued_bytes", "Bytes of pushes under way on this host.", queue.bytes)
         yield _gauge("dnpipefs_queued_topics", "Topics whose pushes wait for a transaction.", queue.topics)
-        yield _gauge("dnpipefs_commits_under_way", "Transactions under way that commit.", queue.commits)
+        yield _gauge(
+            "dnpipefs_commits_under_way", "Transactions under way that commit batches.", queue.commits
+        )
 
     def _reads(self) -> Iterator[Metric]:
         log, questions = self._cluster.log, self._cluster.barrier.questions
@@ -144,14 +150,16 @@ class Exposition:
         )
         yield _histogram(
             "dnpipefs_view_lag_seconds",
-            "How long readers then waited until this host had seen as much.",
+            "How long readers waited then, until this host had seen as much as etcd had.",
             questions.lag,
         )
         yield _gauge("dnpipefs_views", "Topics that this host follows.", log.followed)
         yield _counter("dnpipefs_cache_hits", "Batches and segments that were found in memory.", use.hits)
-        yield _counter("dnpipefs_cache_misses", "Those that were fetched from etcd.", use.misses)
+        yield _counter(
+            "dnpipefs_cache_misses", "Batches and segments that were fetched from etcd.", use.misses
+        )
         yield _gauge("dnpipefs_cache_bytes", "Memory that the cache takes.", log.content.size)
-        yield _gauge("dnpipefs_cache_limit_bytes", "How much it may take.", log.content.limit)
+        yield _gauge("dnpipefs_cache_limit_bytes", "Memory that the cache may take.", log.content.limit)
 
     def _groups(self) -> Iterator[Metric]:
         groups = self._cluster.groups
@@ -160,26 +168,30 @@ class Exposition:
             "dnpipefs_group_deliveries", "Messages handed to readers of groups.", counted.delivered
         )
         yield _counter(
-            "dnpipefs_group_redeliveries", "Those of them that a reader had had before.", counted.again
+            "dnpipefs_group_redeliveries",
+            "Messages handed to readers of groups that one had had before.",
+            counted.again,
         )
         yield _counter(
-            "dnpipefs_group_acknowledgements", "Messages that readers were done with.", counted.acknowledged
+            "dnpipefs_group_acknowledgements",
+            "Messages that readers of groups were done with.",
+            counted.acknowledged,
         )
         yield _counter(
             "dnpipefs_group_returns",
-            "Messages given back, or held for too long.",
+            "Messages that readers of groups gave back, or had for too long.",
             counted.given_back,
         )
         yield _counter("dnpipefs_dead_letters", "Messages moved to the dead letters.", counted.dead)
         yield _gauge("dnpipefs_groups", "Consumer groups that this host takes part in.", len(lags))
         yield _gauge(
             "dnpipefs_group_lag_messages",
-            "Messages of these groups that nobody has, or that this host has and has not acknowledged.",
+            "Messages of the groups of this host that nobody has, or that it has and has not acknowledged.",
             sum(lags),
         )
         yield _gauge(
             "dnpipefs_group_lag_messages_max",
-            "That of the group furthest behind.",
+            "The same of the group that is furthest behind.",
             max(lags, default=0),
         )
 

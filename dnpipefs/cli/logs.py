@@ -93,6 +93,12 @@ class JournalHandler(logging.Handler):
         except Exception:  # as all handlers do
             self.handleError(record)
 
+    def close(self) -> None:
+        """Let go of the journal."""
+        if self._transport is not None:
+            self._transport.socket.close()
+        super().close()
+
     def _pairs(self, record: logging.LogRecord) -> Iterator[tuple[str, object]]:
         yield "MESSAGE", self.format(record)  # with the traceback
         yield (

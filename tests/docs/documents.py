@@ -75,6 +75,7 @@ FSCK = Document("docs/fsck.md")
 GROUPS = Document("docs/groups.md")
 SECURITY = Document("docs/security.md")
 RELIABILITY = Document("docs/reliability.md")
+OBSERVABILITY = Document("docs/observability.md")
 DOCUMENTS = (
     README,
     ARCHITECTURE,
@@ -84,6 +85,7 @@ DOCUMENTS = (
     GROUPS,
     SECURITY,
     RELIABILITY,
+    OBSERVABILITY,
     Document("docs/benchmarks.md"),
     Document("CHANGELOG.md"),
 )

@@ -56,12 +56,14 @@ from dnpipefs.namespace import ENTRIES_LIMIT
 from dnpipefs.namespace import PATIENCE_S as NAMESPACE_PATIENCE_S
 from dnpipefs.vfs.handles import HELD_LIMIT, SPLIT_SIZE
 from dnpipefs.vfs.listings import BY_NAME, PAGE_FRESH_S, RECENT_LISTINGS, RECENT_S
+from dnpipefs.vfs.reports import RATE_S
 from tests.cluster.faults import FAULTS
 from tests.docs.documents import (
     ARCHITECTURE,
     DOCUMENTS,
     FORMAT,
     FSCK,
+    OBSERVABILITY,
     README,
     RELIABILITY,
     REPOSITORY,
@@ -146,7 +148,9 @@ def test_the_commands_of_the_readme_exist() -> None:
         (SEMANTICS, f"above {BY_NAME:,} entries in no order"),
         (SEMANTICS, f"unanswered for {STALE_AFTER_S:g} s"),
         (SEMANTICS, f"takes longer than {STALE_AFTER_S:g} s to answer"),
-        (SEMANTICS, f"whether a question was answered within {STALE_AFTER_S:g} s"),
+        (OBSERVABILITY, f"whether a question was answered within {STALE_AFTER_S:g} s"),
+        (OBSERVABILITY, f"tell what this host knows, within {STALE_AFTER_S:g} s"),
+        (OBSERVABILITY, f"pushed in the last {RATE_S} s"),
         (SEMANTICS, f"an attempt takes {DEFAULT_TIMEOUT:g} s at most"),
         (SEMANTICS, f"open for reading, and for {LINGER_S:g} s after (`LINGER_S`)"),
         (SEMANTICS, f"does not answer within {ANSWER_S:g} s is `silent`"),

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from dnpipefs import etcd
-from tests.docs.documents import FORMAT, GROUPS, README, SECURITY, SEMANTICS
+from tests.docs.documents import FORMAT, GROUPS, OBSERVABILITY, README, SECURITY, SEMANTICS
 from tests.docs.test_docs import example
 from tests.support.etcd_http import keys_below
 from tests.support.etcd_process import EtcdProcess
@@ -114,10 +114,23 @@ def shape(key: bytes, value: bytes) -> tuple[str, str]:
     return re.sub("[0-9a-f]{16}", "#", key.decode()), json.dumps(fields)
 
 
+def steps_of(session: str) -> list[tuple[str, str]]:
+    """Return the commands of a session, each with what it says."""
+    return re.findall(r"^\$ (.*)\n((?:(?!\$ ).*\n)*)", session, re.MULTILINE)
+
+
+@needs_mounts
+def test_the_session_at_the_control_directory(mount: Mount) -> None:
+    steps = steps_of(OBSERVABILITY.labelled("looking"))
+    assert len(steps) == 7
+    for command, expected in steps:
+        assert output(placed(command, mount.path)) == expected, command
+
+
 @needs_mounts
 def test_the_session_of_the_readme(mount: Mount) -> None:
     (session,) = README.of_kind("console")
-    steps = re.findall(r"^\$ (.*)\n((?:(?!\$ ).*\n)*)", session, re.MULTILINE)
+    steps = steps_of(session)
     assert len(steps) == 5
     for command, expected in steps:
         if " -f " in command:
