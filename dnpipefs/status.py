@@ -23,14 +23,16 @@ ANSWER_S: Final = STALE_AFTER_S
 async def status_of(cluster: Cluster) -> dict[str, Any]:
     """Return it as JSON takes it; the names are told in docs/observability.md."""
     answers, health = False, None
+    patience_s = min(ANSWER_S, cluster.settings.op_timeout / 2)
 
     async def ask() -> None:
         nonlocal answers
-        answers = await cluster.barrier.answers()
+        with trio.move_on_after(patience_s):
+            answers = await cluster.barrier.answers()
 
     async with trio.open_nursery() as nursery:
         nursery.start_soon(ask)
-        with trio.move_on_after(ANSWER_S):
+        with trio.move_on_after(patience_s):
             health = await cluster.health()
     sessions, staleness, content = cluster.log.sessions, cluster.barrier.staleness, cluster.log.content
     session = sessions.current()

@@ -27,6 +27,8 @@ RATE_S: Final = 60
 
 
 _BLANK: Final = re.compile(rb"[\x00-\x20\\\x7f]")
+_NO_BYTE: Final = re.compile("[\ud800-\udc7f\udd00-\udfff]")
+"""Halves of characters that stand for no byte of a name: somebody else has put them into etcd."""
 
 
 class Here(NamedTuple):
@@ -102,7 +104,7 @@ class Reports:
             if facts.name == name:
                 here = groups.users(topic, name)
                 return _json({"topic": path, **facts.described(), "here": {"readers": here}})
-        raise TopicGone("the group was deleted")
+        raise TopicGone("the group was deleted, or its records cannot be read: run dnpipefs fsck")
 
 
 def _json(value: Mapping[str, Any]) -> bytes:
@@ -118,7 +120,8 @@ def _line(mount: Host) -> bytes:
         f"{mount.session:x}",
         "-" if mount.since_ns is None else _wall_clock(mount.since_ns),
     )
-    return b" ".join(_BLANK.sub(_octal, os.fsencode(word)) or b"-" for word in words) + b"\n"
+    encoded = [os.fsencode(_NO_BYTE.sub("\ufffd", word)) for word in words]
+    return b" ".join(_BLANK.sub(_octal, word) or b"-" for word in encoded) + b"\n"
 
 
 def _octal(blank: re.Match[bytes]) -> bytes:
