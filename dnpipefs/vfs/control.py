@@ -28,7 +28,7 @@ import enum
 import hashlib
 import os
 from collections import OrderedDict
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Final, NoReturn
 
@@ -90,11 +90,12 @@ def refuse() -> NoReturn:
 class ControlListing:
     """The entries of a directory at one moment."""
 
-    entries: Sequence[tuple[bytes, Attributes]]
+    names: Sequence[bytes]
+    attributes_of: Callable[[bytes], Attributes]
 
-    def page(self, start: int) -> Sequence[tuple[bytes, Attributes]]:
-        """Return entries from number *start* on; none only if there are no more."""
-        return self.entries[start : start + PAGE]
+    def page(self, start: int) -> Iterator[tuple[bytes, Attributes]]:
+        """Yield entries from number *start* on; none only if there are no more."""
+        return ((name, self.attributes_of(name)) for name in self.names[start : start + PAGE])
 
 
 class ControlHandle:
@@ -188,15 +189,16 @@ class ControlDirectory:
     async def open_directory(self, directory: FileId) -> ControlListing:
         """Return what a directory holds now. Raises TopicGone, TimedOut."""
         if directory == CONTROL:
-            return ControlListing([(name, await self.attributes(file)) for name, file in self._names.items()])
+            shown = {name: await self.attributes(file) for name, file in self._names.items()}
+            return ControlListing(list(shown), shown.__getitem__)
         kind, number = self._split(directory)
         tree = await self._namespace.sync_to_read()
         entry = await self._namespace.entry(number)
         if not entry.is_directory:
             names = await self._groups.names(entry.id)
-            return ControlListing([(name, self._of_group(entry, name)) for name in names])
-        children = sorted(tree.children(entry.id).items())
-        return ControlListing([(name, self._of(kind, child)) for name, child in children])
+            return ControlListing(names, lambda name: self._of_group(entry, name))
+        children = dict(tree.children(entry.id))  # as they are now
+        return ControlListing(sorted(children), lambda name: self._of(kind, children[name]))
 
     async def open(self, file: FileId, *, write: bool) -> ControlHandle:
         """Open a file: what it says is made now.
@@ -223,43 +225,25 @@ class ControlDirectory:
         return _Kind(kind), FileId(number)
 
     def _fixed(self, file: FileId) -> Attributes:
-        return self._attributes(file, self._uid, self._gid, _FILE_MODE if file in self._files else None)
+        directory = file not in self._files
+        mode = _DIRECTORY_MODE if directory else _FILE_MODE
+        return _attributes(file, mode, self._uid, self._gid, self._began_ns, directory=directory)
 
     def _of(self, kind: _Kind, entry: Entry) -> Attributes:
         """Return the attributes of what tells about a topic or directory."""
         inode, file = entry.inode, _id(kind, entry.id)
-        if entry.id == ROOT:  # in the control directory: that may be entered by everybody
+        if entry.id == ROOT:
             return self._fixed(file)
-        if kind is _Kind.GROUPS or entry.is_directory:
-            mode = inode.mode & _DIRECTORY_MODE
-            if not entry.is_directory:  # who may read a topic may look up its groups
-                mode |= (mode & _FILE_MODE) >> 2
-            attributes = self._attributes(file, inode.uid, inode.gid, None)
-            return attributes._replace(mode=mode, mtime_ns=inode.mtime_ns, ctime_ns=inode.ctime_ns)
-        attributes = self._attributes(file, inode.uid, inode.gid, inode.mode & _FILE_MODE)
-        return attributes._replace(mtime_ns=inode.mtime_ns, ctime_ns=inode.ctime_ns)
+        mode = inode.mode & (_DIRECTORY_MODE if entry.is_directory else _FILE_MODE)
+        directory = entry.is_directory or kind is _Kind.GROUPS
+        if directory and not entry.is_directory:
+            mode |= mode >> 2  # who may read a topic may look its groups up
+        return _attributes(file, mode, inode.uid, inode.gid, inode.mtime_ns, directory=directory)
 
     def _of_group(self, topic: Entry, name: bytes) -> Attributes:
-        inode = topic.inode
-        return self._attributes(
-            self._id_of_group(topic.id, name), inode.uid, inode.gid, inode.mode & _FILE_MODE
-        )
-
-    def _attributes(self, file: FileId, uid: int, gid: int, mode: int | None) -> Attributes:
-        """Return the attributes of a file of *mode*, or of a directory that everybody may enter."""
-        directory = mode is None
-        return Attributes(
-            file,
-            directory,
-            _DIRECTORY_MODE if mode is None else mode,
-            uid,
-            gid,
-            nlink=1,  # for directories: nobody counts
-            size=0,
-            blocks=0,
-            mtime_ns=self._began_ns,
-            ctime_ns=self._began_ns,
-            exact=False,
+        inode, file = topic.inode, self._id_of_group(topic.id, name)
+        return _attributes(
+            file, inode.mode & _FILE_MODE, inode.uid, inode.gid, inode.mtime_ns, directory=False
         )
 
     def _id_of_group(self, topic: FileId, name: bytes) -> FileId:
@@ -280,3 +264,21 @@ class ControlDirectory:
         if found is None:
             raise TopicGone("the group was not looked at for long; open it again")
         return found
+
+
+def _attributes(
+    file: FileId, mode: int, uid: int, gid: int, changed_ns: int, *, directory: bool
+) -> Attributes:
+    return Attributes(
+        file,
+        directory,
+        mode,
+        uid,
+        gid,
+        nlink=1,  # of directories, too: nobody counts
+        size=0,
+        blocks=0,
+        mtime_ns=changed_ns,
+        ctime_ns=changed_ns,
+        exact=False,
+    )
