@@ -8,6 +8,7 @@ exception that is not one of ours is logged with its traceback and answered with
 from __future__ import annotations
 
 import logging
+import math
 import os
 import select
 import stat
@@ -51,6 +52,8 @@ host has them in memory: about as long as a watch takes. It saves two requests o
 LISTED_S: Final = 0.03
 """The same for what a listing shows, and for its names: `ls -l` stats them within a few milliseconds, on a
 busy machine some more. It saves two or three requests for each."""
+ASKED_AGAIN_S: Final = 0.1
+"""How soon the kernel asks again, at most."""
 BLOCK_SIZE: Final = 1 << 20
 """st_blksize: how much programs like cat read and write at once."""
 
@@ -103,6 +106,8 @@ class Adapter(pyfuse3.Operations):
         self._handles: dict[FileHandleT, _OpenFile] = {}
         self._listings: dict[FileHandleT, _OpenDirectory] = {}
         self._next_handle: Final = count(1)
+        self._unanswered: dict[tuple[InodeT, bytes, int], float] = {}
+        """Lookups of the last moment for which etcd gave no answer, and when that was said."""
         self._ending = 0
         """Files that are closed when it is known how their openers end."""
         self._ended: Final = trio.lowlevel.ParkingLot()
@@ -111,8 +116,22 @@ class Adapter(pyfuse3.Operations):
 
     @answers
     async def lookup(self, parent_inode: InodeT, name: bytes, ctx: RequestContext) -> EntryAttributes:
-        """Answer a name's attributes."""
-        return self._found(await self._files.lookup(self._file(parent_inode), name), ctx)
+        """Answer a name's attributes.
+
+        When a name that it knows could not be confirmed the kernel asks again, on behalf of the same call:
+        that has waited as long as it may.
+        """
+        question = (parent_inode, name, ctx.pid)
+        now = trio.current_time()
+        if now - self._unanswered.pop(question, -math.inf) < ASKED_AGAIN_S:
+            raise errors.TimedOut("etcd has not answered; the kernel asked again")
+        try:
+            return self._found(await self._files.lookup(self._file(parent_inode), name), ctx)
+        except errors.TimedOut:
+            now = trio.current_time()
+            recent = {other: at for other, at in self._unanswered.items() if now - at < ASKED_AGAIN_S}
+            self._unanswered = {**recent, question: now}
+            raise
 
     async def forget(self, inode_list: Sequence[tuple[InodeT, int]]) -> None:
         """The kernel drops references; it takes no answer."""

@@ -1,7 +1,8 @@
 """What a fault is. The kinds are in `faults_of_…`; `faults.py` has the list of all."""
 
+import time
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from random import Random
 from typing import Final
@@ -43,23 +44,29 @@ class Fault(ABC):
         return self.name
 
 
-def heal_each(cluster: Cluster, faults: Sequence[Fault]) -> None:
-    """Heal faults that may keep one another from being healed."""
+def heal_each(cluster: Cluster, faults: Sequence[Fault]) -> Iterator[Fault]:
+    """Heal faults that may keep one another from being healed; return each as it is."""
     left = list(faults)
 
-    def none_is_left() -> bool:
-        for fault in list(left):
+    def some_are_healed() -> list[Fault]:
+        healed = []
+        for fault in left:
             with suppress(CommandFailed):
                 fault.heal(cluster)
-                left.remove(fault)
-        return not left
+                healed.append(fault)
+        return healed
 
-    eventually(none_is_left, within_s=HEALED_WITHIN_S)
+    deadline = time.monotonic() + HEALED_WITHIN_S
+    while left:
+        for fault in eventually(some_are_healed, within_s=deadline - time.monotonic()):
+            left.remove(fault)
+            yield fault
 
 
 def heal_all(cluster: Cluster, faults: Sequence[Fault]) -> None:
     """Heal faults, and wait until all is well."""
-    heal_each(cluster, faults)
+    for _ in heal_each(cluster, faults):
+        pass
     cluster.wait_well()
 
 

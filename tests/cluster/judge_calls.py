@@ -6,11 +6,31 @@ import errno
 from collections import defaultdict
 from collections.abc import Iterator
 
-from tests.cluster.history import Died, Final, Hear, History, Nemesis, Write
+from tests.cluster.history import (
+    Call,
+    Create,
+    Delete,
+    Died,
+    Final,
+    GroupOpen,
+    Hear,
+    History,
+    Listing,
+    Nemesis,
+    Open,
+    Rename,
+    Subscribe,
+    Truncate,
+    Write,
+)
 from tests.support.topic_log import Anomaly, Kind
 
 DEAD = (errno.ENOTCONN, errno.ECONNABORTED)
 """What the kernel says of a mount without a daemon."""
+BY_NAME = Open | Create | Delete | Rename | Truncate | Subscribe | GroupOpen | Listing
+"""Calls for which the kernel locks the directory, or may."""
+LONG = 10**9
+"""Nanoseconds. Others in a directory do not notice that somebody was there for less."""
 SEEN_S = 60
 """So long after a kill a death may be found that it explains."""
 
@@ -30,8 +50,8 @@ def check_calls(history: History, limit: int) -> Iterator[Anomaly]:
         began, ended = call.slowest or (call.began, min(call.ended, end))
         if ended - began <= limit or isinstance(call, Nemesis | Final):
             continue
-        if isinstance(call, Write):
-            began = max(began, _turn(call, ended, history))
+        if call.ended <= end:
+            began = max(began, _let_in(call, history))
         if isinstance(call, Hear) and call.waits:
             continue
         still = sum(max(0, min(ended, pause.ended) - max(began, pause.began)) for pause in pauses[call.mount])
@@ -42,18 +62,27 @@ def check_calls(history: History, limit: int) -> Iterator[Anomaly]:
             yield Anomaly(Kind.DIED, f"the daemon of {died.mount}, by {died.began}, status {died.status}")
 
 
-def _turn(write: Write, ended: int, history: History) -> int:
-    """Return when the kernel has let a write in: it takes one at a time of an inode, in their order."""
-    return max(
-        (
+def _let_in(call: Call, history: History) -> int:
+    """Return when the kernel has let a call in, as far as others show it.
+
+    It takes one write at a time of an inode, in their order; and of what makes, removes or looks up names
+    in a directory (all calls are in one) one waits for another that takes long.
+    """
+    if isinstance(call, Write):
+        ahead = [
             other.ended
             for other in history.of(Write)
-            if (other.mount, other.ino) == (write.mount, write.ino)
-            and other.began < write.began
-            and other.ended < ended
-        ),
-        default=0,
-    )
+            if other.mount == call.mount and other.ino == call.ino and other.began < call.began
+        ]
+    elif isinstance(call, BY_NAME):
+        ahead = [
+            other.ended
+            for other in history.calls
+            if other.mount == call.mount and isinstance(other, BY_NAME) and other.ended - other.began > LONG
+        ]
+    else:
+        return 0
+    return max((other for other in ahead if other < call.ended), default=0)
 
 
 def _check_alive(history: History, ends: dict[str, list[Nemesis]]) -> Iterator[Anomaly]:

@@ -241,10 +241,9 @@ class Round:
 
     def _heal(self, blows: Sequence[_Blow]) -> None:
         """Heal faults. Who was frozen may hang no longer; other troubles last until all is well."""
-        for blow in blows:
-            heal_each(self._cluster, [blow.fault])
-            if isinstance(blow.fault, FrozenMount):
-                blow.telling.close()
+        for fault in heal_each(self._cluster, [blow.fault for blow in blows]):
+            if isinstance(fault, FrozenMount):
+                next(blow for blow in blows if blow.fault is fault).telling.close()
 
     def _wait_live(self, when: str, *, since: float | None = None) -> None:
         """Wait until each mount has pushed on."""

@@ -297,6 +297,35 @@ def test_a_write_counts_from_its_turn_among_the_writes_of_its_inode(others: list
     assert [anomaly.kind for anomaly in found] == [Kind.HUNG] * hung
 
 
+@pytest.mark.parametrize(
+    ("others", "hung"),
+    [
+        ([], True),
+        ([(0, 30)], False),
+        ([(20, 40)], False),
+        ([(0, 8)], True),
+        ([(29, 30)], True),
+        ([(0, 50)], True),
+    ],
+)
+def test_a_call_by_name_counts_from_its_turn_in_the_directory(
+    others: list[tuple[int, int]], hung: bool
+) -> None:
+    def create(client: str, began: int, ended: int) -> Create:
+        return Create(
+            client=client,
+            mount="m1",
+            began=began * SECOND,
+            ended=ended * SECOND,
+            outcome=Outcome.UNKNOWN,
+            name=client,
+        )
+
+    story = [create(f"other{number}", *times) for number, times in enumerate(others)]
+    found = judge(History([*story, create("late", 1, 47)]), LIMITS)
+    assert any("create of late" in anomaly.text for anomaly in found) == hung
+
+
 def test_a_write_that_is_forgotten_is_found_though_others_go_on() -> None:
     others = [long_write("a", second, second + 1) for second in range(60)]
     [anomaly] = judge(History([*others, long_write("w", 1, NEVER)]), LIMITS)

@@ -185,3 +185,21 @@ def test_invariants_1_and_2_through_an_outage(mount: MakeMount, etcd: Outage) ->
     assert {error.errno for error in errors} == {errno.ETIMEDOUT}
     seen = [observe(host.path.parent.name, topic_of(host)) for host in hosts]
     assert history(writers, [*seen, follower.observed()]).check() == []
+
+
+def test_a_name_that_cannot_be_confirmed_is_waited_for_once(
+    mount: MakeMount, tmp_path: Path, etcd_binary: str
+) -> None:
+    with outage("frozen", tmp_path, etcd_binary) as etcd:
+        host, other = (mount(endpoint=etcd.endpoint, op_timeout=1.0) for _ in range(2))
+        topic_of(other).touch()
+        topic_of(host).stat()  # the kernel knows it from now on, and asks whether it is still so
+        topic_of(other).unlink()
+        eventually(lambda: os.listdir(host.path) == [])
+        etcd.begin()
+        with refused(errno.ETIMEDOUT):
+            topic_of(host).stat()
+        etcd.end()
+        told = [line for line in host.log.splitlines() if "lookup: " in line]
+        assert len(told) == 2
+        assert "the kernel asked again" in told[1]
