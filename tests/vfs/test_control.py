@@ -1,6 +1,6 @@
 """Ids of the control directory: none is one of a topic, an alias of one, a view, or of another file of it."""
 
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from dnpipefs.core.names import MAX_FILE_ID, ROOT, FileId, SessionId
@@ -12,6 +12,7 @@ from dnpipefs.vfs.views import View, ViewTable
 IDS = st.integers(1, MAX_FILE_ID - 1).map(FileId)
 
 
+@settings(deadline=None)
 @given(st.sampled_from(_Kind), IDS, st.sampled_from(_Kind), IDS)
 def test_ids_are_different_and_a_kernel_takes_them(
     kind: _Kind, file: FileId, other: _Kind, than: FileId
@@ -21,6 +22,7 @@ def test_ids_are_different_and_a_kernel_takes_them(
     assert _id(kind, file) < 1 << 63
 
 
+@settings(deadline=None)
 @given(IDS, st.binary(min_size=1))
 def test_topics_and_views_are_none_of_it(topic: FileId, group: bytes) -> None:
     assert not is_control(topic)
@@ -39,6 +41,7 @@ def test_the_name_is_reserved_in_the_root_only() -> None:
 TEXT = st.text(st.characters(categories=None))
 
 
+@settings(deadline=None)
 @given(TEXT, TEXT)
 def test_a_line_of_hosts_has_six_words(host: str, mountpoint: str) -> None:
     """Whatever somebody has put into etcd as a session."""
