@@ -61,7 +61,7 @@ has_programs() { has etcd && has fusermount3 && has etcdctl && has getfattr; }
 # For tests, those of the cluster above all, which are root's: hosts, what cuts them off and delays their packets,
 # clocks that jump.
 has_test_tools() {
-    has parallel && has ip && has iptables && has_queue_headers && compgen -G '/usr/lib/*/faketime/libfaketimeMT.so.1' >/dev/null
+    has parallel && has jq && has ip && has iptables && has_queue_headers && compgen -G '/usr/lib/*/faketime/libfaketimeMT.so.1' >/dev/null
 }
 has_queue_headers() { has pkg-config && pkg-config --exists libnetfilter_queue; }
 wants_test_tools() { [ "$WITH" = --tests ] && [ "$(id -u)" = 0 ] && has apt-get && ! has_test_tools; }
@@ -89,7 +89,7 @@ install_packages() {
         had_etcd=no
         if apt-cache show etcd-server >/dev/null 2>&1; then packages+=(etcd-server); else packages+=(etcd); fi
     fi
-    if wants_test_tools; then packages+=(parallel iproute2 iptables libfaketime libnetfilter-queue-dev); fi
+    if wants_test_tools; then packages+=(parallel jq iproute2 iptables libfaketime libnetfilter-queue-dev); fi
     as_root env DEBIAN_FRONTEND=noninteractive apt-get install -qq -y --no-install-recommends "${packages[@]}" >&2 ||
         fail "could not install ${packages[*]}, see above"
     [ "$had_etcd" = yes ] || disable_etcd_service

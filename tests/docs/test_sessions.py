@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -120,6 +121,7 @@ def steps_of(session: str) -> list[tuple[str, str]]:
 
 
 @needs_mounts
+@pytest.mark.skipif(shutil.which("jq") is None, reason="no jq here: scripts/setup.sh --tests installs it")
 def test_the_session_at_the_control_directory(mount: Mount) -> None:
     steps = steps_of(OBSERVABILITY.labelled("looking"))
     assert len(steps) == 7
