@@ -30,20 +30,20 @@ test-newer: setup-tests ## run all checks with an etcd 3.5 from a newer Debian s
 
 test-cluster: DURATION ?= 180
 test-cluster: setup-tests ## let a cluster on hosts of its own meet every fault, then all for DURATION seconds (180; as root)
-	@DNPIPEFS_CLUSTER_TESTS=thorough DNPIPEFS_SIEGE_S=$(DURATION) .venv/bin/python -m pytest -s tests/cluster $(ARGS)
+	@DNPIPEFS_TEST_CLUSTER=thorough DNPIPEFS_TEST_SIEGE_S=$(DURATION) .venv/bin/python -m pytest -s tests/cluster $(ARGS)
 
 soak: DURATION ?= 1800
 soak: setup-tests ## let everything work on a cluster that meets all faults for DURATION seconds (1800), and judge it (as root)
-	@DNPIPEFS_CLUSTER_TESTS=thorough DNPIPEFS_SIEGE_S=$(DURATION) \
+	@DNPIPEFS_TEST_CLUSTER=thorough DNPIPEFS_TEST_SIEGE_S=$(DURATION) \
 		.venv/bin/python -m pytest -s tests/cluster/test_siege.py -k under_siege $(ARGS)
 
 STEPS ?= 100000
 properties: setup-tests ## let random clusters live for STEPS steps (100000), and look for planted faults
-	@DNPIPEFS_PROPERTY_STEPS=$(STEPS) .venv/bin/python -m pytest -s tests/model $(ARGS)
+	@DNPIPEFS_TEST_PROPERTY_STEPS=$(STEPS) .venv/bin/python -m pytest -s tests/model $(ARGS)
 
 soak-groups: DURATION ?= 600
 soak-groups: setup-tests ## kill workers and mounts of consumer groups for DURATION seconds (600), and judge what they had
-	@DNPIPEFS_GROUP_KILLS_S=$(DURATION) .venv/bin/python -m pytest -s tests/mount/test_group_kills.py $(ARGS)
+	@DNPIPEFS_TEST_GROUP_KILLS_S=$(DURATION) .venv/bin/python -m pytest -s tests/mount/test_group_kills.py $(ARGS)
 
 lint: setup ## run the linters and the check of the layers only
 	@.venv/bin/python -m pytest -q tests/test_lint.py tests/test_layers.py

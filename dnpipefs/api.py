@@ -109,19 +109,22 @@ async def connect(
     tls: etcd.Tls | None = None,
     credentials: etcd.Credentials | None = None,
     op_timeout: float = DEFAULT_OP_TIMEOUT_S,
+    discovery_srv: str | None = None,
 ) -> AsyncIterator[Dnp]:
     """Join a cluster until the block ends.
 
         async with dnpipefs.connect() as dnp:
             await dnp.push("greetings", "hello")
 
-    Without `endpoints` the embedded etcd of `data_dir` is used, and started if it does not run.
+    Without `endpoints` the embedded etcd of `data_dir` is used, and started if it does not run; with the
+    domain `discovery_srv` in their place, what DNS says there (SRV records, as etcd's own tools use them).
     `op_timeout` is how long, in seconds, an operation waits for etcd before it raises `TimedOut`.
 
     Raises SetupError, UnsupportedFormat, or an EtcdError that says why etcd cannot be used.
     """
     settings = Settings(
         endpoints=(endpoints,) if isinstance(endpoints, str) else tuple(endpoints or ()),
+        discovery_srv=discovery_srv,
         prefix=prefix,
         data_dir=Path(data_dir) if data_dir is not None else default_data_dir(),
         tls=tls,

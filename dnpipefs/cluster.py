@@ -66,6 +66,20 @@ class Settings:
     """Bytes the database of the embedded etcd may take, if this process is the one to start it."""
     read_stale: bool = False
     """Files and directories show what this host has while etcd does not answer; see `log/staleness.py`."""
+    discovery_srv: str | None = None
+    """The domain whose DNS says the endpoints, instead of `endpoints`."""
+
+    @property
+    def embedded(self) -> bool:
+        """Whether an etcd of our own is used."""
+        return not self.endpoints and self.discovery_srv is None
+
+    @property
+    def discovery(self) -> etcd.Discovery | None:
+        """Where endpoints are looked for, if they are; without TLS only if no certificate is at hand."""
+        if self.discovery_srv is None:
+            return None
+        return etcd.Discovery(self.discovery_srv, tls_only=self.tls is not None)
 
 
 @dataclass(frozen=True, slots=True)
@@ -157,14 +171,18 @@ async def open_etcd(settings: Settings) -> AsyncIterator[Reached]:
     Raises SetupError, or an EtcdError that says why etcd cannot be used.
     """
     async with AsyncExitStack() as stack:
-        endpoints, embedded = settings.endpoints, None
-        if not endpoints:
+        endpoints, embedded, discovery = settings.endpoints, None, settings.discovery
+        if discovery is not None:
+            endpoints = tuple(await discovery.endpoints())
+        elif settings.embedded:
             embedded = await stack.enter_async_context(
                 embedded_server(settings.data_dir, quota_bytes=settings.quota, log=logger)
             )
             endpoints = (embedded.endpoint,)
         client = await stack.enter_async_context(
-            etcd.open_client(endpoints, tls=settings.tls, credentials=settings.credentials)
+            etcd.open_client(
+                endpoints, tls=settings.tls, credentials=settings.credentials, discovery=discovery
+            )
         )
         yield Reached(client, await client.check(), embedded)
 

@@ -17,7 +17,8 @@ else
     [ -e /dev/fuse ] || fail "no /dev/fuse: load the module (modprobe fuse), or give the container the device"
     # A dead daemon's mount can be neither made nor read; `mount` clears it away.
     is_mounted || mkdir -p "$mount" || fail "cannot make $mount: choose another, make run MOUNT=DIR"
-    .venv/bin/dnpipefs mount "$@" "$mount"
+    # Not the cluster that this machine may be configured for.
+    DNPIPEFS_CONFIG=${DNPIPEFS_CONFIG-/dev/null} .venv/bin/dnpipefs mount "$@" "$mount"
 
     message="hello from $(uname -n) at $(date +%T)"
     echo "\$ echo '$message' > $mount/greetings"

@@ -8,6 +8,8 @@ from pathlib import Path
 
 import pytest
 
+from dnpipefs.cli.configuration import CONFIG_VARIABLE, variables
+from dnpipefs.cli.options import OPTIONS
 from tests.support.processes import MARK, clean_up
 
 
@@ -20,6 +22,9 @@ def leaves_nothing_behind(tmp_path_factory: pytest.TempPathFactory) -> Iterator[
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv(MARK, session)
         patch.setenv("TMPDIR", str(scratch))
+        for name in variables(OPTIONS):
+            patch.delenv(name, raising=False)
+        patch.setenv(CONFIG_VARIABLE, os.devnull)  # how this machine is configured is not what is tested
         patch.setattr(tempfile, "tempdir", str(scratch))
         yield
         leaks = clean_up(session, directory) + [f"file {path}" for path in scratch.iterdir()]

@@ -28,7 +28,7 @@ LAYERS: list[set[str]] = [
 ]
 RANK = {unit: rank for rank, units in enumerate(LAYERS) for unit in units}
 
-ONLY_IN = {"pyfuse3": "fuse", "errno": "fuse", "grpc": "etcd"}
+ONLY_IN = {"pyfuse3": "fuse", "errno": "fuse", "grpc": "etcd", "dns": "etcd"}
 NOT_IN_CORE = {"trio", "time", "random", "secrets", "os", "socket", "threading", "subprocess", "asyncio"}
 MEANINGLESS_NAMES = {"utils", "util", "common", "helpers", "misc"}
 LONGEST_MODULE_LINES = 600

@@ -269,7 +269,7 @@ async def open_stage(settings: Settings, *, throwaway: bool) -> AsyncIterator[tu
         settings = replace(settings, prefix=f"{stem}-{name}/")
         etcd_pid = None
         machine = _machine()
-        if not settings.endpoints:
+        if settings.embedded:
             if throwaway:
                 settings = replace(settings, data_dir=directory / "etcd")
             server = await stack.enter_async_context(embedded_server(settings.data_dir, log=logger))

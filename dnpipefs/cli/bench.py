@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import signal
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Final
 
 import click
 import trio
 
 from dnpipefs.bench import MEASUREMENTS, Measurement, Report, Scale, as_json, as_table, run_bench
+from dnpipefs.cli.configuration import Kind
 from dnpipefs.cli.exits import Ended, Exit
-from dnpipefs.cli.options import Connection, connection_options
+from dnpipefs.cli.options import Connection, connection_options, origins
 
 _BY_ID: Final = {measurement.id: measurement for measurement in MEASUREMENTS}
 _USUAL: Final = Scale()
@@ -98,12 +100,16 @@ def bench(
 ) -> None:
     """Measure against raw etcd, on mounts of its own.
 
-    An etcd is started for it in a temporary directory, unless --endpoints or --data-dir name another; in
-    that case the keys of the benchmark are its own and removed in the end. Exit status 1: a bar is not met.
+    An etcd is started for it in a temporary directory, unless one of the options --endpoints, --discovery-srv
+    and --data-dir names another (not a file or a variable: nobody burdens a cluster by accident); in that
+    case the keys of the benchmark are its own and removed in the end. Exit status 1: a bar is not met.
     """
     connection.start_logging()
-    given = click.get_current_context().get_parameter_source("data_dir")
-    throwaway = not connection.endpoints and given is click.core.ParameterSource.DEFAULT
+    found = origins(click.get_current_context())
+    if Kind.FLAG not in (found["endpoints"].kind, found["discovery_srv"].kind):
+        connection = replace(connection, endpoints=(), discovery_srv=None)
+    named = bool(connection.endpoints or connection.discovery_srv)
+    throwaway = not named and found["data_dir"].kind is not Kind.FLAG
     report: Report | None = None
     ended: Ended | None = None
 

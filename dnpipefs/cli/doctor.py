@@ -47,7 +47,7 @@ def doctor(connection: Connection, *, fix: bool, form: str) -> None:
 
     async def operation() -> None:
         async with _endpoints(settings) as endpoints:
-            embedded = not settings.endpoints
+            embedded = settings.embedded
             facts = await examine(settings, endpoints, embedded=embedded)
             failures: list[Finding] = []
             if fix:
@@ -69,9 +69,9 @@ def doctor(connection: Connection, *, fix: bool, form: str) -> None:
 
 @asynccontextmanager
 async def _endpoints(settings: Settings) -> AsyncIterator[Sequence[str]]:
-    """Give the addresses to look at: those that were named, or that of the etcd of our own, running."""
-    if settings.endpoints:
-        yield settings.endpoints
+    """Give the addresses to look at: those named, or found, or that of the etcd of our own, running."""
+    if not settings.embedded:
+        yield settings.endpoints if settings.discovery is None else await settings.discovery.endpoints()
         return
     if not (settings.data_dir / "etcd").exists():
         raise SetupError(

@@ -24,7 +24,7 @@ HELP: Final = """\b
 Exit status:
   0      done
   1      failed: not found, refused, etcd not to be used; the line on standard error says what to do
-  2      the command line, or a name in it, has no meaning
+  2      the command line, a name in it, or the configuration has no meaning
   3      etcd did not answer in time: a push may have been stored, each message at most once
   70     a fault of dnpipefs itself
   128+N  ended by signal N: 130 Ctrl-C, 141 the reader of the output went away

@@ -24,6 +24,7 @@ COMMANDS: Final[Mapping[str, str]] = {
     "reset": "dnpipefs.cli.topics",
     "ls": "dnpipefs.cli.listing",
     "config-topic": "dnpipefs.cli.settings",
+    "config": "dnpipefs.cli.config",
     "groups": "dnpipefs.cli.groups",
     "seek": "dnpipefs.cli.groups",
     "redrive": "dnpipefs.cli.groups",

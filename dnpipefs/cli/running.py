@@ -50,6 +50,7 @@ def run_connected(
             tls=settings.tls,
             credentials=settings.credentials,
             op_timeout=settings.op_timeout,
+            discovery_srv=settings.discovery_srv,
         ) as dnp:
             await operation(dnp)
 

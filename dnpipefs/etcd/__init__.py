@@ -6,6 +6,7 @@ different: every call has a deadline, failed writes say whether they may have be
 """
 
 from dnpipefs.etcd.client import DEFAULT_TIMEOUT, Client, open_client
+from dnpipefs.etcd.discovery import Discovery
 from dnpipefs.etcd.endpoint import Tls
 from dnpipefs.etcd.errors import (
     Ambiguous,
@@ -76,6 +77,7 @@ __all__ = [
     "Credentials",
     "Definite",
     "DeleteResult",
+    "Discovery",
     "EtcdError",
     "Event",
     "EventKind",

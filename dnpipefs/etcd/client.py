@@ -6,10 +6,12 @@ business, how gRPC is awaited `bridge.py`'s, the watch stream `watch.py`'s.
 
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
+from functools import partial
 
 import trio
 
 from dnpipefs.etcd.bridge import Bridge
+from dnpipefs.etcd.discovery import Discovery, Finder
 from dnpipefs.etcd.endpoint import DELETE, PUT, RANGE, TXN, Endpoint, Tls, open_endpoints
 from dnpipefs.etcd.errors import Ambiguous, EtcdError, PermissionDenied, Unreachable
 from dnpipefs.etcd.http import HttpSide
@@ -230,15 +232,22 @@ async def open_client(
     tls: Tls | None = None,
     credentials: Credentials | None = None,
     timeout: float = DEFAULT_TIMEOUT,
+    discovery: Discovery | None = None,
 ) -> AsyncIterator[Client]:
     """Open a client of the cluster at `endpoints`; nothing is sent before the first call.
+
+    With `discovery` other endpoints are looked for when none of them answers.
 
     `timeout` (seconds) is the default of every call. Make it after daemonizing: gRPC does not
     survive a fork. Raises `SetupError` for addresses or certificate files that cannot be used.
     """
-    pool = Pool(open_endpoints(endpoints, tls, Bridge()), credentials, timeout)
-    client = Client(pool, HttpSide(tls), tls)
+    opening = partial(open_endpoints, tls=tls, bridge=Bridge())
+    opened = opening(endpoints)
+    finder = Finder(discovery, opened, opening) if discovery is not None else None
+    client = Client(Pool(opened, credentials, timeout, finder), HttpSide(tls), tls)
     try:
         yield client
     finally:
         await client.aclose()
+        if finder is not None:
+            finder.close()

@@ -19,6 +19,7 @@ import trio
 
 from dnpipefs.errors import SetupError
 from dnpipefs.etcd.bridge import Metadata
+from dnpipefs.etcd.discovery import Finder
 from dnpipefs.etcd.endpoint import AUTHENTICATE, STATUS, Endpoint, Method, Request, Response
 from dnpipefs.etcd.errors import (
     Ambiguous,
@@ -94,7 +95,11 @@ class Pool:
     """The endpoints of one cluster; sticks to one as long as it works."""
 
     def __init__(
-        self, endpoints: Sequence[Endpoint], credentials: Credentials | None, timeout: float
+        self,
+        endpoints: Sequence[Endpoint],
+        credentials: Credentials | None,
+        timeout: float,
+        finder: Finder | None = None,
     ) -> None:
         self.endpoints = tuple(endpoints)
         self.beside: list[Endpoint] = []
@@ -102,6 +107,7 @@ class Pool:
         self.timeout = timeout
         self.tokens = Tokens(credentials) if credentials is not None else None
         self.calls: Final = Calls()
+        self._finder = finder
         self._current = 0
         self._selecting = trio.Lock()
 
@@ -128,6 +134,7 @@ class Pool:
             async with self._selecting:
                 while not self.endpoints[self._current].healthy:
                     if not await self.probe_round():
+                        await self._look_again()
                         await trio.sleep(PROBE_PAUSE)
                 return self.endpoints[self._current]
         raise self.unreachable()
@@ -143,6 +150,12 @@ class Pool:
                 self._current = index
                 return True
         return False
+
+    async def _look_again(self) -> None:
+        """Take other endpoints, if there is somebody to ask for them and they are others now."""
+        found = tuple(await self._finder.look_again()) if self._finder is not None else self.endpoints
+        if found != self.endpoints:
+            self.endpoints, self._current = found, 0
 
     def unreachable(self) -> Unreachable:
         """Say why no endpoint works, in the words of the one that said most."""

@@ -3,11 +3,9 @@
 from dnpipefs.mount.background import start_in_background
 from dnpipefs.mount.foreground import MountOptions, run_mount
 from dnpipefs.mount.mountpoint import prepare_mountpoint, unmount
-from dnpipefs.mount.scrapes import ListenAddress
 from dnpipefs.mount.status import MountStatus, State, mount_status, statuses
 
 __all__ = [
-    "ListenAddress",
     "MountOptions",
     "MountStatus",
     "State",

@@ -8,21 +8,24 @@ from __future__ import annotations
 
 import os
 import subprocess
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Final
 
 from dnpipefs.errors import SetupError
 
-READY_FD_VARIABLE: Final = "DNPIPEFS_READY_FD"
+READY_FD_VARIABLE: Final = "_DNPIPEFS_READY_FD"
+"""Not one of those that users set: they begin with DNPIPEFS_."""
 _READY: Final = b"ready"
 
 
-def start_in_background(command: Sequence[str], log_file: Path) -> None:
+def start_in_background(
+    command: Sequence[str], log_file: Path, environment: Mapping[str, str], descriptors: Sequence[int] = ()
+) -> None:
     """Start *command* (a mount in the foreground) detached, and return when its mount answers.
 
-    Its output goes to *log_file*, which only its owner can read if it is new. Raises SetupError with the
-    reason that the child gave.
+    It has *environment*, and of what is open here *descriptors*. Its output goes to *log_file*, which only
+    its owner can read if it is new. Raises SetupError with the reason that the child gave.
     """
     try:
         log_file.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
@@ -37,8 +40,8 @@ def start_in_background(command: Sequence[str], log_file: Path) -> None:
             stdout=log,
             stderr=log,
             start_new_session=True,
-            pass_fds=(writing,),
-            env={**os.environ, READY_FD_VARIABLE: str(writing)},
+            pass_fds=(writing, *descriptors),
+            env={**environment, READY_FD_VARIABLE: str(writing)},
             cwd="/",
         )
     os.close(writing)

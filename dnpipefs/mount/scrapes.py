@@ -14,6 +14,7 @@ from typing import Final, NamedTuple
 import h11
 import trio
 
+from dnpipefs.core.addresses import ListenAddress
 from dnpipefs.errors import SetupError
 from dnpipefs.exposition import OPEN_METRICS_TYPE, Exposition, Form
 
@@ -27,18 +28,6 @@ PATIENCE_S: Final = 10.0
 REQUEST_BYTES: Final = 16 << 10
 """Of a request's line and header fields."""
 READ_BYTES: Final = 4096
-
-
-class ListenAddress(NamedTuple):
-    """Where to listen."""
-
-    host: str
-    """Empty: everywhere."""
-    port: int
-
-    def __str__(self) -> str:
-        """Return it as users write it."""
-        return f"[{self.host}]:{self.port}" if ":" in self.host else f"{self.host}:{self.port}"
 
 
 class _Answer(NamedTuple):

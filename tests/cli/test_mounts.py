@@ -65,6 +65,28 @@ def test_options_reach_the_mount(dnp: Command, mountpoint: Path, tmp_path: Path)
     assert "INFO" in log.read_text()
 
 
+def test_a_mount_by_a_file(
+    dnp: Command, mountpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Which is read once, by the command and not by its daemon: that works in another directory."""
+    endpoint, prefix = dnp.options[1::2]
+    (tmp_path / "given.toml").write_text(
+        f"endpoints = '{endpoint}'\nprefix = '{prefix}'\nop_timeout = 7\n"
+        "mount.log_file = 'here.log'\nmount.read_stale = true\nmount.cache_size = 1048576\n"
+    )
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("DNPIPEFS_CONFIG", "given.toml")
+    monkeypatch.setenv("DNPIPEFS_OP_TIMEOUT", "8")
+    Command([]).out("mount", mountpoint, "--no-read-stale")
+    told = mount_told(mountpoint)
+    assert (told["prefix"], told["op_timeout"], told["read_stale"]) == (prefix, 8, False)
+    daemon = Path(f"/proc/{told['pid']}")
+    assert b"--cache-size\x001048576" in (daemon / "cmdline").read_bytes()
+    assert b"DNPIPEFS_CONFIG" not in (daemon / "environ").read_bytes()
+    assert f"mounted on {mountpoint}" in (tmp_path / "here.log").read_text()
+    unmount(dnp, mountpoint)
+
+
 def test_a_mount_that_fails_in_the_background_says_why(mountpoint: Path, tmp_path: Path) -> None:
     command = Command(["--endpoints", f"127.0.0.1:{free_port()}", "--data-dir", str(tmp_path / "data")])
     assert "check that etcd runs and listens there" in command.fails(1, "mount", mountpoint)

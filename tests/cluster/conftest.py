@@ -1,6 +1,6 @@
 """One cluster on hosts of its own for all tests of this directory; each puts right what it has harmed.
 
-Tests marked `thorough` take minutes: `make test-cluster` sets DNPIPEFS_CLUSTER_TESTS=thorough, without it
+Tests marked `thorough` take minutes: `make test-cluster` sets DNPIPEFS_TEST_CLUSTER=thorough, without it
 they are left out.
 """
 
@@ -16,7 +16,7 @@ from tests.cluster.cluster import Cluster, running_cluster
 from tests.cluster.hosts import why_no_hosts
 from tests.support.mounts import why_no_mounts
 
-THOROUGH = os.environ.get("DNPIPEFS_CLUSTER_TESTS") == "thorough"
+THOROUGH = os.environ.get("DNPIPEFS_TEST_CLUSTER") == "thorough"
 TEST_LIMIT_S = 240.0
 """After that a test's daemons are killed, so that whatever hangs in the kernel for them fails instead."""
 

@@ -48,6 +48,8 @@ from tests.support.topic_log import NEVER
 SESSION_LOST: Final = "session lost"
 """What a test calls the time in which a mount has got another session."""
 SLACK_NS: Final = 2 * SECOND
+SETTLING_NS: Final = 8 * SECOND
+"""A member waits 5 s for the answer to the last change that a trouble has cost, pauses, and sends another."""
 _FAULTS: Final = {
     "kill": FaultKind.DAEMON_KILLED,
     "stop": FaultKind.DAEMON_STOPPED,
@@ -83,6 +85,7 @@ def judge_groups(history: History, kept: Sequence[str], session_s: float) -> Gro
             refusals=[refusal for _, refusals in workers for refusal in refusals],
             session_ns=int(session_s * SECOND),
             slack_ns=SLACK_NS,
+            settling_ns=SETTLING_NS,
         ).judge()
         verdict.anomalies += [
             GroupAnomaly(kind, f"{name}: {text}")

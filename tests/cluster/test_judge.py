@@ -36,7 +36,7 @@ from tests.support.topic_log import NEVER
 
 SECOND = 1_000_000_000
 LIMITS = Limits(op_timeout=30.0, name_lag=LAG / 1000)
-OPERATIONS = int(os.environ.get("DNPIPEFS_CLUSTER_OPERATIONS", "30000"))
+OPERATIONS = int(os.environ.get("DNPIPEFS_TEST_CLUSTER_OPERATIONS", "30000"))
 PER_MINUTE = 500_000
 SEEDS = 2
 FAULTS = {

@@ -2,10 +2,10 @@
 
 Some seconds of it run with the other tests; `make test-cluster` runs 180 s, `make soak` half an hour.
 
-DNPIPEFS_SIEGE_S        how long there are faults, seconds (180)
-DNPIPEFS_SIEGE_SEED     repeats a schedule, though not what processes make of it; it is printed
-DNPIPEFS_SIEGE_RATE     how many times as fast as usual clients are (1)
-DNPIPEFS_SIEGE_REPORT   a file that gets the figures as Markdown
+DNPIPEFS_TEST_SIEGE_S        how long there are faults, seconds (180)
+DNPIPEFS_TEST_SIEGE_SEED     repeats a schedule, though not what processes make of it; it is printed
+DNPIPEFS_TEST_SIEGE_RATE     how many times as fast as usual clients are (1)
+DNPIPEFS_TEST_SIEGE_REPORT   a file that gets the figures as Markdown
 """
 
 import os
@@ -23,10 +23,10 @@ from tests.cluster.schedule import Episode, rounds, schedule
 from tests.cluster.siege import Siege, possible_faults
 from tests.cluster.tally import Tally
 
-SECONDS: Final = float(os.environ.get("DNPIPEFS_SIEGE_S") or 180)
-SEED: Final = int(os.environ.get("DNPIPEFS_SIEGE_SEED") or Random().randrange(10**6))
-RATE: Final = float(os.environ.get("DNPIPEFS_SIEGE_RATE") or 1)
-REPORT: Final = os.environ.get("DNPIPEFS_SIEGE_REPORT")
+SECONDS: Final = float(os.environ.get("DNPIPEFS_TEST_SIEGE_S") or 180)
+SEED: Final = int(os.environ.get("DNPIPEFS_TEST_SIEGE_SEED") or Random().randrange(10**6))
+RATE: Final = float(os.environ.get("DNPIPEFS_TEST_SIEGE_RATE") or 1)
+REPORT: Final = os.environ.get("DNPIPEFS_TEST_SIEGE_REPORT")
 MARGIN_S: Final = 600.0
 """A siege takes longer than its schedule says; after that and three times its time its daemons are killed."""
 
@@ -45,7 +45,7 @@ def guarded(cluster: Cluster, about_s: float) -> Iterator[None]:
 
 def besieged(cluster: Cluster, directory: Path, episodes: Sequence[Episode]) -> Tally:
     siege = Siege(cluster, directory, seed=SEED, rate=RATE)
-    print(f"\nDNPIPEFS_SIEGE_SEED={SEED}, {len(episodes)} episodes", flush=True)
+    print(f"\nDNPIPEFS_TEST_SIEGE_SEED={SEED}, {len(episodes)} episodes", flush=True)
     try:
         with guarded(cluster, sum(episode.about_s for episode in episodes)):
             siege.run(list(rounds(episodes)))

@@ -76,6 +76,7 @@ GROUPS = Document("docs/groups.md")
 SECURITY = Document("docs/security.md")
 RELIABILITY = Document("docs/reliability.md")
 OBSERVABILITY = Document("docs/observability.md")
+CONFIGURATION = Document("docs/configuration.md")
 DOCUMENTS = (
     README,
     ARCHITECTURE,
@@ -86,6 +87,7 @@ DOCUMENTS = (
     SECURITY,
     RELIABILITY,
     OBSERVABILITY,
+    CONFIGURATION,
     Document("docs/benchmarks.md"),
     Document("CHANGELOG.md"),
 )

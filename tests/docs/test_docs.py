@@ -9,7 +9,16 @@ import sys
 
 import pytest
 
+from dnpipefs.cli.configuration import (
+    CONFIG_VARIABLE,
+    PASSWORD_VARIABLE,
+    SYSTEM_FILE,
+    TEST_VARIABLES,
+    USER_FILE,
+)
+from dnpipefs.cli.exits import Exit
 from dnpipefs.cli.fsck import FsckExit
+from dnpipefs.cli.options import OPTIONS
 from dnpipefs.core.batch import HEADER_BYTES, decode
 from dnpipefs.core.check_leftovers import ORDER_AGE_NS
 from dnpipefs.core.compression import UNPACKED_LIMIT
@@ -29,8 +38,10 @@ from dnpipefs.core.sealing import HEAD_SEGMENTS, KEPT_WRITERS, LARGE_BYTES
 from dnpipefs.core.segment import decode as decode_segment
 from dnpipefs.core.survey import RANGE_TOPICS
 from dnpipefs.etcd.client import DEFAULT_TIMEOUT
+from dnpipefs.etcd.discovery import AGAIN_S
 from dnpipefs.etcd.server import DEFAULT_QUOTA_BYTES
 from dnpipefs.etcd.space import BELIEVED_S, ETCD_DEFAULT_BYTES
+from dnpipefs.etcd.srv import LOOKUP_S, PLAIN_SERVICE, TLS_SERVICE
 from dnpipefs.etcd.upkeep_plan import CHEAP_BYTES, HISTORY_BYTES
 from dnpipefs.etcd.watch import WATCH_BACKLOG_LIMIT
 from dnpipefs.etcd.watch_stream import INBOX_LIMIT
@@ -62,6 +73,7 @@ from dnpipefs.vfs.reports import RATE_S
 from tests.cluster.faults import FAULTS
 from tests.docs.documents import (
     ARCHITECTURE,
+    CONFIGURATION,
     DOCUMENTS,
     FORMAT,
     FSCK,
@@ -126,6 +138,13 @@ def test_the_commands_of_the_readme_exist() -> None:
     ("document", "phrase"),
     [
         (FORMAT, f"unpacks to {UNPACKED_LIMIT // MIB} MiB at most"),
+        (CONFIGURATION, f"every {AGAIN_S:g} s at most"),
+        (CONFIGURATION, f"each question may take {LOOKUP_S:g} s"),
+        (CONFIGURATION, f"`{TLS_SERVICE}` means TLS. `{PLAIN_SERVICE}` means none"),
+        (CONFIGURATION, f"the system's, `{SYSTEM_FILE}`"),
+        (CONFIGURATION, f"`$XDG_CONFIG_HOME/{USER_FILE}`"),
+        (CONFIGURATION, f"(but `{TEST_VARIABLES}`"),
+        (CONFIGURATION, f"is an error (exit status {Exit.USAGE})"),
         (SECURITY, f"hosts read it anew after {NAMESPACE_PATIENCE_S:g} s"),
         (SECURITY, f"begins one within {REFUSED_RETRY_S:g} s"),
         (FSCK, f"read again, at most {TRIES} times"),
@@ -212,6 +231,29 @@ def test_the_errno_table_is_the_adapters() -> None:
     adapter = {(errno.errorcode[number], kind.__name__) for kind, number in ERRNO}
     assert described - adapter == {("EIO", "")}, "the fault of our own"
     assert adapter - described == set()
+
+
+def test_every_option_of_configuration_is_described() -> None:
+    """Keys, options, variables and defaults of the table are the code's, in its order."""
+    rows = [row for row in CONFIGURATION.rows if row[0].startswith("`") or row[2].startswith("`DNPIPEFS_")]
+    beside = {row[2].strip("`"): row[:2] for row in rows if row[0] == ""}
+    assert beside == {PASSWORD_VARIABLE: ["", ""], CONFIG_VARIABLE: ["", "`--config`"]}
+    described = [row for row in rows if row[0]]
+    assert [row[:3] for row in described] == [
+        [
+            f"`{option.key}`",
+            ", ".join(f"`{flag}`" for flag in (*option.opts, *option.secondary_opts)),
+            f"`{option.variable}`",
+        ]
+        for option in OPTIONS
+    ]
+    for row, option in zip(described, OPTIONS, strict=True):
+        default = option.to_info_dict()["default"]
+        if default is None:
+            assert row[3] == "none" or row[0] in ("`log_level`", "`mount.log_file`")
+        elif not callable(default):
+            shown = f"{default:g}" if isinstance(default, float) else str(default)
+            assert row[3] == f"`{shown.lower() if isinstance(default, bool) else shown}`"
 
 
 def test_the_rules_of_fsck_are_the_codes() -> None:

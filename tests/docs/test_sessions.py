@@ -13,7 +13,9 @@ from pathlib import Path
 import pytest
 
 from dnpipefs import etcd
-from tests.docs.documents import FORMAT, GROUPS, OBSERVABILITY, README, SECURITY, SEMANTICS
+from dnpipefs.cli.exits import Exit
+from dnpipefs.cluster import default_data_dir
+from tests.docs.documents import CONFIGURATION, FORMAT, GROUPS, OBSERVABILITY, README, SECURITY, SEMANTICS
 from tests.docs.test_docs import example
 from tests.support.etcd_http import keys_below
 from tests.support.etcd_process import EtcdProcess
@@ -159,7 +161,7 @@ def test_the_command_line_of_the_readme(directory: Path, tmp_path: Path) -> None
             if " doctor " in command:
                 assert "\n0 problems, " in said
                 continue
-            assert said == "" or re.search(" (ls|fsck|groups|status) ", command), said
+            assert said == "" or re.search(" (ls|fsck|groups|config|status) ", command), said
             assert said.endswith(" builds\n") == (" ls " in command), said
     assert mounts_below(directory) == []
 
@@ -214,6 +216,31 @@ def test_an_etcd_user_with_the_documented_role(directory: Path, tmp_path: Path, 
         guarded.kill()
     said = [line for line in (tmp_path / "log").read_text().splitlines() if "upgrade to" not in line]
     assert said == []
+
+
+def test_the_configuration_in_force(tmp_path: Path) -> None:
+    """With the directory of the test in place of /etc."""
+    (tmp_path / "dnpipefs").mkdir()
+    for name in ("ca.pem", "password"):
+        (tmp_path / "dnpipefs" / name).touch(mode=0o600)
+    file = tmp_path / "dnpipefs.toml"
+    file.write_text(CONFIGURATION.labelled("a configuration").replace("/etc", str(tmp_path)))
+    command, *expected = CONFIGURATION.labelled("what is in force").removeprefix("$ ").splitlines()
+    said = output(f"{command} --config {file}").replace(str(tmp_path), "/etc")
+    usual = {"data_dir": str(default_data_dir()), "mount.allow_other": str(os.geteuid() == 0).lower()}
+    rows = [line.split() for line in expected]
+    assert [line.split() for line in said.splitlines()] == [
+        [key, usual.get(key, value), where] for key, value, where in rows
+    ]
+    columns = {re.fullmatch(r"(\S+ +)(\S+ +)\S+", line) for line in expected}
+    assert len({(len(match[1]), len(match[2])) for match in columns if match}) == 1, "aligned"
+
+
+def test_mistakes_in_the_configuration(tmp_path: Path) -> None:
+    (tmp_path / "mistaken.toml").write_text("op_timout = 3\n")
+    session = CONFIGURATION.labelled("mistakes")
+    for command, expected in re.findall(r"^\$ (.*)\n((?:(?!\$ ).*\n)*)", session, re.MULTILINE):
+        assert output(f"cd {tmp_path}; {command} || [ $? = {Exit.USAGE} ]") == expected
 
 
 @needs_mounts

@@ -2,7 +2,7 @@
 
 The invariants are those of the design, of `core/view` and of `core/sealing`; `oracle.py` and
 `scenario.py` say which check stands for which. `make properties` runs 100,000 steps and looks for every
-planted fault; DNPIPEFS_PROPERTY_STEPS chooses another number.
+planted fault; DNPIPEFS_TEST_PROPERTY_STEPS chooses another number.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from tests.support.etcd_process import EtcdProcess
 
 __all__ = ["server"]
 
-STEPS: Final = int(os.environ.get("DNPIPEFS_PROPERTY_STEPS", "12000"))
+STEPS: Final = int(os.environ.get("DNPIPEFS_TEST_PROPERTY_STEPS", "12000"))
 THOROUGH: Final = STEPS >= 100_000
 STEPS_OF_ONE: Final = 200
 """Steps of one scenario, before it comes to rest."""

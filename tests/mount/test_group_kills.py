@@ -1,8 +1,8 @@
 """Consumer groups while workers and whole daemons are killed at random: invariant 6, and docs/groups.md.
 
 Some seconds of it run with the other tests; `make soak-groups` runs it for ten minutes. The schedule of each
-round comes from a seed that is printed: DNPIPEFS_GROUP_SEED repeats the schedule, though not what the
-processes make of it. DNPIPEFS_GROUP_KILLS_S says for how many seconds another round is begun.
+round comes from a seed that is printed: DNPIPEFS_TEST_GROUP_SEED repeats the schedule, though not what the
+processes make of it. DNPIPEFS_TEST_GROUP_KILLS_S says for how many seconds another round is begun.
 """
 
 import os
@@ -27,9 +27,9 @@ from tests.support.waiting import eventually
 from tests.support.workers import wall_ahead_ns
 from tests.support.writers import Writer, observe, running
 
-SECONDS: Final = float(os.environ.get("DNPIPEFS_GROUP_KILLS_S", "0"))
+SECONDS: Final = float(os.environ.get("DNPIPEFS_TEST_GROUP_KILLS_S", "0"))
 """How long to begin another round; there is one in any case."""
-SEED: Final = int(os.environ.get("DNPIPEFS_GROUP_SEED") or random.randrange(10**6))
+SEED: Final = int(os.environ.get("DNPIPEFS_TEST_GROUP_SEED") or random.randrange(10**6))
 ROUND_S: Final = 10.0
 """How long there are faults in one round; then it drains."""
 HOSTS: Final = 3
@@ -114,7 +114,7 @@ def test_invariant_6_while_workers_and_daemons_are_killed(own_etcd: EtcdProcess,
     try:
         with cluster.mounted(SECONDS + 4 * DRAINED_S):
             while not tally.rounds or time.monotonic() - began < SECONDS:
-                print(f"round {tally.rounds}: DNPIPEFS_GROUP_SEED={seed}", flush=True)
+                print(f"round {tally.rounds}: DNPIPEFS_TEST_GROUP_SEED={seed}", flush=True)
                 play(cluster, Plan.of(seed, ROUND_S, HOSTS), tally)
                 found = [f"{anomaly.kind.value}: {anomaly.text}" for anomaly in tally.verdict.anomalies]
                 assert not found, "\n".join([f"with seed {seed}, histories in {tmp_path}:", *found[:20]])

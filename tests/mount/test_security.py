@@ -1,6 +1,7 @@
 """Mounts of users of etcd with the least that suffices; secrets and files that are nobody else's business."""
 
 import errno
+import json
 import os
 import re
 import stat
@@ -189,7 +190,7 @@ def leases(guarded: Guarded) -> int:
     return len(said.splitlines()) - 1
 
 
-def test_a_password_is_nowhere_to_be_seen(guarded: Guarded) -> None:
+def test_a_password_is_nowhere_to_be_seen(guarded: Guarded, monkeypatch: pytest.MonkeyPatch) -> None:
     *administration, mount = SECURITY.labelled("a user of etcd").splitlines()
     for line in administration:
         guarded.etcdctl(line, as_root=False)
@@ -220,6 +221,22 @@ def test_a_password_is_nowhere_to_be_seen(guarded: Guarded) -> None:
     mounted.umount()
     assert "DEBUG" in mounted.log
     assert PASSWORD not in mounted.log
+
+    monkeypatch.setenv("DNPIPEFS_PASSWORD", PASSWORD)
+    monkeypatch.setenv("DNPIPEFS_USER", "dnp")
+    mounted = guarded.mount(re.sub("--user .*", "", mount), "by_environment", "--log-level debug")
+    assert (mounted.path / "jobs").read_bytes() == b"one\n"
+    daemon = str(json.loads(os.getxattr(mounted.path, "user.dnp.status"))["pid"])
+    assert b"--user\0dnp" in cmdline(daemon)
+    assert PASSWORD.encode() not in cmdline(daemon)
+    assert b"DNPIPEFS_" not in re.sub(b"_DNPIPEFS_|DNPIPEFS_TEST_", b"", environ(daemon))
+    assert PASSWORD not in run(f"dnpipefs status {mounted.path} --format json; dnpipefs config")
+    mounted.umount()
+    assert PASSWORD not in mounted.log
+
+
+def environ(pid: str) -> bytes:
+    return (Path("/proc") / pid / "environ").read_bytes()
 
 
 def cmdline(pid: str) -> bytes:

@@ -221,6 +221,8 @@ class GroupHistory:
     session_ns: int = 2 * SECOND
     """How long the claims of a host outlive it."""
     slack_ns: int = SECOND
+    settling_ns: int = 0
+    """How long after a trouble a host's acknowledgements may still be on their way to etcd."""
 
     def judge(self) -> Verdict:
         """Say what is wrong, and how much was seen."""
@@ -299,7 +301,7 @@ class GroupHistory:
         for rewind in self.rewinds:
             if before.got <= rewind.ended + self.slack_ns and rewind.began <= again.got:
                 return Reason.REWOUND
-        known = self._acknowledged(before)
+        known = self._settled(before.reader.host, self._acknowledged(before))
         for fault in self._faults_of(before.reader.host):
             if (
                 before.got <= fault.ended + self.slack_ns
@@ -336,6 +338,15 @@ class GroupHistory:
             if fault.host == reader.host and fault.began <= known and fault.back >= done:
                 known = max(known, fault.back + self.slack_ns)
         return known if reader.ended is None or reader.ended > known else math.inf
+
+    def _settled(self, host: str, known: float) -> float:
+        """Return by when an acknowledgement that a host knows of is in etcd, but for the slack."""
+        troubles = [
+            fault.back + self.settling_ns
+            for fault in self.faults
+            if fault.host == host and fault.began <= known <= fault.back + self.settling_ns
+        ]
+        return max([known, *troubles]) if self.settling_ns else known
 
     def _stale(self, before: _Delivery, again: _Delivery) -> Reason | None:
         """Say why *again* may have been handed out by a host that did not know of *before* yet."""

@@ -200,6 +200,25 @@ def test_a_fault_of_a_host_explains_what_it_had_not_put_into_etcd(
         assert kinds(one) == {GroupKind.REDELIVERED}
 
 
+@pytest.mark.parametrize(
+    ("trouble", "settling_s", "explained"),
+    [
+        (fault(FaultKind.FROZEN, "x", 10, 18), 5, True),
+        (fault(FaultKind.FROZEN, "x", 10, 18), 0, False),
+        (fault(FaultKind.FROZEN, "x", 10, 14), 5, False),
+        (fault(FaultKind.FROZEN, "y", 10, 18), 5, False),
+        (fault(FaultKind.FROZEN, "x", 21, 22), 5, False),
+    ],
+)
+def test_after_a_trouble_acknowledgements_take_longer(
+    trouble: Fault, settling_s: int, explained: bool
+) -> None:
+    story = history(reader("x1", had(0, 15, 20), had(1, 20, 30)), reader("y1", had(0, 60, 70)))
+    story.faults = [trouble, fault(FaultKind.DAEMON_KILLED, "x", 23, 40)]
+    story.settling_ns = settling_s * SECOND
+    assert (GroupKind.REDELIVERED not in kinds(story)) == explained
+
+
 def test_how_old_an_acknowledgement_was_that_a_fault_undid_is_told() -> None:
     one = history(FIRST, reader("y1", had(0, 40, 50)))
     one.faults = [fault(FaultKind.DAEMON_KILLED, "x", 20.5, 21)]
