@@ -4,7 +4,7 @@ MOUNT ?= $(if $(filter 0,$(shell id -u)),/dnp,$(HOME)/dnp)
 ARGS ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help setup setup-tests run stop test test-newer test-cluster properties soak soak-groups lint bench
+.PHONY: help setup setup-tests run stop test test-newer test-cluster test-packages properties soak soak-groups dist man lint bench
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-13s%s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -28,6 +28,11 @@ test: setup-tests ## run all checks: lint, types, tests with a real etcd and rea
 test-newer: setup-tests ## run all checks with an etcd 3.5 from a newer Debian suite
 	@etcd=$$(scripts/etcd_newer.sh) && DNPIPEFS_TEST_ETCD=$$etcd .venv/bin/python -m pytest $(ARGS)
 
+test-packages: setup-tests ## build wheel and sdist, install them with pip and pipx as users do; completion in all shells
+	@scripts/setup.sh --packages
+	@DNPIPEFS_TEST_PACKAGES=thorough .venv/bin/python -m pytest tests/packages tests/cli/test_completion.py \
+		tests/docs/test_man.py $(ARGS)
+
 test-cluster: DURATION ?= 180
 test-cluster: setup-tests ## let a cluster on hosts of its own meet every fault, then all for DURATION seconds (180; as root)
 	@DNPIPEFS_TEST_CLUSTER=thorough DNPIPEFS_TEST_SIEGE_S=$(DURATION) .venv/bin/python -m pytest -s tests/cluster $(ARGS)
@@ -44,6 +49,12 @@ properties: setup-tests ## let random clusters live for STEPS steps (100000), an
 soak-groups: DURATION ?= 600
 soak-groups: setup-tests ## kill workers and mounts of consumer groups for DURATION seconds (600), and judge what they had
 	@DNPIPEFS_TEST_GROUP_KILLS_S=$(DURATION) .venv/bin/python -m pytest -s tests/mount/test_group_kills.py $(ARGS)
+
+dist: setup ## build wheel and sdist into dist/
+	@scripts/dist.sh
+
+man: setup ## write the man pages anew, from the commands and the docs
+	@.venv/bin/python scripts/generate_man.py
 
 lint: setup ## run the linters and the check of the layers only
 	@.venv/bin/python -m pytest -q tests/test_lint.py tests/test_layers.py

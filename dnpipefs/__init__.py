@@ -36,9 +36,11 @@ from dnpipefs.errors import (
     UsageError,
 )
 from dnpipefs.etcd import Credentials, EtcdError, Health, MemberHealth, MemberState, Tls
-from dnpipefs.groups import GroupFacts
+from dnpipefs.groups import GroupFacts, GroupState
+from dnpipefs.log.log import TopicStat
 from dnpipefs.log.reader import Message
 from dnpipefs.log.session import Host
+from dnpipefs.overview import TopicOverview
 from dnpipefs.writer import Writer
 
 __all__ = [
@@ -54,6 +56,7 @@ __all__ = [
     "EtcdError",
     "Framing",
     "GroupFacts",
+    "GroupState",
     "Health",
     "Host",
     "InvalidArgument",
@@ -79,6 +82,8 @@ __all__ = [
     "TopicConfig",
     "TopicFacts",
     "TopicGone",
+    "TopicOverview",
+    "TopicStat",
     "UnknownOutcome",
     "UnsupportedFormat",
     "UsageError",

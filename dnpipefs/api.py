@@ -57,6 +57,7 @@ from dnpipefs.groups import GroupFacts
 from dnpipefs.log.failures import DEFAULT_OP_TIMEOUT_S
 from dnpipefs.log.reader import Message
 from dnpipefs.log.session import Host
+from dnpipefs.overview import TopicOverview, overview
 from dnpipefs.writer import Writer, gather
 
 PAGE_BYTES: Final = 256 << 10
@@ -189,7 +190,12 @@ class Dnp:
         await writer.flush()
 
     async def pull(
-        self, topic: str | bytes, *, start: PullStart = "first", follow: bool = False
+        self,
+        topic: str | bytes,
+        *,
+        start: PullStart = "first",
+        last: int | None = None,
+        follow: bool = False,
     ) -> AsyncGenerator[Message, None]:
         """Iterate over a topic's messages, from `start` on.
 
@@ -202,17 +208,24 @@ class Dnp:
 
         `start` is ``"first"``, ``"last"`` (from the present end on), a byte offset (begins at the first
         message at or behind it), or a time (at the first message pushed then or later, by the pushing
-        hosts' clocks; naive means local time; the index of segments tells about where that is).
+        hosts' clocks; naive means local time; the index of segments tells about where that is). `last`
+        begins with that many messages before the present end instead, or with the first one there is.
 
         Raises NotFound, IsADirectory, InvalidArgument, and TopicGone when the topic is deleted.
         """
-        async with aclosing(self.pull_pages(topic, start=start, follow=follow)) as pages:
+        pulled = self.pull_pages(topic, start=start, last=last, follow=follow)
+        async with aclosing(pulled) as pages:
             async for page in pages:
                 for message in page:
                     yield message
 
     async def pull_pages(
-        self, topic: str | bytes, *, start: PullStart = "first", follow: bool = False
+        self,
+        topic: str | bytes,
+        *,
+        start: PullStart = "first",
+        last: int | None = None,
+        follow: bool = False,
     ) -> AsyncGenerator[Iterator[Message], None]:
         """Do what `pull` does, with as many messages at a time as are at hand.
 
@@ -221,12 +234,17 @@ class Dnp:
         since_ns = nanoseconds(start) if isinstance(start, datetime) else None
         if isinstance(start, int) and start < 0:
             raise InvalidArgument(f"offset {start}: offsets begin at 0")
+        if last is not None and last < 0:
+            raise InvalidArgument(f"the last {last} messages: a number from 0 on is needed")
         reader, live = await self._with_topic(topic, lambda entry: self._log.open_reader(entry.id))
         try:
             view = await reader.view()
             offset = view.end if start == "last" else Offset(start) if isinstance(start, int) else START
             if since_ns is not None:
                 offset = view.since(since_ns)
+            if last is not None:
+                found, _ = await reader.numbered(max(view.first_message, view.messages - last), 1)
+                offset = next((message.offset for _, message in found), view.end)
             end, generation = view.end, view.generation
             while follow or offset < end:
                 size = PAGE_BYTES if follow else min(PAGE_BYTES, end - offset)
@@ -378,6 +396,13 @@ class Dnp:
         ended = await self._namespace.rename((entry.parent, entry.name), (parent.id, name), replace=replace)
         if ended is not None:
             self._log.forget(ended)
+
+    async def overview(self) -> list[TopicOverview]:
+        """Return all topics of the cluster with their sizes and consumer groups, in few reads.
+
+        Every push that had returned anywhere before the call is in it.
+        """
+        return await overview(self._cluster)
 
     async def hosts(self) -> list[Host]:
         """Return the mounts, commands and programs of the cluster, by their hosts' names.

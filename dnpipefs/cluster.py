@@ -8,7 +8,7 @@ from __future__ import annotations
 import logging
 import os
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
-from contextlib import AsyncExitStack, asynccontextmanager
+from contextlib import AsyncExitStack, ExitStack, asynccontextmanager
 from dataclasses import dataclass, field
 from importlib.metadata import version
 from pathlib import Path
@@ -21,7 +21,7 @@ from dnpipefs.core.config import TopicConfig
 from dnpipefs.core.keys import DEFAULT_PREFIX, KeySchema
 from dnpipefs.core.sealing import Policy, Retention
 from dnpipefs.etcd.releases import RECOMMENDED, known_fault
-from dnpipefs.etcd.server import DEFAULT_QUOTA_BYTES, EmbeddedServer, embedded_server
+from dnpipefs.etcd.server import DEFAULT_QUOTA_BYTES, EmbeddedServer, embedded_server, running_endpoint
 from dnpipefs.etcd.upkeep import Upkeep
 from dnpipefs.groups import Groups
 from dnpipefs.groups.dead_letters import DeadLetters
@@ -185,6 +185,28 @@ async def open_etcd(settings: Settings) -> AsyncIterator[Reached]:
             )
         )
         yield Reached(client, await client.check(), embedded)
+
+
+@asynccontextmanager
+async def look_at_etcd(settings: Settings, *, timeout: float) -> AsyncIterator[etcd.Client | None]:
+    """Give a client of a cluster's etcd for a few reads; None if that is one of our own and does not run.
+
+    Nothing is started, nothing is asked before the block does; `timeout` is that of each call, in seconds.
+    """
+    with ExitStack() as stack:
+        endpoints, discovery = settings.endpoints, settings.discovery
+        if discovery is not None:
+            endpoints = tuple(await discovery.endpoints())
+        elif settings.embedded:
+            own = stack.enter_context(running_endpoint(settings.data_dir))
+            if own is None:
+                yield None
+                return
+            endpoints = (own,)
+        async with etcd.open_client(
+            endpoints, tls=settings.tls, credentials=settings.credentials, timeout=timeout
+        ) as client:
+            yield client
 
 
 @asynccontextmanager

@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
 # Makes the checkout runnable: the distribution's packages, a .venv, dnpipefs in it (editable, with its tests).
-# Says nothing and takes no time when that is already so. With --tests, also what only tests need.
+# Says nothing and takes no time when that is already so. With --tests, also what only tests need; with --packages,
+# what those of the packages do.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
@@ -16,7 +17,7 @@ fingerprint() { pwd -P; cksum pyproject.toml scripts/setup.sh; }
 has() { command -v "$1" >/dev/null; }
 
 is_set_up() {
-    has_programs && ! wants_test_tools && .venv/bin/python -c '' 2>/dev/null &&
+    has_programs && ! wants_test_tools && ! wants_package_tools && .venv/bin/python -c '' 2>/dev/null &&
         [ "$(fingerprint)" = "$(cat "$STAMP" 2>/dev/null)" ]
 }
 
@@ -58,16 +59,20 @@ python_packages() {
 
 # etcdctl and the attr tools are for the tests: they look at what is stored, and set topics up, as a user would.
 has_programs() { has etcd && has fusermount3 && has etcdctl && has getfattr; }
-# For tests, those of the cluster above all, which are root's: hosts, what cuts them off and delays their packets,
-# clocks that jump.
+# For tests: many writers at once, a terminal; mandoc judges the man pages. For those of the cluster, which are root's:
+# hosts, what cuts them off and delays their packets, clocks that jump.
 has_test_tools() {
-    has parallel && has jq && has ip && has iptables && has_queue_headers && compgen -G '/usr/lib/*/faketime/libfaketimeMT.so.1' >/dev/null
+    has parallel && has tmux && has jq && has mandoc && has ip && has iptables && has_queue_headers && compgen -G '/usr/lib/*/faketime/libfaketimeMT.so.1' >/dev/null
 }
 has_queue_headers() { has pkg-config && pkg-config --exists libnetfilter_queue; }
+has_package_tools() { has pipx && has zsh && has fish; }
+wants_package_tools() {
+    [ "$WITH" = --packages ] && [ "$(id -u)" = 0 ] && has apt-get && ! has_package_tools
+}
 wants_test_tools() { [ "$WITH" = --tests ] && [ "$(id -u)" = 0 ] && has apt-get && ! has_test_tools; }
 has_headers() { has pkg-config && pkg-config --exists fuse3; }
 compiles() { has cc && echo '#include <stdlib.h>' | cc -E - >/dev/null 2>&1; }
-is_complete() { has_programs && has_headers && compiles && find_python >/dev/null && ! wants_test_tools; }
+is_complete() { has_programs && has_headers && compiles && find_python >/dev/null && ! wants_test_tools && ! wants_package_tools; }
 
 install_packages() {
     local packages=() had_etcd=yes
@@ -89,7 +94,8 @@ install_packages() {
         had_etcd=no
         if apt-cache show etcd-server >/dev/null 2>&1; then packages+=(etcd-server); else packages+=(etcd); fi
     fi
-    if wants_test_tools; then packages+=(parallel jq iproute2 iptables libfaketime libnetfilter-queue-dev); fi
+    if wants_test_tools; then packages+=(parallel tmux jq mandoc iproute2 iptables libfaketime libnetfilter-queue-dev); fi
+    if wants_package_tools; then packages+=(pipx zsh fish); fi
     as_root env DEBIAN_FRONTEND=noninteractive apt-get install -qq -y --no-install-recommends "${packages[@]}" >&2 ||
         fail "could not install ${packages[*]}, see above"
     [ "$had_etcd" = yes ] || disable_etcd_service

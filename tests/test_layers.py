@@ -21,14 +21,14 @@ LAYERS: list[set[str]] = [
     {"log", "namespace", "groups", "session"},
     {"cluster"},
     # The services as files, as functions; etcd examined; what is stored checked; "" is dnpipefs itself.
-    {"vfs", "api", "consumer", "writer", "doctor", "fsck", "status", "exposition", ""},
+    {"vfs", "api", "consumer", "writer", "doctor", "fsck", "status", "overview", "exposition", ""},
     {"fuse"},
     {"mount"},
-    {"cli", "bench", "__main__"},
+    {"cli", "bench", "top", "__main__"},
 ]
 RANK = {unit: rank for rank, units in enumerate(LAYERS) for unit in units}
 
-ONLY_IN = {"pyfuse3": "fuse", "errno": "fuse", "grpc": "etcd", "dns": "etcd"}
+ONLY_IN = {"pyfuse3": "fuse", "errno": "fuse", "grpc": "etcd", "dns": "etcd", "urwid": "top"}
 NOT_IN_CORE = {"trio", "time", "random", "secrets", "os", "socket", "threading", "subprocess", "asyncio"}
 MEANINGLESS_NAMES = {"utils", "util", "common", "helpers", "misc"}
 LONGEST_MODULE_LINES = 600

@@ -8,6 +8,7 @@ from typing import Any, Final
 
 import click
 
+from dnpipefs.cli import suggestions
 from dnpipefs.cli.exits import OwnCode
 from dnpipefs.cli.options import Connection, connection_options
 from dnpipefs.cli.running import run_interruptibly, write_output
@@ -61,7 +62,7 @@ class _Fsck(click.Command):
 
 
 @click.command(cls=_Fsck, epilog=EPILOG)
-@click.argument("topics", metavar="[TOPIC]...", nargs=-1)
+@click.argument("topics", metavar="[TOPIC]...", nargs=-1, shell_complete=suggestions.topics)
 @click.option("--repair", is_flag=True, help="Mend what can be mended without losing a message.")
 @click.option(
     "--format",

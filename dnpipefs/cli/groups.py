@@ -11,6 +11,7 @@ import click
 from dnpipefs.api import Dnp, PullStart
 from dnpipefs.cli.options import Connection, connection_options
 from dnpipefs.cli.running import run_connected, write_output
+from dnpipefs.cli.suggestions import groups_of_topic, topics
 from dnpipefs.cli.topics import PlaceType
 from dnpipefs.groups import GroupFacts
 
@@ -18,7 +19,7 @@ HEADINGS = ("TOPIC", "GROUP", "LAG", "PENDING", "RETURNED", "AGAIN", "MEMBERS", 
 
 
 @click.command()
-@click.argument("topic", required=False)
+@click.argument("topic", required=False, shell_complete=topics)
 @click.option(
     "--format",
     "form",
@@ -29,7 +30,7 @@ HEADINGS = ("TOPIC", "GROUP", "LAG", "PENDING", "RETURNED", "AGAIN", "MEMBERS", 
 )
 @connection_options
 def groups(connection: Connection, topic: str | None, *, form: str) -> None:
-    r"""List the consumer groups of a topic, or of all topics in the root directory.
+    """List the consumer groups of a topic, or of all topics in the root directory.
 
     \b
     LAG        messages that are not acknowledged, the following two included
@@ -38,7 +39,7 @@ def groups(connection: Connection, topic: str | None, *, form: str) -> None:
     AGAIN      messages that were delivered again so far
     MEMBERS    hosts that have claimed something
     OFFSET     where in the topic the next claim begins
-    """
+    """  # noqa: D301 - click's mark is the letter that \b stands for
 
     async def operation(dnp: Dnp) -> None:
         names = [topic] if topic is not None else await _topics(dnp)
@@ -49,8 +50,8 @@ def groups(connection: Connection, topic: str | None, *, form: str) -> None:
 
 
 @click.command()
-@click.argument("topic")
-@click.argument("group")
+@click.argument("topic", shell_complete=topics)
+@click.argument("group", shell_complete=groups_of_topic)
 @click.argument("place", type=PlaceType(), metavar="first|last|OFFSET|TIMESTAMP")
 @connection_options
 def seek(connection: Connection, topic: str, group: str, *, place: PullStart) -> None:
@@ -63,8 +64,8 @@ def seek(connection: Connection, topic: str, group: str, *, place: PullStart) ->
 
 
 @click.command()
-@click.argument("topic")
-@click.argument("group")
+@click.argument("topic", shell_complete=topics)
+@click.argument("group", shell_complete=groups_of_topic)
 @connection_options
 def redrive(connection: Connection, topic: str, group: str) -> None:
     """Give a consumer group its dead letters again, as if they had never been delivered.

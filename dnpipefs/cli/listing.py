@@ -14,11 +14,12 @@ import click
 from dnpipefs.api import Dnp, Stat
 from dnpipefs.cli.options import Connection, connection_options
 from dnpipefs.cli.running import run_connected, write_output
+from dnpipefs.cli.suggestions import topics
 
 
 @click.command()
 @click.option("-l", "long", is_flag=True, help="Show mode, owner, group, size and time of the last push.")
-@click.argument("path", default="")
+@click.argument("path", default="", shell_complete=topics)
 @connection_options
 def ls(connection: Connection, path: str, *, long: bool) -> None:
     """List topics, and directories with a slash after the name."""

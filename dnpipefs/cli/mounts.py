@@ -14,6 +14,7 @@ import click
 from dnpipefs.cli.configuration import PASSWORD_VARIABLE
 from dnpipefs.cli.exits import one_line
 from dnpipefs.cli.options import LOG_NAME, Connection, connection_options, mount_options
+from dnpipefs.cli.suggestions import directories, mountpoints
 from dnpipefs.core.addresses import ListenAddress
 from dnpipefs.errors import SetupError
 from dnpipefs.mount import MountOptions, prepare_mountpoint, run_mount, start_in_background, unmount
@@ -23,7 +24,7 @@ _DIRECTORY: Final = click.Path(path_type=Path)
 
 
 @click.command()
-@click.argument("mountpoint", type=_DIRECTORY)
+@click.argument("mountpoint", type=_DIRECTORY, shell_complete=directories)
 @click.option("-f", "--foreground", is_flag=True, help="Stay until unmounted; log to standard error.")
 @mount_options
 @connection_options
@@ -69,7 +70,7 @@ def mount(
 
 
 @click.command()
-@click.argument("mountpoint", type=_DIRECTORY)
+@click.argument("mountpoint", type=_DIRECTORY, shell_complete=mountpoints)
 def umount(mountpoint: Path) -> None:
     """Unmount the topics. What was written to them is stored."""
     unmount(mountpoint)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 import signal
 import sys
 from collections.abc import Mapping, Sequence
@@ -15,6 +16,8 @@ from dnpipefs.cli.exits import HELP, Ended, Exit, exit_code, one_line
 from dnpipefs.cluster import VERSION
 
 PROGRAM: Final = "dnpipefs"
+COMPLETING: Final = "_DNPIPEFS_COMPLETE"
+"""The environment variable by which a shell asks, through click, for completions."""
 COMMANDS: Final[Mapping[str, str]] = {
     "mount": "dnpipefs.cli.mounts",
     "umount": "dnpipefs.cli.mounts",
@@ -28,9 +31,11 @@ COMMANDS: Final[Mapping[str, str]] = {
     "groups": "dnpipefs.cli.groups",
     "seek": "dnpipefs.cli.groups",
     "redrive": "dnpipefs.cli.groups",
+    "top": "dnpipefs.cli.top",
     "doctor": "dnpipefs.cli.doctor",
     "fsck": "dnpipefs.cli.fsck",
     "bench": "dnpipefs.cli.bench",
+    "completion": "dnpipefs.cli.completion",
 }
 """The modules that hold the commands, as functions of their names (`_` for `-`), in the help text's order."""
 
@@ -74,8 +79,12 @@ def main() -> NoReturn:
 def run(arguments: Sequence[str]) -> int:
     """Run one command line; tell of a failure in one line and return the exit status."""
     try:
+        if COMPLETING in os.environ:
+            import_module("dnpipefs.cli.completion").register()
         # Not standalone: click would end the process itself, in its own words.
-        return program.main(list(arguments), PROGRAM, standalone_mode=False) or Exit.OK
+        return (
+            program.main(list(arguments), PROGRAM, complete_var=COMPLETING, standalone_mode=False) or Exit.OK
+        )
     except (click.Abort, KeyboardInterrupt):
         return Ended(signal.SIGINT).code
     except Ended as ended:

@@ -10,13 +10,20 @@ import click
 from dnpipefs.api import Config, Dnp
 from dnpipefs.cli.options import Connection, connection_options
 from dnpipefs.cli.running import run_connected, write_output
+from dnpipefs.cli.suggestions import changes_of_settings, names_of_settings, topics
 from dnpipefs.core.config import READ_ONLY, SETTINGS, format_id, format_value
 
 
 @click.command("config-topic")
-@click.argument("topic")
-@click.argument("changes", metavar="[NAME=VALUE]...", nargs=-1)
-@click.option("--unset", metavar="NAME", multiple=True, help="Take a setting back to its default.")
+@click.argument("topic", shell_complete=topics)
+@click.argument("changes", metavar="[NAME=VALUE]...", nargs=-1, shell_complete=changes_of_settings)
+@click.option(
+    "--unset",
+    metavar="NAME",
+    multiple=True,
+    shell_complete=names_of_settings,
+    help="Take a setting back to its default.",
+)
 @click.option(
     "--format",
     "form",
@@ -29,7 +36,7 @@ from dnpipefs.core.config import READ_ONLY, SETTINGS, format_id, format_value
 def config_topic(
     connection: Connection, topic: str, changes: Sequence[str], *, unset: Sequence[str], form: str
 ) -> None:
-    r"""Show or change the settings of a topic, or those that a directory gives to what is created in it.
+    """Show or change the settings of a topic, or those that a directory gives to what is created in it.
 
     Without changes all settings are printed, and where the topic stands. With changes nothing is printed:
     all of them are made at once or, if one cannot be, none.
@@ -47,7 +54,7 @@ def config_topic(
     visibility_timeout=TIME|none     give a message that a reader has for so long to another one
     max_deliveries=NUMBER|none       then a message is a dead letter
     dead_letter=TOPIC|none           where those go; none: to TOPIC.dead beside the topic
-    """
+    """  # noqa: D301 - click's mark is the letter that \b stands for
     wanted: dict[str, str | None] = dict.fromkeys(unset)
     for change in changes:
         name, equals, value = change.partition("=")

@@ -10,6 +10,7 @@ from typing import Any
 import click
 
 from dnpipefs.cli.exits import Exit
+from dnpipefs.cli.suggestions import mountpoints
 from dnpipefs.cluster import VERSION
 from dnpipefs.etcd.space import size_text
 from dnpipefs.mount import MountStatus, State, mount_status, statuses
@@ -22,7 +23,7 @@ _ADVICE = {
 
 
 @click.command()
-@click.argument("mountpoint", required=False, type=click.Path(path_type=Path))
+@click.argument("mountpoint", required=False, type=click.Path(path_type=Path), shell_complete=mountpoints)
 @click.option("--format", "form", type=click.Choice(["text", "json"]), default="text", show_default=True)
 def status(mountpoint: Path | None, *, form: str) -> None:
     """Say how the mounts of this host are, or the one named: session, etcd, whether answers are stale.

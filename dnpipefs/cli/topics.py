@@ -6,18 +6,19 @@ import base64
 import json
 from collections.abc import Callable
 from contextlib import aclosing
-from datetime import UTC, datetime
 from itertools import islice
 from typing import Final
 
 import click
+from click.shell_completion import CompletionItem
 
 from dnpipefs.api import Dnp, PullStart
 from dnpipefs.cli.options import Connection, connection_options
 from dnpipefs.cli.running import read_input, run_connected, write_output
+from dnpipefs.cli.suggestions import groups_of_topic, topics
 from dnpipefs.cli.workers import Work, work
 from dnpipefs.core.config import Framing
-from dnpipefs.core.places import parse_place
+from dnpipefs.core.places import parse_place, timestamp
 from dnpipefs.errors import InvalidArgument
 from dnpipefs.log.reader import Message
 
@@ -26,7 +27,7 @@ MESSAGES_AT_ONCE: Final = 4096
 
 
 @click.command()
-@click.argument("topic")
+@click.argument("topic", shell_complete=topics)
 @click.argument("messages", metavar="[MSG]...", nargs=-1)
 @connection_options
 def push(connection: Connection, topic: str, messages: tuple[str, ...]) -> None:
@@ -60,9 +61,15 @@ class PlaceType(click.ParamType[PullStart]):
         except InvalidArgument as error:
             self.fail(str(error), param, ctx)
 
+    def shell_complete(
+        self, ctx: click.Context, param: click.Parameter, incomplete: str
+    ) -> list[CompletionItem[str]]:
+        """Offer the places that are words."""
+        return [CompletionItem(word) for word in ("first", "last") if word.startswith(incomplete)]
+
 
 @click.command()
-@click.argument("topic")
+@click.argument("topic", shell_complete=topics)
 @click.option("-f", "--follow", is_flag=True, help="Go on with whatever comes, until interrupted.")
 @click.option(
     "--from",
@@ -85,7 +92,13 @@ class PlaceType(click.ParamType[PullStart]):
     help="raw: the bytes as they are. json: an object a line, with offset, time, and data, or data_base64 "
     "if it is not UTF-8.",
 )
-@click.option("-g", "--group", metavar="NAME", help="Share the messages with all readers of a group.")
+@click.option(
+    "-g",
+    "--group",
+    metavar="NAME",
+    shell_complete=groups_of_topic,
+    help="Share the messages with all readers of a group.",
+)
 @click.option(
     "--exec",
     "command",
@@ -137,7 +150,7 @@ def pull(
 
 
 @click.command()
-@click.argument("topic")
+@click.argument("topic", shell_complete=topics)
 @connection_options
 def reset(connection: Connection, topic: str) -> None:
     """Remove all messages of a topic."""
@@ -153,7 +166,7 @@ def _as_it_is(message: Message) -> bytes:
 
 
 def _as_json(message: Message) -> bytes:
-    record: dict[str, object] = {"offset": message.offset, "time": _timestamp(message.time_ns)}
+    record: dict[str, object] = {"offset": message.offset, "time": timestamp(message.time_ns)}
     try:
         record["data"] = message.data.decode()
     except UnicodeDecodeError:
@@ -162,9 +175,3 @@ def _as_json(message: Message) -> bytes:
 
 
 _RENDER: Final[dict[str, Callable[[Message], bytes]]] = {"raw": _as_it_is, "json": _as_json}
-
-
-def _timestamp(time_ns: int) -> str:
-    """Return a time as RFC 3339 has it, in UTC with nanoseconds."""
-    seconds, fraction = divmod(time_ns, 10**9)
-    return f"{datetime.fromtimestamp(seconds, UTC):%Y-%m-%dT%H:%M:%S}.{fraction:09}Z"

@@ -132,6 +132,7 @@ class _Choice:
 
     def __init__(self, words: type[enum.StrEnum]) -> None:
         self._words: Final = words
+        self.words: Final = tuple(words)
         self.allowed: Final = " or ".join(words)
 
     def parse(self, text: str) -> Value:
@@ -161,6 +162,7 @@ class _Quantity:
         optional: bool = True,
     ) -> None:
         self.allowed: Final = f"{allowed}, or none" if optional else allowed
+        self.words: Final = ("none",) if optional else ()
         self._units: Final = {name.lower(): factor for name, factor in units.items()}
         self._shown: Final = tuple((name, units[name]) for name in shown)
         self._largest: Final = largest
@@ -209,6 +211,7 @@ class _Path:
     """A topic's path."""
 
     allowed: Final = "the path of a topic such as team/jobs.dead, or none"
+    words: Final = ("none",)
 
     def parse(self, text: str) -> Value:
         return self.load(None if text in ("", "none") else text)
@@ -246,6 +249,11 @@ class Setting:
         """Return its value in *config*."""
         value: Value = getattr(config, self.attribute)
         return value
+
+    @property
+    def words(self) -> tuple[str, ...]:
+        """The words among its values, to be offered where one is typed."""
+        return self.form.words
 
     def parse(self, text: str) -> Value:
         """Return the value that users mean by *text*. Raises InvalidSetting."""

@@ -348,6 +348,11 @@ class KeySchema:
         """All state of all consumer groups of a topic."""
         return prefix_range(self._group + _hex(topic) + b"/")
 
+    @property
+    def all_groups(self) -> KeyRange:
+        """All state of all consumer groups of all topics; one of the `families`."""
+        return prefix_range(self._group)
+
     def group(self, topic: FileId, name: bytes) -> KeyRange:
         """All state of one group."""
         return prefix_range(self._group_base(topic, name))

@@ -32,3 +32,9 @@ def parse_place(text: str) -> Place:
 def nanoseconds(moment: datetime) -> int:
     """Return nanoseconds since 1970 UTC; a naive *moment* is local time."""
     return (moment.astimezone(UTC) - _EPOCH) // timedelta(microseconds=1) * 1000
+
+
+def timestamp(time_ns: int) -> str:
+    """Return a time as RFC 3339 has it, in UTC with nanoseconds: what `parse_place` takes."""
+    seconds, fraction = divmod(time_ns, 10**9)
+    return f"{datetime.fromtimestamp(seconds, UTC):%Y-%m-%dT%H:%M:%S}.{fraction:09}Z"

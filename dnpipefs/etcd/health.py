@@ -145,6 +145,8 @@ class HealthGauge:
         self._key: Final = key
         self._known: Final = {name for name, _ in client.endpoints()}
         """Addresses that the client has."""
+        self._members: Sequence[Member] = ()
+        """As they were told last; while nobody answers, it is they who do not."""
         self._ids: Final[dict[str, int]] = {}
         """Who answered at an address."""
         self._quotas: Final[dict[str, tuple[float, int | None]]] = {}
@@ -152,7 +154,6 @@ class HealthGauge:
 
     async def look(self) -> Health:
         """Ask all members, side by side; takes at most twice ANSWER_S and the time of an HTTP answer."""
-        members: Sequence[Member] = ()
         alarms: Sequence[Alarm] = ()
         read_s, failure = None, ""
         found: dict[str, MemberHealth] = {}
@@ -167,8 +168,7 @@ class HealthGauge:
                 failure = str(error)
 
         async def ask_for_members() -> None:
-            nonlocal members
-            members = await told(lambda: self._client.members(timeout=ANSWER_S)) or ()
+            self._members = await told(lambda: self._client.members(timeout=ANSWER_S)) or self._members
 
         async def ask_for_alarms() -> None:
             nonlocal alarms
@@ -184,6 +184,7 @@ class HealthGauge:
             nursery.start_soon(ask_for_alarms)
             for endpoint in named:
                 nursery.start_soon(ask, endpoint)
+        members = self._members
         together = self._by_member(found, members)
 
         async def ask_beside(member: Member) -> None:

@@ -115,6 +115,8 @@ class Pool:
         """Return the endpoint the user wrote as `name`, or the one beside them."""
         for endpoint in (*self.endpoints, *self.beside):
             if endpoint.name == name:
+                if endpoint.failure is not None:
+                    endpoint.renew()
                 return endpoint
         raise SetupError(f"{name!r} is not one of this client's endpoints")
 

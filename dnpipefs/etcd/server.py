@@ -150,6 +150,23 @@ async def embedded_server(
                 await keeper.leave()
 
 
+@contextmanager
+def running_endpoint(data_dir: Path) -> Iterator[str | None]:
+    """Give the endpoint of the etcd of `data_dir` if there is one, for a look and no more.
+
+    Starts nothing, makes nothing, and keeps nothing running: the server may stop at any time.
+    """
+    with ExitStack() as stack:
+        try:
+            directory = os.open(data_dir, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+            stack.callback(os.close, directory)
+            os.stat(_CLIENT_SOCKET, dir_fd=directory)
+        except OSError:  # never used, not used now, or another user's
+            yield None
+        else:
+            yield _endpoint(data_dir.resolve(), directory)
+
+
 def _find_program(binary: str) -> str:
     program = shutil.which(binary)
     if program is None:
@@ -260,6 +277,18 @@ async def _background(task: Callable[[], Awaitable[None]]) -> AsyncIterator[None
         raise failure
 
 
+def _socket(directory_fd: int) -> str:
+    """Return the client socket by way of the open directory: short however deep the directory lies."""
+    return f"/proc/self/fd/{directory_fd}/{_CLIENT_SOCKET}"
+
+
+def _endpoint(directory: Path, directory_fd: int) -> str:
+    """Return the socket's path where it fits a socket address and a URI, else the way through /proc."""
+    path = str(directory / _CLIENT_SOCKET)
+    plain = len(path) <= _SUN_PATH_BYTES and _PLAIN_PATH.fullmatch(path)
+    return f"unix:{path if plain else _socket(directory_fd)}"
+
+
 class _Membership:
     """This user's hold on the directory: its lock files and its way to the socket."""
 
@@ -271,14 +300,12 @@ class _Membership:
 
     @property
     def socket(self) -> str:
-        """The client socket by way of the open directory: short however deep the directory lies."""
-        return f"/proc/self/fd/{self._directory_fd}/{_CLIENT_SOCKET}"
+        """The client socket by way of the open directory."""
+        return _socket(self._directory_fd)
 
     def endpoint(self) -> str:
-        """Return the socket's path where it fits a socket address and a URI, else the way through /proc."""
-        path = str(self.directory / _CLIENT_SOCKET)
-        plain = len(path) <= _SUN_PATH_BYTES and _PLAIN_PATH.fullmatch(path)
-        return f"unix:{path if plain else self.socket}"
+        """The client socket for gRPC."""
+        return _endpoint(self.directory, self._directory_fd)
 
     @asynccontextmanager
     async def starting(self, timeout_s: float) -> AsyncIterator[None]:

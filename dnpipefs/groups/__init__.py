@@ -1,7 +1,7 @@
 """Consumer groups: a topic's messages divided among the readers of all hosts, none lost, none skipped."""
 
 from dnpipefs.groups.delivery import Delivery
-from dnpipefs.groups.groups import GroupFacts, Groups
+from dnpipefs.groups.groups import GroupFacts, Groups, GroupState
 from dnpipefs.groups.member import Member
 
-__all__ = ["Delivery", "GroupFacts", "Groups", "Member"]
+__all__ = ["Delivery", "GroupFacts", "GroupState", "Groups", "Member"]

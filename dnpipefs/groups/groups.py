@@ -9,10 +9,10 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Iterator, Mapping
+from contextlib import asynccontextmanager, suppress
 from datetime import datetime
-from typing import Any, Final, NamedTuple
+from typing import Any, Final, NamedTuple, Protocol
 
 import trio
 
@@ -22,7 +22,7 @@ from dnpipefs.core.group import Cursor, DeadLetter, Held, Returned, Term
 from dnpipefs.core.group_records import decode_cursor, decode_held, decode_returned
 from dnpipefs.core.intervals import Stretches
 from dnpipefs.core.keys import KeySchema
-from dnpipefs.core.names import FileId, Offset, SessionId
+from dnpipefs.core.names import FileId, Offset, Revision, SessionId
 from dnpipefs.core.places import Place, nanoseconds
 from dnpipefs.core.view import TopicView
 from dnpipefs.errors import CorruptData, DnpError, NotFound, TopicGone
@@ -44,14 +44,35 @@ Bury = Callable[[FileId, bytes, Delivery], Awaitable[None]]
 """Puts a message that was delivered too often where dead letters go; then it is taken as done."""
 
 
-class GroupFacts(NamedTuple):
-    """What is known of a group."""
+SURVEY_KEYS: Final = 2_000
+"""Keys of groups read at once."""
+
+_Parts = dict[bytes, etcd.KeyValue]
+"""A group's keys by what they are, such as ``cursor``."""
+
+
+class Extent(Protocol):
+    """Which messages a topic has."""
+
+    @property
+    def generation(self) -> Revision:
+        """The topic's; NO_GENERATION if it has none."""
+
+    @property
+    def first_message(self) -> int:
+        """How many messages have been removed by retention."""
+
+    @property
+    def messages(self) -> int:
+        """How many there are, with the removed ones."""
+
+
+class GroupState(NamedTuple):
+    """Where a group stands, in messages."""
 
     name: bytes
-    offset: Offset
-    """What lies before it has been claimed."""
     message: int
-    """How many messages come before that offset, retained or not."""
+    """How many messages come before what is claimed next, retained or not."""
     lag: int
     """Messages that are not acknowledged: those nobody has had, those in somebody's hand, those returned."""
     pending: int
@@ -62,6 +83,20 @@ class GroupFacts(NamedTuple):
     """Messages that were claimed again after a reader had had them, since the group began or was rewound."""
     members: tuple[SessionId, ...]
     """Sessions of the hosts that have claimed something."""
+
+
+class GroupFacts(NamedTuple):
+    """What is known of a group: its state, and the offset that goes with it."""
+
+    name: bytes
+    offset: Offset
+    """What lies before it has been claimed."""
+    message: int
+    lag: int
+    pending: int
+    returned: int
+    redeliveries: int
+    members: tuple[SessionId, ...]
 
     def described(self) -> dict[str, Any]:
         """Return it as JSON takes it, for programs."""
@@ -205,22 +240,38 @@ class Groups:
 
     async def facts(self, topic: FileId) -> list[GroupFacts]:
         """Return what is known of all groups of a topic, by name. Raises TopicGone, TimedOut."""
-        groups, keys = self._keys.groups(topic), self._keys
+        groups = self._keys.groups(topic)
         async with self._log.reader(topic) as reader:
             view = await reader.view()
             result = await self._client.range(groups.start, groups.end, timeout=self._op_timeout)
-            found: dict[bytes, dict[bytes, etcd.KeyValue]] = {}
-            for kv in result.kvs:
-                name, part = keys.parse_group(topic, kv.key)
-                found.setdefault(name, {})[part] = kv
-            facts = []
-            for name, parts in sorted(found.items()):
-                if b"cursor" in parts:
-                    try:
-                        facts.append(await self._facts(name, parts, view, reader))
-                    except CorruptData as error:
-                        logger.warning("a group is left out, run dnpipefs fsck: %s", error)
-            return facts
+            return [
+                GroupFacts(state.name, await _offset_of(reader, state.message), *state[1:])
+                for state in self._states(topic, result.kvs, view)
+            ]
+
+    async def survey(self, extents: Mapping[FileId, Extent]) -> dict[FileId, list[GroupState]]:
+        """Return where all groups stand of those topics that have some, in few reads for all of them.
+
+        Each is as its records say at some moment of the call. Raises EtcdError.
+        """
+        groups = self._keys.all_groups
+        start = groups.start
+        found: dict[FileId, list[etcd.KeyValue]] = {}
+        more = True
+        while more:
+            page = await self._client.range(start, groups.end, limit=SURVEY_KEYS, timeout=self._op_timeout)
+            for kv in page.kvs:
+                with suppress(CorruptData):  # of no topic: fsck tells
+                    topic = self._keys.parse_topic(groups, kv.key)
+                    found.setdefault(topic, []).append(kv)
+            more = page.more
+            if more:
+                start = page.kvs[-1].key + b"\0"
+        return {
+            topic: list(self._states(topic, kvs, extents[topic]))
+            for topic, kvs in found.items()
+            if topic in extents
+        }
 
     async def run(self, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
         """Run the members of this host until cancelled."""
@@ -230,12 +281,23 @@ class Groups:
             task_status.started()
             await trio.sleep_forever()
 
-    async def _facts(
-        self, name: bytes, parts: dict[bytes, etcd.KeyValue], view: TopicView, reader: Reader
-    ) -> GroupFacts:
+    def _states(self, topic: FileId, kvs: Iterable[etcd.KeyValue], extent: Extent) -> Iterator[GroupState]:
+        """Yield where the groups of a topic stand, by name, whose keys these are."""
+        found: dict[bytes, _Parts] = {}
+        for kv in kvs:
+            name, part = self._keys.parse_group(topic, kv.key)
+            found.setdefault(name, {})[part] = kv
+        for name, parts in sorted(found.items()):
+            if b"cursor" in parts:
+                try:
+                    yield self._state(name, parts, extent)
+                except CorruptData as error:
+                    logger.warning("a group is left out, run dnpipefs fsck: %s", error)
+
+    def _state(self, name: bytes, parts: _Parts, extent: Extent) -> GroupState:
         cursor = decode_cursor(parts[b"cursor"].key, parts[b"cursor"].value)
-        if cursor.term.generation != view.generation:
-            cursor = Cursor(Term(view.generation))
+        if cursor.term.generation != extent.generation:
+            cursor = Cursor(Term(extent.generation))
         kv = parts.get(b"returned")
         returned = decode_returned(kv.key, kv.value) if kv is not None else Returned()
         held = {
@@ -247,15 +309,14 @@ class Groups:
         def there(record: Held | Returned) -> int:
             """Count what is retained or in a hand, not what was claimed before it was pushed."""
             stretches = record.stretches if record.term == cursor.term else Stretches()
-            return sum([cut.end - cut.start for cut in stretches.within(0, view.messages)])
+            return sum([cut.end - cut.start for cut in stretches.within(0, extent.messages)])
 
         pending, came_back = sum([there(one) for one in held.values()]), there(returned)
-        message = min(cursor.message, view.messages)
-        fresh = view.messages - max(message, view.first_message)
-        offset = await _offset_of(reader, message)
+        message = min(cursor.message, extent.messages)
+        fresh = extent.messages - max(message, extent.first_message)
         lag = fresh + pending + came_back
         again = returned.redeliveries if returned.term == cursor.term else 0
-        return GroupFacts(name, offset, message, lag, pending, came_back, again, tuple(held))
+        return GroupState(name, message, lag, pending, came_back, again, tuple(held))
 
     async def _begin(self, topic: FileId, name: bytes) -> Member:
         reader, live = await self._log.open_reader(topic)

@@ -57,6 +57,8 @@ class TopicStat(NamedTuple):
     """Bytes they take in etcd."""
     generation: Revision
     """NO_GENERATION if it has none."""
+    first_message: int
+    """How many messages came before `first`, which retention has removed."""
 
 
 def _stat_of(known: TopicView | KnownSize) -> TopicStat:
@@ -67,6 +69,7 @@ def _stat_of(known: TopicView | KnownSize) -> TopicStat:
         known.modified_ns,
         known.stored,
         known.generation,
+        known.first_message,
     )
 
 

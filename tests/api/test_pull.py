@@ -53,6 +53,21 @@ async def test_offsets_and_times(dnp: Dnp) -> None:
     assert messages[0].time_ns == messages[1].time_ns <= messages[2].time_ns
 
 
+async def test_the_last_ones(dnp: Dnp, other: Dnp) -> None:
+    await dnp.push("t", *map(str, range(10)))
+    for last, expected in ((0, []), (1, [b"9\n"]), (4, [b"6\n", b"7\n", b"8\n", b"9\n"])):
+        assert [message.data async for message in other.pull("t", last=last)] == expected
+    assert len([message async for message in other.pull("t", last=100)]) == 10
+    async with aclosing(other.pull("t", last=1, follow=True)) as messages:
+        assert await following(messages) == b"9\n"
+        await dnp.push("t", "10")
+        assert await following(messages) == b"10\n"
+    await dnp.push("empty")
+    assert [message async for message in dnp.pull("empty", last=3)] == []
+    with pytest.raises(InvalidArgument, match="the last -1 messages"):
+        await anext(dnp.pull("t", last=-1))
+
+
 async def test_it_ends_where_the_topic_ended_when_it_began(dnp: Dnp) -> None:
     await dnp.push("t", "a", "b")
     got = []

@@ -35,6 +35,13 @@ async def test_a_pull_begins_at_what_is_left(dnp: Dnp, start: object) -> None:
     assert left == LINES[-len(left) :]
 
 
+async def test_the_last_ones_are_counted_among_what_is_left(dnp: Dnp) -> None:
+    await make(dnp, retention__messages="100")
+    assert [message.data async for message in dnp.pull("t", last=3)] == LINES[-3:]
+    left = len(await pulled(dnp, "t"))
+    assert len([message async for message in dnp.pull("t", last=len(LINES))]) == left
+
+
 async def test_a_topic_of_which_nothing_is_left_is_empty_and_goes_on(dnp: Dnp, other: Dnp) -> None:
     await make(dnp, retention__age="1ns")
     assert await pulled(dnp, "t") == []

@@ -77,6 +77,8 @@ SECURITY = Document("docs/security.md")
 RELIABILITY = Document("docs/reliability.md")
 OBSERVABILITY = Document("docs/observability.md")
 CONFIGURATION = Document("docs/configuration.md")
+INSTALL = Document("docs/install.md")
+TOP = Document("docs/top.md")
 DOCUMENTS = (
     README,
     ARCHITECTURE,
@@ -88,6 +90,9 @@ DOCUMENTS = (
     RELIABILITY,
     OBSERVABILITY,
     CONFIGURATION,
+    INSTALL,
+    Document("docs/releasing.md"),
+    TOP,
     Document("docs/benchmarks.md"),
     Document("CHANGELOG.md"),
 )

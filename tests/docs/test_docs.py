@@ -66,6 +66,8 @@ from dnpipefs.mount.scrapes import CONNECTIONS
 from dnpipefs.mount.status import ANSWER_S
 from dnpipefs.namespace import ENTRIES_LIMIT
 from dnpipefs.namespace import PATIENCE_S as NAMESPACE_PATIENCE_S
+from dnpipefs.top.follower import KEPT
+from dnpipefs.top.tables import TOPICS, WIDE
 from dnpipefs.vfs.control import GROUPS_LIMIT
 from dnpipefs.vfs.handles import HELD_LIMIT, SPLIT_SIZE
 from dnpipefs.vfs.listings import BY_NAME, PAGE_FRESH_S, RECENT_LISTINGS, RECENT_S
@@ -83,6 +85,7 @@ from tests.docs.documents import (
     REPOSITORY,
     SECURITY,
     SEMANTICS,
+    TOP,
     Document,
 )
 
@@ -115,7 +118,7 @@ def test_what_is_named_exists(document: Document) -> None:
 
 def test_every_module_has_an_owner_in_the_architecture() -> None:
     described = "\n".join(row[0] for row in ARCHITECTURE.rows)
-    for unit in ("core", "etcd", "log", "fuse", "fsck", "mount"):
+    for unit in ("core", "etcd", "log", "fuse", "fsck", "mount", "top"):
         for path in (REPOSITORY / "dnpipefs" / unit).glob("[!_]*.py"):
             assert re.search(rf"\b{unit}/.*\b{path.stem}`", described), path
 
@@ -145,6 +148,9 @@ def test_the_commands_of_the_readme_exist() -> None:
         (CONFIGURATION, f"`$XDG_CONFIG_HOME/{USER_FILE}`"),
         (CONFIGURATION, f"(but `{TEST_VARIABLES}`"),
         (CONFIGURATION, f"is an error (exit status {Exit.USAGE})"),
+        (TOP, f"up to {KEPT} can be looked back at"),
+        (TOP, f"from {WIDE} columns on"),
+        (TOP, f"until its session\nruns out, {SESSION_TTL_S} s later"),
         (SECURITY, f"hosts read it anew after {NAMESPACE_PATIENCE_S:g} s"),
         (SECURITY, f"begins one within {REFUSED_RETRY_S:g} s"),
         (FSCK, f"read again, at most {TRIES} times"),
@@ -254,6 +260,18 @@ def test_every_option_of_configuration_is_described() -> None:
         elif not callable(default):
             shown = f"{default:g}" if isinstance(default, float) else str(default)
             assert row[3] == f"`{shown.lower() if isinstance(default, bool) else shown}`"
+
+
+def test_the_columns_of_top_are_the_codes() -> None:
+    section = TOP.prose.partition("\n## Topics\n")[2].partition("\n## ")[0]
+    lines = [line for line in section.splitlines() if re.match(r"\| [A-Z]{3}", line)]
+    cells = [line.strip("|").split("|")[:2] for line in lines]
+    described = [
+        (title.strip(), name.strip(" `"))
+        for titles, names in cells
+        for title, name in zip(titles.split(","), names.split(","), strict=True)
+    ]
+    assert described == [(column.title, column.name) for column in TOPICS.columns]
 
 
 def test_the_rules_of_fsck_are_the_codes() -> None:

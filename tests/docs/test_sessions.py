@@ -161,7 +161,7 @@ def test_the_command_line_of_the_readme(directory: Path, tmp_path: Path) -> None
             if " doctor " in command:
                 assert "\n0 problems, " in said
                 continue
-            assert said == "" or re.search(" (ls|fsck|groups|config|status) ", command), said
+            assert said == "" or re.search(" (ls|fsck|groups|config|status|top) ", command), said
             assert said.endswith(" builds\n") == (" ls " in command), said
     assert mounts_below(directory) == []
 
