@@ -4,7 +4,7 @@ MOUNT ?= $(if $(filter 0,$(shell id -u)),/dnp,$(HOME)/dnp)
 ARGS ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help setup setup-tests run stop test test-newer test-cluster test-packages properties soak soak-groups dist man lint bench
+.PHONY: help setup setup-tests run stop test test-newer test-cluster test-packages properties soak soak-groups dist man lint bench docs
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-13s%s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -58,6 +58,10 @@ man: setup ## write the man pages anew, from the commands and the docs
 
 lint: setup ## run the linters and the check of the layers only
 	@.venv/bin/python -m pytest -q tests/test_lint.py tests/test_layers.py
+
+docs: setup ## build the site of docs/ in docs/_build/html
+	@.venv/bin/python -m sphinx --quiet --fail-on-warning --keep-going --builder html docs docs/_build/html $(ARGS)
+	@echo 'open docs/_build/html/index.html'
 
 bench: setup ## measure against raw etcd
 	@.venv/bin/dnpipefs bench $(ARGS)

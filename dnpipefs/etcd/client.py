@@ -4,7 +4,7 @@ Owns the shape of requests. Which endpoint they go to and when they are repeated
 business, how gRPC is awaited `bridge.py`'s, the watch stream `watch.py`'s.
 """
 
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 from functools import partial
 
@@ -47,10 +47,12 @@ class Client(LeaseCalls, MaintenanceCalls):
     Cancelling a write that is under way leaves its outcome unknown, too.
     """
 
-    def __init__(self, pool: Pool, http: HttpSide, tls: Tls | None) -> None:
+    def __init__(
+        self, pool: Pool, http: HttpSide, opening: Callable[[Sequence[str]], list[Endpoint]]
+    ) -> None:
         self._pool = pool
         self._http = http
-        self._tls = tls
+        self._opening = opening
         self._gauge = SpaceGauge(http)
         self._watches = WatchHub(pool)
 
@@ -214,8 +216,8 @@ class Client(LeaseCalls, MaintenanceCalls):
 
         No other call goes there. Of a client with credentials it will get the token. Raises `SetupError`.
         """
-        bridge = self._pool.endpoints[0].bridge
-        self._pool.beside += open_endpoints([endpoint], self._tls, bridge)
+        if all(known.name != endpoint for known in (*self._pool.endpoints, *self._pool.beside)):
+            self._pool.beside += self._opening([endpoint])
 
     async def aclose(self) -> None:
         """End the watches and close the channels."""
@@ -244,7 +246,7 @@ async def open_client(
     opening = partial(open_endpoints, tls=tls, bridge=Bridge())
     opened = opening(endpoints)
     finder = Finder(discovery, opened, opening) if discovery is not None else None
-    client = Client(Pool(opened, credentials, timeout, finder), HttpSide(tls), tls)
+    client = Client(Pool(opened, credentials, timeout, finder), HttpSide(tls), opening)
     try:
         yield client
     finally:

@@ -14,6 +14,7 @@ from typing import Final, TypeVar
 
 import trio
 
+from dnpipefs.errors import SetupError
 from dnpipefs.etcd.client import Client
 from dnpipefs.etcd.errors import EtcdError, PermissionDenied
 from dnpipefs.etcd.maintenance import NOBODY
@@ -143,8 +144,6 @@ class HealthGauge:
         """*key*: one that this client's user may read."""
         self._client: Final = client
         self._key: Final = key
-        self._known: Final = {name for name, _ in client.endpoints()}
-        """Addresses that the client has."""
         self._members: Sequence[Member] = ()
         """As they were told last; while nobody answers, it is they who do not."""
         self._ids: Final[dict[str, int]] = {}
@@ -228,9 +227,7 @@ class HealthGauge:
         if endpoint is None:
             said = ", ".join(member.client_urls) or "none"
             return MemberHealth(said, failure=f"it has no address to be asked at: {said}")
-        if endpoint not in self._known:
-            self._client.add_member(endpoint)
-            self._known.add(endpoint)
+        self._client.add_member(endpoint)
         health = await self._ask(endpoint)
         if health.state is not None and health.state.member_id != member.id:
             return MemberHealth(endpoint, failure=f"another member may be who answers at {endpoint}")
@@ -245,7 +242,7 @@ class HealthGauge:
             latency_s = trio.current_time() - begun
             metrics = await told(lambda: self._client.metrics(endpoint)) or Metrics(b"")
             state = read_state(await self._client.release(endpoint), None, metrics)
-        except EtcdError as error:
+        except (EtcdError, SetupError) as error:  # the latter for one that DNS has taken back meanwhile
             return MemberHealth(endpoint, failure=str(error))
         else:
             latency_s = trio.current_time() - begun

@@ -10,7 +10,10 @@ REPOSITORY = Path(__file__).parents[2]
 
 @dataclass(frozen=True)
 class Block:
-    """A fenced block: what kind it says it is, and the comment before it, if any."""
+    """A fenced block: what kind it says it is, and what the line before it calls it.
+
+    Such a line is a comment, "The file `NAME`:", which makes the label "file NAME", or "On `TERMINAL`:".
+    """
 
     kind: str
     label: str
@@ -33,8 +36,14 @@ class Document:
 
     @cached_property
     def blocks(self) -> list[Block]:
-        fenced = re.compile(r"^(?:<!-- ([^\n]*) -->\n)?```(\w*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
-        return [Block(kind, label or "", text) for label, kind, text in fenced.findall(self.text)]
+        fenced = re.compile(
+            r"^(?:<!-- ([^\n]*) -->\n+|(?:The (file )|On )`([^`\n]+)`:\n\n)?```(\w*)\n(.*?)^```$",
+            re.MULTILINE | re.DOTALL,
+        )
+        return [
+            Block(kind, label + file + name, text)
+            for label, file, name, kind, text in fenced.findall(self.text)
+        ]
 
     def labelled(self, label: str) -> str:
         """Return the one block below the comment `label`."""
@@ -79,20 +88,9 @@ OBSERVABILITY = Document("docs/observability.md")
 CONFIGURATION = Document("docs/configuration.md")
 INSTALL = Document("docs/install.md")
 TOP = Document("docs/top.md")
-DOCUMENTS = (
-    README,
-    ARCHITECTURE,
-    FORMAT,
-    SEMANTICS,
-    FSCK,
-    GROUPS,
-    SECURITY,
-    RELIABILITY,
-    OBSERVABILITY,
-    CONFIGURATION,
-    INSTALL,
-    Document("docs/releasing.md"),
-    TOP,
-    Document("docs/benchmarks.md"),
-    Document("CHANGELOG.md"),
+TROUBLESHOOTING = Document("docs/troubleshooting.md")
+DOCUMENTS = tuple(
+    Document(str(path.relative_to(REPOSITORY)))
+    for path in (README.path, REPOSITORY / "CHANGELOG.md", *sorted((REPOSITORY / "docs").rglob("*.md")))
+    if "_build" not in path.parts
 )

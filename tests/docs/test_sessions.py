@@ -7,6 +7,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import textwrap
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -15,7 +16,18 @@ import pytest
 from dnpipefs import etcd
 from dnpipefs.cli.exits import Exit
 from dnpipefs.cluster import default_data_dir
-from tests.docs.documents import CONFIGURATION, FORMAT, GROUPS, OBSERVABILITY, README, SECURITY, SEMANTICS
+from tests.docs.documents import (
+    CONFIGURATION,
+    FORMAT,
+    FSCK,
+    GROUPS,
+    OBSERVABILITY,
+    README,
+    RELIABILITY,
+    REPOSITORY,
+    SECURITY,
+    SEMANTICS,
+)
 from tests.docs.test_docs import example
 from tests.support.etcd_http import keys_below
 from tests.support.etcd_process import EtcdProcess
@@ -41,17 +53,23 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[EtcdProcess]:
 
 
 @pytest.fixture(scope="module")
-def mount(server: EtcdProcess, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Mount]:
+def mounts(server: EtcdProcess, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Mounts]:
     """A mount of the default prefix, on an empty etcd."""
     mounts = Mounts(tmp_path_factory.mktemp("mounts"))
     try:
-        with mounts.guarded():
-            host = mounts.make(endpoints=[server.endpoint], prefix="/dnp/")
-            host.start()
-            yield host
-            assert host.stop() == 0
+        host = mounts.make(endpoints=[server.endpoint], prefix="/dnp/")
+        host.start()
+        yield mounts
+        assert host.stop() == 0
     finally:
         mounts.clear()
+
+
+@pytest.fixture
+def mount(mounts: Mounts) -> Iterator[Mount]:
+    with mounts.guarded():
+        (host,) = mounts.alive
+        yield host
 
 
 @pytest.fixture
@@ -329,3 +347,40 @@ def test_the_recipes_for_groups(
     output(recipe("timeout"))
     orders.write_text("17\n17\n18\n")
     until_it_waits("exactly once", "billing 17\nbilling 18\n")
+
+
+@needs_mounts
+def test_the_commands_of_fsck(mount: Mount, server: EtcdProcess) -> None:
+    for topic in ("team/jobs", "logs/app"):
+        (mount.path / topic).parent.mkdir(exist_ok=True)
+        (mount.path / topic).write_text("one\n")
+    (commands,) = FSCK.of_kind("sh")
+    for line in commands.splitlines():
+        assert output(re.sub(r"^dnpipefs fsck", rf"\g<0> --endpoints {server.endpoint}", line)) != ""
+
+
+@needs_mounts
+def test_the_python_of_groups(mount: Mount, server: EtcdProcess, tmp_path: Path) -> None:
+    (mount.path / "jobs").write_text("from Python\n")
+    (mount.path / "jobs@workers").unlink(missing_ok=True)
+    (body,) = GROUPS.of_kind("python")
+    body = body.replace("connect()", f'connect("{server.endpoint}")').replace("data)", "data, flush=True)")
+    script = tmp_path / "program.py"
+    script.write_text(
+        f"import dnpipefs, trio\nasync def main():\n{textwrap.indent(body, '    ')}\ntrio.run(main)\n"
+    )
+    with start(f"python {script}") as process:
+        assert process.stdout is not None
+        for line in process.stdout:
+            if line == b"b'from Python\\n'\n":
+                break
+        process.terminate()
+        assert process.wait() == -signal.SIGTERM
+
+
+def test_the_long_tests_are_targets() -> None:
+    """They take half an hour: that make knows how to run them has to do."""
+    (commands,) = RELIABILITY.of_kind("sh")
+    for line in commands.splitlines():
+        command = line.removeprefix("sudo ").partition("#")[0]
+        assert "pytest" in output(f"cd {REPOSITORY}; {command} --dry-run")
