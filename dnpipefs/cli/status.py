@@ -5,14 +5,12 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
 
 import click
 
 from dnpipefs.cli.exits import Exit
 from dnpipefs.cli.suggestions import mountpoints
 from dnpipefs.cluster import VERSION
-from dnpipefs.etcd.space import size_text
 from dnpipefs.mount import MountStatus, State, mount_status, statuses
 
 _ADVICE = {
@@ -55,7 +53,7 @@ def _as_text(found: Sequence[MountStatus]) -> Iterator[str]:
         yield f"  daemon   {told['version']} on {told['host']}, process {told['pid']}"
         health = "healthy" if session["healthy"] else "not confirmed by etcd: nothing can be pushed now"
         yield f"  session  {session['id'] or 'none'}, {health}{_why(session['failure'])}"
-        yield f"  etcd     {'answers' if etcd['answers'] else 'does not answer'}{''.join(_space(etcd))}"
+        yield f"  etcd     {'answers' if etcd['answers'] else 'does not answer'}"
         for endpoint in etcd["endpoints"]:
             yield f"           {endpoint['endpoint']}{_why(endpoint['failure'])}"
         if told["stale_since"] is not None:
@@ -64,15 +62,6 @@ def _as_text(found: Sequence[MountStatus]) -> Iterator[str]:
             yield "  reads    confirmed with etcd; stale while it does not answer (--read-stale)"
         else:
             yield f"  reads    confirmed with etcd, waiting for it up to {told['op_timeout']:g} s"
-
-
-def _space(etcd: dict[str, Any]) -> Iterator[str]:
-    """Yield who leads and how full that is, as far as it is told."""
-    for member in etcd.get("members") or ():  # a release before did not tell
-        if member["leads"]:
-            yield f"; {member['name'] or member['endpoint']} leads"
-            if member["size"] is not None and member["quota"] is not None:
-                yield f", {size_text(member['size'])} of {size_text(member['quota'])}"
 
 
 def _why(failure: str | None) -> str:

@@ -2,7 +2,6 @@
 
 import json
 import os
-import re
 import select
 import signal
 import time
@@ -119,7 +118,7 @@ def test_status_and_the_return_of_a_dead_mount(dnp: Command, mountpoint: Path) -
     dnp.out("mount", mountpoint, "--read-stale")
     text = status.out("status", mountpoint).decode()
     assert f"{mountpoint}: served\n" in text
-    assert re.search(r"^  etcd     answers; \S+ leads, \S+ [KM]?i?B of \S+ GiB$", text, re.MULTILINE), text
+    assert "  etcd     answers\n" in text
     assert "stale while it does not answer (--read-stale)" in text
     (mount,) = json.loads(status.out("status", mountpoint, "--format", "json"))["mounts"]
     assert (mount["mountpoint"], mount["state"]) == (str(mountpoint), "served")
