@@ -62,7 +62,7 @@ has_programs() { has etcd && has fusermount3 && has etcdctl && has getfattr; }
 # For tests: many writers at once, a terminal; mandoc judges the man pages. For those of the cluster, which are root's:
 # hosts, what cuts them off and delays their packets, clocks that jump.
 has_test_tools() {
-    has parallel && has tmux && has mandoc && has ip && has iptables && has_queue_headers && compgen -G '/usr/lib/*/faketime/libfaketimeMT.so.1' >/dev/null
+    has parallel && has tmux && has jq && has mandoc && has ip && has iptables && has_queue_headers && compgen -G '/usr/lib/*/faketime/libfaketimeMT.so.1' >/dev/null
 }
 has_queue_headers() { has pkg-config && pkg-config --exists libnetfilter_queue; }
 has_package_tools() { has pipx && has zsh && has fish; }
@@ -94,7 +94,7 @@ install_packages() {
         had_etcd=no
         if apt-cache show etcd-server >/dev/null 2>&1; then packages+=(etcd-server); else packages+=(etcd); fi
     fi
-    if wants_test_tools; then packages+=(parallel tmux mandoc iproute2 iptables libfaketime libnetfilter-queue-dev); fi
+    if wants_test_tools; then packages+=(parallel tmux jq mandoc iproute2 iptables libfaketime libnetfilter-queue-dev); fi
     if wants_package_tools; then packages+=(pipx zsh fish); fi
     as_root env DEBIAN_FRONTEND=noninteractive apt-get install -qq -y --no-install-recommends "${packages[@]}" >&2 ||
         fail "could not install ${packages[*]}, see above"

@@ -15,6 +15,7 @@ from dnpipefs.cli.configuration import PASSWORD_VARIABLE
 from dnpipefs.cli.exits import one_line
 from dnpipefs.cli.options import LOG_NAME, Connection, connection_options, mount_options
 from dnpipefs.cli.suggestions import directories, mountpoints
+from dnpipefs.core.addresses import ListenAddress
 from dnpipefs.errors import SetupError
 from dnpipefs.mount import MountOptions, prepare_mountpoint, run_mount, start_in_background, unmount
 from dnpipefs.mount.background import report_failure, report_ready
@@ -36,6 +37,7 @@ def mount(
     log_file: Path | None,
     cache_size: int,
     read_stale: bool,
+    metrics: ListenAddress | None,
 ) -> None:
     """Mount the topics as files on a directory.
 
@@ -46,7 +48,7 @@ def mount(
     if foreground:
         os.environ.pop(PASSWORD_VARIABLE, None)  # no business of the programs that the daemon starts
         try:
-            options = MountOptions(prepare_mountpoint(mountpoint), allow_other)
+            options = MountOptions(prepare_mountpoint(mountpoint), allow_other, metrics)
             run_mount(settings, options, ready=report_ready)
         except BaseException as error:
             report_failure(one_line(error))
@@ -61,6 +63,7 @@ def mount(
             "--allow-other" if allow_other else "--no-allow-other",
             *("--cache-size", str(cache_size)),
             "--read-stale" if read_stale else "--no-read-stale",
+            *(["--metrics", str(metrics)] if metrics is not None else []),
             *("--", str(mountpoint)),
         ]
         start_in_background(command, log, environment, descriptors)

@@ -14,9 +14,11 @@ from typing import Final
 import trio
 
 from dnpipefs.cluster import Settings, open_cluster
+from dnpipefs.core.addresses import ListenAddress
 from dnpipefs.errors import SetupError
 from dnpipefs.fuse.adapter import serve
 from dnpipefs.mount.mountpoint import FILE_SYSTEM_NAME, clear_mountpoint
+from dnpipefs.mount.scrapes import serve_metrics
 from dnpipefs.vfs import FileSystem
 
 logger: Final = logging.getLogger(__name__)
@@ -34,6 +36,8 @@ class MountOptions:
     """As `prepare_mountpoint` returned it; what a dead daemon left there is cleared."""
     allow_other: bool = False
     """Other users than the mounting one may use it, as far as modes and owners of topics let them."""
+    metrics: ListenAddress | None = None
+    """Where metrics are served over HTTP; None: nowhere."""
 
     def fuse_options(self) -> set[str]:
         """Return the options of the kernel's mount."""
@@ -60,7 +64,10 @@ async def _mount(settings: Settings, options: MountOptions, ready: Callable[[], 
     async with trio.open_nursery() as nursery:
         await nursery.start(_stop_on_signal, stop)
         async with open_cluster(settings, mountpoint=str(options.mountpoint)) as cluster:
-            await _serve(FileSystem(cluster), options, ready, stop)
+            files = FileSystem(cluster)
+            if options.metrics is not None:
+                await nursery.start(serve_metrics, files.exposition, options.metrics)
+            await _serve(files, options, ready, stop)
         nursery.cancel_scope.cancel()
     logger.info("unmounted from %s", options.mountpoint)
 
