@@ -43,7 +43,7 @@ class NotPermitted(UsageError):
 
 
 class AccessDenied(UsageError):
-    """A view of a topic can be read, and rewound, but not written to."""
+    """A view of a topic can be read, and rewound, but not written to; the control directory only read."""
 
 
 class WouldBlock(DnpError):

@@ -62,7 +62,7 @@ has_programs() { has etcd && has fusermount3 && has etcdctl && has getfattr; }
 # For tests: many writers at once, a terminal; mandoc judges the man pages. For those of the cluster, which are root's:
 # hosts, what cuts them off and delays their packets, clocks that jump.
 has_test_tools() {
-    has parallel && has tmux && has mandoc && has ip && has iptables && has_queue_headers && compgen -G '/usr/lib/*/faketime/libfaketimeMT.so.1' >/dev/null
+    has parallel && has tmux && has jq && has mandoc && has ip && has iptables && has_queue_headers && compgen -G '/usr/lib/*/faketime/libfaketimeMT.so.1' >/dev/null
 }
 has_queue_headers() { has pkg-config && pkg-config --exists libnetfilter_queue; }
 has_package_tools() { has pipx && has zsh && has fish; }
@@ -79,7 +79,7 @@ lacks_tools() {
 }
 tools() {
     case "$WITH" in
-        --tests) echo parallel tmux mandoc iproute2 iptables libfaketime libnetfilter-queue-dev ;;
+        --tests) echo parallel tmux jq mandoc iproute2 iptables libfaketime libnetfilter-queue-dev ;;
         --packages) echo pipx zsh fish ;;
         --systemd)
             echo debootstrap systemd-container

@@ -13,6 +13,15 @@ from dnpipefs.cli.options import OPTIONS
 from tests.support.processes import MARK, clean_up
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Keep together, where tests run side by side, what shares fixtures: a file's, or the one cluster."""
+    top = Path(__file__).parent
+    for item in items:
+        place = item.path.relative_to(top)
+        group = place.parts[0] if place.parts[0] == "cluster" else str(place)
+        item.add_marker(pytest.mark.xdist_group(group))
+
+
 @pytest.fixture(scope="session", autouse=True)
 def leaves_nothing_behind(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     """Mark what this session starts and creates, and check at its end that all of it is gone."""

@@ -15,13 +15,13 @@ PACKAGE = "dnpipefs"
 # Bottom first. A module imports its own layer and those below; siblings in a layer may use one another
 # as long as no cycle comes of it. A new name has to be given its place here.
 LAYERS: list[set[str]] = [
-    {"errors"},
+    {"errors", "metrics"},
     {"core"},
     {"etcd"},
     {"log", "namespace", "groups", "session"},
     {"cluster"},
     # The services as files, as functions; etcd examined; what is stored checked; "" is dnpipefs itself.
-    {"vfs", "api", "consumer", "writer", "doctor", "fsck", "status", "overview", ""},
+    {"vfs", "api", "consumer", "writer", "doctor", "fsck", "status", "overview", "exposition", ""},
     {"fuse"},
     {"mount"},
     {"cli", "bench", "top", "__main__"},

@@ -19,6 +19,7 @@ from dnpipefs.cli.options import (
     mount_options,
     origins,
 )
+from dnpipefs.core.addresses import ListenAddress
 
 HIDDEN = "(hidden)"
 
@@ -59,7 +60,7 @@ def config(connection: Connection, *, form: str, **of_mounts: Any) -> None:
 
 
 def _plain(value: Any) -> Any:
-    if isinstance(value, Path):
+    if isinstance(value, (Path, ListenAddress)):
         return str(value)
     return (list(value) or None) if isinstance(value, tuple) else value
 

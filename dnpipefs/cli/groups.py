@@ -109,20 +109,4 @@ def _as_table(found: Sequence[tuple[str, GroupFacts]]) -> str:
 
 
 def _as_json(found: Sequence[tuple[str, GroupFacts]]) -> str:
-    return "".join(
-        json.dumps(
-            {
-                "topic": name,
-                "group": os.fsdecode(facts.name),
-                "lag": facts.lag,
-                "pending": facts.pending,
-                "returned": facts.returned,
-                "redeliveries": facts.redeliveries,
-                "members": [f"{session:x}" for session in facts.members],
-                "offset": facts.offset,
-                "message": facts.message,
-            }
-        )
-        + "\n"
-        for name, facts in found
-    )
+    return "".join(json.dumps({"topic": name, **facts.described()}) + "\n" for name, facts in found)

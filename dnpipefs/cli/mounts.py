@@ -15,6 +15,7 @@ from dnpipefs.cli.configuration import PASSWORD_VARIABLE
 from dnpipefs.cli.exits import one_line
 from dnpipefs.cli.options import LOG_NAME, Connection, connection_options, mount_options
 from dnpipefs.cli.suggestions import directories, mountpoints
+from dnpipefs.core.addresses import ListenAddress
 from dnpipefs.errors import SetupError
 from dnpipefs.mount import MountOptions, prepare_mountpoint, run_mount, start_in_background, unmount
 from dnpipefs.mount.background import report_failure, report_ready
@@ -46,6 +47,7 @@ def mount(
     read_stale: bool,
     guard_mountpoint: bool,
     source: str,
+    metrics: ListenAddress | None,
 ) -> None:
     """Mount the topics as files on a directory.
 
@@ -57,7 +59,7 @@ def mount(
         os.environ.pop(PASSWORD_VARIABLE, None)  # no business of the programs that the daemon starts
         try:
             mountpoint = prepare_mountpoint(mountpoint, guard=guard_mountpoint)
-            options = MountOptions(mountpoint, allow_other, source)
+            options = MountOptions(mountpoint, allow_other, metrics, source)
             run_mount(settings, options, ready=report_ready)
         except BaseException as error:
             report_failure(one_line(error))
@@ -73,6 +75,7 @@ def mount(
             *("--cache-size", str(cache_size)),
             "--read-stale" if read_stale else "--no-read-stale",
             *("--source", source),
+            *(["--metrics", str(metrics)] if metrics is not None else []),
             *("--", str(mountpoint)),
         ]
         start_in_background(command, log, environment, descriptors)

@@ -31,7 +31,9 @@ from dnpipefs.cli.configuration import (
     origin_of,
     without_variables,
 )
+from dnpipefs.cli.logs import LogFormat, start_logging
 from dnpipefs.cluster import Settings, default_data_dir
+from dnpipefs.core.addresses import ListenAddress
 from dnpipefs.core.config import parse_size
 from dnpipefs.core.keys import DEFAULT_PREFIX, KeySchema
 from dnpipefs.errors import InvalidArgument, InvalidSetting, SetupError
@@ -42,7 +44,6 @@ logger: Final = logging.getLogger(__name__)
 LINE_END: Final = "\r\n"
 """No part of a password that comes from a file or a variable."""
 LOG_NAME: Final = "dnpipefs.log"
-LOG_FORMAT: Final = "%(asctime)s %(levelname)s %(name)s: %(message)s"
 _PASSWORD: Final = "password"  # noqa: S105 - a name
 _ALTERNATIVES: Final = (("endpoints", "discovery_srv"), ("password_file", _PASSWORD))
 """Options that say the same in two ways: of two from different places the one that counts more is used."""
@@ -73,6 +74,7 @@ class Connection:
     password_file: Path | None
     op_timeout: float
     log_level: str | None
+    log_format: str
     password: str | None = field(repr=False)
     """As the environment says it; a file's is read when it is needed."""
 
@@ -144,7 +146,7 @@ class Connection:
 
     def start_logging(self, default: str = "warning") -> None:
         """Log to standard error, at the level asked for or *default*."""
-        logging.basicConfig(level=(self.log_level or default).upper(), format=LOG_FORMAT)
+        start_logging(self.log_level or default, LogFormat(self.log_format))
 
 
 def _password_of_environment() -> str | None:
@@ -196,6 +198,17 @@ def _parse_size(_ctx: click.Context, _option: click.Parameter, value: str) -> in
         raise click.BadParameter(str(error)) from None
 
 
+def _parse_listen_address(
+    _ctx: click.Context, _option: click.Parameter, value: str | None
+) -> ListenAddress | None:
+    if value is None or value == "none":
+        return None
+    try:
+        return ListenAddress.parse(value)
+    except InvalidArgument as error:
+        raise click.BadParameter(str(error)) from None
+
+
 CONNECTION_OPTIONS: Final = (
     ConfigOption(
         ["--endpoints"],
@@ -244,6 +257,12 @@ CONNECTION_OPTIONS: Final = (
         type=click.Choice(["debug", "info", "warning", "error"]),
         help="What to log to standard error.  [default: warning; info for mount]",
     ),
+    ConfigOption(
+        ["--log-format"],
+        type=click.Choice([form.value for form in LogFormat]),
+        default=LogFormat.AUTO.value,
+        help="How.  [default: auto: with fields to the journal if standard error goes there, else text]",
+    ),
 )
 MOUNT_OPTIONS: Final = (
     ConfigOption(
@@ -281,6 +300,14 @@ MOUNT_OPTIONS: Final = (
         table="mount",
         default=False,
         help="As root: make the bare directory immutable: what is written while nothing is mounted fails.",
+    ),
+    ConfigOption(
+        ["--metrics"],
+        table="mount",
+        metavar="ADDRESS:PORT",
+        callback=_parse_listen_address,
+        help="Serve metrics to Prometheus at http://ADDRESS:PORT/metrics; none: only as .dnp/metrics.  "
+        "[default: none]",
     ),
 )
 OPTIONS: Final = CONNECTION_OPTIONS + MOUNT_OPTIONS

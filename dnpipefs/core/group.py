@@ -265,6 +265,15 @@ def available(records: Records, first: int, end: int) -> int:
     return fresh + sum([stretch.end - stretch.start for stretch in back])
 
 
+def backlog(records: Records, first: int, end: int) -> int:
+    """Return how many messages are not acknowledged, of those from number *first* to *end* that there are.
+
+    As far as one member's records tell: what others have in hand is not among them.
+    """
+    held = records.held.stretches.within(first, end)
+    return available(records, first, end) + sum([stretch.end - stretch.start for stretch in held])
+
+
 def share(available: int, *, waiting: int, in_stock: int, per_second: float, bound: int) -> int:
     """Return how many messages to claim now, of *available* that nobody has claimed.
 

@@ -33,6 +33,7 @@ from dnpipefs.etcd.proto import rpc_pb2 as pb
 from dnpipefs.etcd.space import SpaceGauge
 from dnpipefs.etcd.transaction import Compare, Op, Transaction
 from dnpipefs.etcd.watch import Watch, WatchHub
+from dnpipefs.metrics import Calls
 
 DEFAULT_TIMEOUT = 5.0
 """Seconds a call may take, from asking to answer, when the caller does not say."""
@@ -200,6 +201,11 @@ class Client(LeaseCalls, MaintenanceCalls):
     def authenticates(self) -> bool:
         """Whether calls carry the token of a user."""
         return self._pool.tokens is not None
+
+    @property
+    def calls(self) -> Calls:
+        """What was called so far, and how long it took."""
+        return self._pool.calls
 
     def endpoints(self) -> list[tuple[str, EtcdError | None]]:
         """Return each endpoint as the user wrote it, and why it is not usable if that is known."""

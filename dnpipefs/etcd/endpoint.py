@@ -54,6 +54,11 @@ class Method(Generic[Request, Response]):
     path: str
     response: type[Response]
 
+    @property
+    def name(self) -> str:
+        """What etcd calls it."""
+        return self.path.rpartition("/")[2]
+
 
 RANGE: Method[pb.RangeRequest, pb.RangeResponse] = Method("/etcdserverpb.KV/Range", pb.RangeResponse)
 PUT: Method[pb.PutRequest, pb.PutResponse] = Method("/etcdserverpb.KV/Put", pb.PutResponse)

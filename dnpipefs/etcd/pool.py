@@ -13,6 +13,7 @@ write does not find out about a dead server; the probe's error says why it is de
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import Final
 
 import trio
 
@@ -31,6 +32,7 @@ from dnpipefs.etcd.errors import (
     Unreachable,
 )
 from dnpipefs.etcd.proto import rpc_pb2 as pb
+from dnpipefs.metrics import Calls
 
 PROBE_TIMEOUT = 1.0
 """Seconds an endpoint has to answer `Status` before the next one is tried."""
@@ -104,6 +106,7 @@ class Pool:
         """Those that get only calls that name them."""
         self.timeout = timeout
         self.tokens = Tokens(credentials) if credentials is not None else None
+        self.calls: Final = Calls()
         self._finder = finder
         self._current = 0
         self._selecting = trio.Lock()
@@ -180,6 +183,24 @@ class Pool:
         `timeout` is in seconds and covers everything, including the wait for an endpoint. With
         `endpoint` the call goes there and nowhere else.
         """
+        began = trio.current_time()
+        try:
+            return await self._call(method, request, timeout, once=once, endpoint=endpoint)
+        except EtcdError as error:
+            self.calls.failed[type(error).__name__] += 1
+            raise
+        finally:
+            self.calls.took[method.name].observe(trio.current_time() - began)
+
+    async def _call(
+        self,
+        method: Method[Request, Response],
+        request: Request,
+        timeout: float | None,
+        *,
+        once: bool,
+        endpoint: Endpoint | None,
+    ) -> Response:
         deadline = self.deadline(timeout)
         renewed = False
         while True:

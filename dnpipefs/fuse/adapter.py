@@ -16,6 +16,7 @@ from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from itertools import count
+from time import perf_counter
 from typing import Final
 
 import pyfuse3
@@ -35,13 +36,13 @@ from pyfuse3 import (
 from dnpipefs import errors
 from dnpipefs.core.names import FileId, Offset
 from dnpipefs.fuse import processes, readiness
-from dnpipefs.fuse.answers import answers
+from dnpipefs.fuse.answers import answers, answers_at_length
 from dnpipefs.fuse.endings import Ending, Endings
 from dnpipefs.fuse.interrupts import Interrupts
 from dnpipefs.fuse.nodes import NodeId, NodeTable
 from dnpipefs.fuse.polls import Poll
 from dnpipefs.fuse.processes import Fate, Opener
-from dnpipefs.vfs import Attributes, FileSystem, Listing, TopicHandle, ViewHandle
+from dnpipefs.vfs import Attributes, ControlListing, FileSystem, Listing, OpenHandle
 
 logger: Final = logging.getLogger(__name__)
 
@@ -62,7 +63,7 @@ _WRITABLE: Final = select.POLLOUT | select.POLLWRNORM
 @dataclass(slots=True, eq=False)
 class _OpenFile:
     node: NodeId
-    handle: TopicHandle | ViewHandle
+    handle: OpenHandle
     counted: bool = False
     """The node table knows that it has written."""
     opener: Opener | None = None
@@ -80,7 +81,7 @@ class _OpenFile:
 class _OpenDirectory:
     dots: tuple[tuple[bytes, Attributes], tuple[bytes, Attributes]]
     """The directory itself and the one above: of these the kernel takes no reference."""
-    listing: Listing
+    listing: Listing | ControlListing
 
 
 class Adapter(pyfuse3.Operations):
@@ -98,6 +99,7 @@ class Adapter(pyfuse3.Operations):
         self.nursery: trio.Nursery | None = None
         """For tasks that outlive a request; it is there before the first one is."""
         self._files: Final = files
+        self.requests: Final = files.requests
         self._interrupts: Final = interrupts
         self._endings: Final = Endings()
         self._nodes: Final = NodeTable()
@@ -310,7 +312,8 @@ class Adapter(pyfuse3.Operations):
         access = flags & os.O_ACCMODE
         handle = await self._files.open(
             topic,
-            read=access in (os.O_RDONLY, os.O_RDWR),
+            read=access != os.O_WRONLY,
+            write=access != os.O_RDONLY,
             append=bool(flags & os.O_APPEND),
             wait=not flags & os.O_NONBLOCK,
         )
@@ -320,16 +323,28 @@ class Adapter(pyfuse3.Operations):
         if opener is not None:
             self._endings.opens(opener)
         self._handles[fh] = _OpenFile(node, handle, opener=opener)
+        self.requests.open_files += 1
         return FileInfo(fh=fh, direct_io=True, keep_cache=False, nonseekable=False)
 
-    @answers
+    @answers_at_length
     async def read(self, fh: FileHandleT, off: int, size: int) -> bytes:
         """Answer bytes; none only at the confirmed end. A view waits for some."""
-        opened = self._handles[fh]
+        opened, requests = self._handles[fh], self.requests
         handle = opened.handle
-        if not handle.blocking:
-            return await handle.read(Offset(off), size)
-        return await self._interrupts.guard(opened.opener, lambda: handle.read(Offset(off), size))
+        if handle.blocking:
+            requests.blocked_reads += 1
+            try:
+                data = await self._interrupts.guard(opened.opener, lambda: handle.read(Offset(off), size))
+            finally:
+                requests.blocked_reads -= 1
+        else:
+            began = perf_counter()
+            try:
+                data = await handle.read(Offset(off), size)
+            finally:
+                requests.took["read"].observe(perf_counter() - began)
+        requests.read_bytes += len(data)
+        return data
 
     @answers
     async def poll(
@@ -394,6 +409,7 @@ class Adapter(pyfuse3.Operations):
     async def release(self, fh: FileHandleT) -> None:
         """The last close. Nobody waits for its answer, but the kernel sends few at a time without it."""
         opened = self._handles.pop(fh)
+        self.requests.open_files -= 1
         if opened.counted:
             self._nodes.stopped_writing(opened.node)
         if opened.waker is not None:
@@ -418,8 +434,8 @@ class Adapter(pyfuse3.Operations):
             self._ending -= 1
             self._ended.unpark_all()
 
-    @answers
-    async def _close(self, handle: TopicHandle | ViewHandle, fate: Fate) -> None:
+    @answers_at_length
+    async def _close(self, handle: OpenHandle, fate: Fate) -> None:
         await self._files.close(handle, well=fate in (Fate.ALIVE, Fate.ENDED_WELL))
 
     async def all_closed(self) -> None:

@@ -6,12 +6,14 @@ import errno
 import logging
 from collections.abc import Callable, Coroutine
 from functools import update_wrapper
-from typing import Any, Final, ParamSpec, TypeVar
+from time import perf_counter
+from typing import Any, Concatenate, Final, ParamSpec, Protocol, TypeVar
 
 import pyfuse3
 from pyfuse3 import FUSEError
 
 from dnpipefs import errors, etcd
+from dnpipefs.metrics import Requests
 
 logger: Final = logging.getLogger(__name__)
 
@@ -58,32 +60,73 @@ _QUIET: Final = (
 _SAID: Final = (errors.InvalidSetting,)
 """Yet these are: the errno does not tell what would be allowed."""
 
+UNEXPECTED: Final = "Unexpected"
+"""As what metrics count errors that are none of ours."""
+
+
+class Counting(Protocol):
+    """Whose handlers are decorated: it has something to count in."""
+
+    @property
+    def requests(self) -> Requests:
+        """Where to count."""
+
+
 P = ParamSpec("P")
+S = TypeVar("S", bound=Counting)
 T = TypeVar("T")
-Handler = Callable[P, Coroutine[Any, Any, T]]
+Handler = Callable[Concatenate[S, P], Coroutine[Any, Any, T]]
 
 
-def answers(handler: Handler[P, T]) -> Handler[P, T]:
-    """Translate what a handler raises into errno."""
+def answers(handler: Handler[S, P, T]) -> Handler[S, P, T]:
+    """Translate what a handler raises into errno; count that, and how long it takes."""
+    operation = handler.__name__
 
-    async def answer(*args: P.args, **kwargs: P.kwargs) -> T:
+    async def answer(self: S, /, *args: P.args, **kwargs: P.kwargs) -> T:
+        began = perf_counter()
         try:
-            return await handler(*args, **kwargs)
+            return await handler(self, *args, **kwargs)
         except FUSEError:
             raise
         except Exception as error:  # the border: nothing that goes wrong in one call may end the mount
-            raise FUSEError(_errno(handler.__name__, error)) from None
+            raise FUSEError(_errno(operation, error, self.requests)) from None
+        finally:
+            self.requests.took[operation].observe(perf_counter() - began)
 
     update_wrapper(answer, handler)
     return answer
 
 
-def _errno(operation: str, error: Exception) -> int:
+def answers_at_length(handler: Handler[S, P, T]) -> Handler[S, P, T]:
+    """Do likewise for what may wait for other processes: how long it takes tells nothing."""
+
+    async def answer(self: S, /, *args: P.args, **kwargs: P.kwargs) -> T:
+        try:
+            return await handler(self, *args, **kwargs)
+        except FUSEError:
+            raise
+        except Exception as error:  # as above
+            raise FUSEError(_errno(handler.__name__, error, self.requests)) from None
+
+    update_wrapper(answer, handler)
+    return answer
+
+
+def _errno(operation: str, error: Exception, requests: Requests) -> int:
     for kind, number in ERRNO:
         if isinstance(error, kind):
+            requests.failed[kind.__name__] += 1
             quiet = isinstance(error, _QUIET) and not isinstance(error, _SAID)
             level = logging.DEBUG if quiet else logging.WARNING
-            logger.log(level, "%s: %s (%s)", operation, error, errno.errorcode[number])
+            said = errno.errorcode[number]
+            about = {"operation": operation, "errno": said}
+            logger.log(level, "%s: %s (%s)", operation, error, said, extra=about)
             return number
-    logger.error("%s failed unexpectedly; the caller gets EIO", operation, exc_info=error)
+    requests.failed[UNEXPECTED] += 1
+    logger.error(
+        "%s failed unexpectedly; the caller gets EIO",
+        operation,
+        exc_info=error,
+        extra={"operation": operation, "errno": "EIO"},
+    )
     return errno.EIO

@@ -48,6 +48,7 @@ class DeadLetters:
             delivery.offset,
             delivery.deliveries,
             os.fsdecode(name),
+            extra={"topic": topic, "group": group},
         )
 
     async def _find(self, parent: FileId, name: bytes, source: Entry) -> Entry:

@@ -8,10 +8,11 @@ watches all sessions.
 from __future__ import annotations
 
 import logging
+import os
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Iterator, Mapping
 from contextlib import asynccontextmanager, suppress
 from datetime import datetime
-from typing import Final, NamedTuple, Protocol
+from typing import Any, Final, NamedTuple, Protocol
 
 import trio
 
@@ -28,10 +29,11 @@ from dnpipefs.errors import CorruptData, DnpError, NotFound, TopicGone
 from dnpipefs.groups.delivery import Delivery
 from dnpipefs.groups.member import PATIENCE_S, Member
 from dnpipefs.groups.records import GroupKeys
-from dnpipefs.log.failures import TRANSIENT, Backoff, deadline
+from dnpipefs.log.failures import TRANSIENT, Backoff, deadline, timed_out
 from dnpipefs.log.log import Log
 from dnpipefs.log.reader import Reader
 from dnpipefs.log.views import LiveView
+from dnpipefs.metrics import Deliveries
 
 logger: Final = logging.getLogger(__name__)
 
@@ -96,6 +98,19 @@ class GroupFacts(NamedTuple):
     redeliveries: int
     members: tuple[SessionId, ...]
 
+    def described(self) -> dict[str, Any]:
+        """Return it as JSON takes it, for programs."""
+        return {
+            "group": os.fsdecode(self.name),
+            "lag": self.lag,
+            "pending": self.pending,
+            "returned": self.returned,
+            "redeliveries": self.redeliveries,
+            "members": [f"{session:x}" for session in self.members],
+            "offset": self.offset,
+            "message": self.message,
+        }
+
 
 class Groups:
     """All groups, from this host."""
@@ -117,6 +132,7 @@ class Groups:
         self._dead_letter: Final = dead_letter
         self._op_timeout: Final = op_timeout
         self._members: dict[tuple[FileId, bytes], Member] = {}
+        self.counted: Final = Deliveries()
         self._opening: Final = trio.Lock()
         self._nursery: trio.Nursery | None = None
         self._gone = trio.lowlevel.ParkingLot()
@@ -200,6 +216,27 @@ class Groups:
                     await backoff.wait()  # done twice it does no harm, but the second one finds nothing
         if not found:
             raise NotFound("there is no such group: it begins to exist when somebody reads from it")
+
+    def users(self, topic: FileId, name: bytes) -> int:
+        """Return how many on this host have a group open."""
+        member = self._members.get((topic, name))
+        return member.users if member is not None else 0
+
+    def lags(self) -> Iterator[int]:
+        """Yield how far each group that this host takes part in is behind, as far as this host knows it."""
+        return (member.lag for member in self._members.values())
+
+    async def names(self, topic: FileId) -> list[bytes]:
+        """Return the names of all groups of a topic, sorted. Raises TimedOut."""
+        groups, parse = self._keys.groups(topic), self._keys.parse_group
+        try:
+            found = await self._client.range(
+                groups.start, groups.end, keys_only=True, timeout=self._op_timeout
+            )
+        except TRANSIENT as error:
+            raise timed_out(self._op_timeout, error) from error
+        parts = [parse(topic, kv.key) for kv in found.kvs]
+        return sorted({name for name, part in parts if part == b"cursor"})
 
     async def facts(self, topic: FileId) -> list[GroupFacts]:
         """Return what is known of all groups of a topic, by name. Raises TopicGone, TimedOut."""
@@ -294,6 +331,7 @@ class Groups:
                 live,
                 lambda: self._config_of(topic),
                 lambda delivery: self._bury(member, delivery),
+                self.counted,
                 op_timeout=self._op_timeout,
             )
         except BaseException:
@@ -330,7 +368,7 @@ class Groups:
                 await member.run()
                 nursery.cancel_scope.cancel()
         except Exception as error:  # a fault of ours in one group must not end the others
-            logger.exception("group %s failed unexpectedly", member.keys.name.decode(errors="replace"))
+            member.logger.exception("group %s failed unexpectedly", member.keys.name.decode(errors="replace"))
             member.fail(error if isinstance(error, DnpError) else TopicGone("the group failed; see the log"))
         finally:
             self._log.close_reader(live)
@@ -357,9 +395,9 @@ class Groups:
                             elif key == member.keys.cursor:
                                 member.fail(TopicGone("the group was deleted"))
             except etcd.Compacted:
-                logger.info("what a group did was compacted before it was seen; looking again")
+                member.logger.info("what a group did was compacted before it was seen; looking again")
             except CorruptData as error:
-                logger.warning("group %s ends: %s", member.keys.name.decode(errors="replace"), error)
+                member.logger.warning("group %s ends: %s", member.keys.name.decode(errors="replace"), error)
                 member.fail(error)
                 return
 
@@ -384,7 +422,7 @@ class Groups:
                 if await member.keys.take_over():
                     member.lost_sight()
             except etcd.EtcdError as error:  # the next look comes, and other members look, too
-                logger.info("hosts that are gone are not looked for: %s", error)
+                member.logger.info("hosts that are gone are not looked for: %s", error)
             with trio.move_on_after(PATIENCE_S):
                 await self._gone.park()
 
@@ -417,7 +455,7 @@ class Groups:
         try:
             await self._dead_letter(member.keys.topic, member.keys.name, delivery)
         except DnpError as error:
-            logger.warning(
+            member.logger.warning(
                 "a message at offset %d was delivered %d times, and cannot be put to the dead letters: %s",
                 delivery.offset,
                 delivery.deliveries,
@@ -426,6 +464,7 @@ class Groups:
             await trio.sleep(1)
             member.give_back(delivery, delivered=False)
             return
+        self.counted.dead += 1
         member.acknowledge(delivery)
         letter = DeadLetter(
             delivery.term,
@@ -440,7 +479,7 @@ class Groups:
                 # Only now: what is remembered as dead can be given to the group again.
                 await member.keys.remember_dead(letter)
         except DnpError as error:
-            logger.warning("a dead letter cannot be redriven, what it was is not noted: %s", error)
+            member.logger.warning("a dead letter cannot be redriven, what it was is not noted: %s", error)
 
 
 async def _offset_of(reader: Reader, number: int) -> Offset:

@@ -13,12 +13,14 @@ from typing import Final
 from dnpipefs.core.group import NO_TERM, GivenBack, Piece, Records, Term
 from dnpipefs.core.intervals import Stretch
 from dnpipefs.groups.delivery import Delivery
+from dnpipefs.metrics import Deliveries
 
 
 class Holdings:
     """All that one member knows to be its own."""
 
-    def __init__(self) -> None:
+    def __init__(self, counted: Deliveries) -> None:
+        self._counted: Final = counted
         self.term: Term = NO_TERM
         """Of all of it."""
         self.ahead: dict[int, int] = {}
@@ -55,6 +57,8 @@ class Holdings:
         """Move the first message of the stock into a hand."""
         delivery = self.stock.popleft()
         self.in_hand[delivery.number] = delivery
+        self._counted.delivered += 1
+        self._counted.again += delivery.deliveries > 0
         return delivery
 
     def take_back(self, delivery: Delivery) -> bool:
@@ -69,6 +73,7 @@ class Holdings:
         held = self.take_back(delivery)
         if held:
             self.done.append(delivery.piece)
+            self._counted.acknowledged += 1
         return held
 
     def give_back(self, delivery: Delivery, *, delivered: bool) -> bool:
@@ -76,6 +81,7 @@ class Holdings:
         held = self.take_back(delivery)
         if held:
             self.back.append(GivenBack(delivery.piece, delivered))
+            self._counted.given_back += 1
         return held
 
     def settled(self, done: int, back: int) -> None:

@@ -29,10 +29,10 @@ from dnpipefs.core.group import (
     Piece,
     Records,
     available,
+    backlog,
     claim,
     claim_to_come,
     reconcile,
-    rewind,
     settle,
     share,
     trim,
@@ -40,7 +40,7 @@ from dnpipefs.core.group import (
 from dnpipefs.core.intervals import Stretch
 from dnpipefs.core.names import NO_GENERATION, SessionId
 from dnpipefs.core.view import TopicView
-from dnpipefs.errors import CorruptData, DnpError, NotFound, TimedOut, TopicGone
+from dnpipefs.errors import CorruptData, DnpError, TimedOut, TopicGone
 from dnpipefs.groups.delivery import Delivery
 from dnpipefs.groups.feed import Feed
 from dnpipefs.groups.holdings import Holdings
@@ -50,6 +50,7 @@ from dnpipefs.log.failures import TRANSIENT, Backoff, deadline
 from dnpipefs.log.reader import Message, Reader
 from dnpipefs.log.session import SessionKeeper
 from dnpipefs.log.views import LiveView
+from dnpipefs.metrics import Deliveries
 
 logger: Final = logging.getLogger(__name__)
 
@@ -80,6 +81,7 @@ class Member:
         live: LiveView,
         config: Callable[[], TopicConfig],
         bury: Callable[[Delivery], None],
+        counted: Deliveries,
         *,
         op_timeout: float,
     ) -> None:
@@ -91,6 +93,7 @@ class Member:
         self.ended: Final = trio.Event()
         """`Groups` sets it when nothing of it is left."""
         self._shown: Final = keys.name.decode(errors="replace")
+        self.logger: Final = logging.LoggerAdapter(logger, {"topic": keys.topic, "group": keys.name})
         self._sessions: Final = sessions
         self._reader: Final = reader
         self._live: Final = live
@@ -112,7 +115,8 @@ class Member:
         """A change may still be applied: another one has to come through before all is known."""
         self._fenced = True
         """No change can come late that was planned when this member had no record yet."""
-        self._mine: Final = Holdings()
+        self._mine: Final = Holdings(counted)
+        self._lag = 0
         self._stocked_at = 0.0
         self._loading = False
         """A task moves what has come from ahead to the stock."""
@@ -146,6 +150,14 @@ class Member:
     def readable(self) -> bool:
         """Whether a read would return at once."""
         return bool(self._mine.stock) or self.failure is not None
+
+    @property
+    def lag(self) -> int:
+        """How many messages wait for somebody, or are held here, as far as this host knows."""
+        known, view = self._known, self._live.view
+        if known is not None and view is not None:  # else a change is under way
+            self._lag = backlog(known.records.current(), view.first_message, view.messages)
+        return self._lag
 
     async def take(self) -> Delivery:
         """Wait for a message and hand it out. Raises TopicGone when there is none to come any more."""
@@ -222,20 +234,7 @@ class Member:
         Raises NotFound if the group is gone, or the topic was reset since *generation*.
         """
         with deadline(self._op_timeout):
-            session, backoff = await self._sessions.get(), Backoff()
-            while True:
-                try:
-                    if (known := await self.keys.read(session)) is None:
-                        raise NotFound("the group was deleted")
-                    records = known.records.current()
-                    if records.generation != generation:
-                        raise TopicGone("the topic was reset meanwhile")
-                    if await self.keys.rewind(known, rewind(records, message)):
-                        break
-                except etcd.SpaceExceeded:
-                    raise
-                except TRANSIENT:
-                    await backoff.wait()  # done twice it does no harm
+            await self.keys.rewind_to(await self._sessions.get(), message, generation)
             # The next read on this host must not get what was in stock: nor what a change claims whose
             # answer is on its way, which may come before the watch tells of the rewind.
             self._stale = True
@@ -248,7 +247,7 @@ class Member:
         try:
             await self._load()
         except (*TRANSIENT, TimedOut) as error:
-            logger.info("group %s: what came is not read yet: %s", self._shown, error)
+            self.logger.info("group %s: what came is not read yet: %s", self._shown, error)
         self.stir()
 
     def watched(self, kv: etcd.KeyValue) -> None:
@@ -332,7 +331,7 @@ class Member:
                 await self._backoff.wait()
             except DnpError as error:
                 if not isinstance(error, TopicGone):
-                    logger.warning("group %s ends: %s", self._shown, error)
+                    self.logger.warning("group %s ends: %s", self._shown, error)
                 self.fail(error)
 
     async def _until_stirred(self) -> None:
@@ -562,7 +561,7 @@ class Member:
         self._rounds.unpark_all()
 
     def _not_through(self, error: DnpError) -> None:
-        logger.info("group %s: a change did not come through: %s", self._shown, error)
+        self.logger.info("group %s: a change did not come through: %s", self._shown, error)
         self._known = None
         self.stir()
 
@@ -573,11 +572,11 @@ class Member:
                 if await self._leave_once(session):
                     return
             except TRANSIENT as error:
-                logger.info("group %s is not left yet: %s", self._shown, error)
+                self.logger.info("group %s is not left yet: %s", self._shown, error)
                 await self._backoff.wait()
             except DnpError as error:
                 if self.failure is None:
-                    logger.info("what was not acknowledged in time is delivered again: %s", error)
+                    self.logger.info("what was not acknowledged in time is delivered again: %s", error)
                 return
 
     async def _leave_once(self, session: SessionId) -> bool:

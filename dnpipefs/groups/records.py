@@ -18,6 +18,7 @@ from dnpipefs.core.group import (
     Returned,
     Term,
     put_back,
+    rewind,
     take_over,
 )
 from dnpipefs.core.group_records import (
@@ -33,7 +34,8 @@ from dnpipefs.core.group_records import (
 from dnpipefs.core.keys import KeySchema
 from dnpipefs.core.names import NO_GENERATION, FileId, Revision, SessionId
 from dnpipefs.core.view import TopicView
-from dnpipefs.errors import CorruptData, NotFound
+from dnpipefs.errors import CorruptData, NotFound, TopicGone
+from dnpipefs.log.failures import TRANSIENT, Backoff
 
 logger: Final = logging.getLogger(__name__)
 
@@ -135,6 +137,26 @@ class GroupKeys:
             [etcd.put(self.cursor, encode_cursor(after.cursor))],
         )
         return result.succeeded
+
+    async def rewind_to(self, session: SessionId, message: int, generation: int) -> None:
+        """Let the group begin again at the *message* of that number; the caller sets the deadline.
+
+        Raises NotFound if the group is gone, TopicGone if the topic was reset since *generation*.
+        """
+        backoff = Backoff()
+        while True:
+            try:
+                if (known := await self.read(session)) is None:
+                    raise NotFound("the group was deleted")
+                records = known.records.current()
+                if records.generation != generation:
+                    raise TopicGone("the topic was reset meanwhile")
+                if await self.rewind(known, rewind(records, message)):
+                    return
+            except etcd.SpaceExceeded:
+                raise
+            except TRANSIENT:
+                await backoff.wait()  # done twice it does no harm
 
     async def leave(self, session: SessionId, known: Known) -> None:
         """Delete a member that holds nothing."""

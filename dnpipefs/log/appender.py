@@ -19,7 +19,7 @@ from collections import OrderedDict, deque
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
-from typing import Final
+from typing import Final, NamedTuple
 
 import trio
 
@@ -35,6 +35,7 @@ from dnpipefs.log.committing import Committer
 from dnpipefs.log.failures import deadline, timed_out
 from dnpipefs.log.pushes import Batch, Push, Writer
 from dnpipefs.log.session import SessionKeeper
+from dnpipefs.metrics import Pushes
 
 logger: Final = logging.getLogger(__name__)
 
@@ -68,6 +69,17 @@ class _Commit:
     size: int
     topics: int
     shield: trio.CancelScope = field(default_factory=lambda: trio.CancelScope(shield=True))
+
+
+class Queue(NamedTuple):
+    """How much is under way."""
+
+    bytes: int
+    """Of pushes whose callers wait."""
+    topics: int
+    """That wait to be taken along."""
+    commits: int
+    """Transactions that were sent."""
 
 
 class Appender:
@@ -162,6 +174,16 @@ class Appender:
         writer = self._writers[topic] = Writer(topic, born, keys.epoch(topic), keys.last(topic))
         return writer
 
+    @property
+    def queue(self) -> Queue:
+        """How much is under way now."""
+        return Queue(self._room.taken, len(self._ready), len(self._commits))
+
+    @property
+    def pushes(self) -> Pushes:
+        """What was pushed so far."""
+        return self._committer.pushes
+
     def newest(self, topic: FileId) -> Revision:
         """Return the revision of this host's last append to a topic, 0 if it made none."""
         writer = self._writers.get(topic)
@@ -255,7 +277,8 @@ class Appender:
     def _take(self, session: SessionId) -> list[Batch]:
         """Take the next batches of as many topics as fit one transaction."""
         batches: list[Batch] = []
-        room = BATCH_LIMIT
+        room, waited = BATCH_LIMIT, self._committer.pushes.waited
+        called_at = trio.current_time() + self._op_timeout  # as deadlines tell of it
         while self._ready and len(batches) < TOPICS_PER_TRANSACTION:
             writer = self._ready[0]
             pushes: list[Push] = []
@@ -263,7 +286,9 @@ class Appender:
                 cost = writer.queue[0].chunk.encoded_limit
                 if cost > room and (pushes or batches):
                     break
-                pushes.append(writer.queue.popleft())
+                push = writer.queue.popleft()
+                pushes.append(push)
+                waited.observe(called_at - push.deadline)
                 room -= cost
             if pushes:
                 batches.append(self._committer.batch(writer, pushes, session))

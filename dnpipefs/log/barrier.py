@@ -23,6 +23,7 @@ from dnpipefs.core.names import NO_GENERATION, FileId, Revision
 from dnpipefs.errors import TopicGone
 from dnpipefs.log.failures import TRANSIENT, Backoff, timed_out
 from dnpipefs.log.staleness import STALE_AFTER_S, Staleness
+from dnpipefs.metrics import Questions
 
 READERS: Final = 2
 """Transactions under way at once."""
@@ -65,6 +66,7 @@ class Barrier:
         self._keys: Final = keys
         self._op_timeout: Final = op_timeout
         self.staleness: Final = staleness or Staleness(allowed=False)
+        self.questions: Final = Questions()
         self._asked: list[_Question] = []
         self._wake = trio.lowlevel.ParkingLot()
         self._failure: etcd.EtcdError | None = None
@@ -116,11 +118,13 @@ class Barrier:
         """Return whether it was answered in time. Raises what etcd says against it."""
         self._asked.append(question)
         self._wake.unpark()
+        asked_at = trio.current_time()
         try:
             with trio.move_on_after(patience):
                 await question.answered.wait()
         finally:
             question.given_up = not question.answered.is_set()
+        self.questions.answered.observe(trio.current_time() - asked_at)
         if question.error is not None:
             raise question.error
         return question.answered.is_set()

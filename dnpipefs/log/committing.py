@@ -31,6 +31,7 @@ from dnpipefs.log.generation import begin_generation
 from dnpipefs.log.pushes import Batch, Push, Writer
 from dnpipefs.log.session import SessionKeeper
 from dnpipefs.log.staging import Stager
+from dnpipefs.metrics import Pushes
 
 logger: Final = logging.getLogger(__name__)
 
@@ -63,6 +64,7 @@ class Committer:
         self._sizes: Final = sizes
         self._tails: Final = tails
         self._op_timeout: Final = op_timeout
+        self.pushes: Final = Pushes()
         self._attempts = 0
         self._stager: Final = Stager(client, keys)
         self._seen = Revision(0)
@@ -112,10 +114,11 @@ class Committer:
                 for batch in batches:
                     if batch.staged:
                         await self._stager.stage(batch, timeout=self._time_for(batches, backoff))
-                sent = True
+                sent, sent_at = True, trio.current_time()
                 result = await self._client.commit(
                     self._transaction(batches), timeout=self._time_for(batches, backoff)
                 )
+                self.pushes.committed.observe(trio.current_time() - sent_at)
             except etcd.SpaceExceeded as error:
                 await self._settle_out_of_space(batches, error, sent=sent)
                 return
@@ -367,7 +370,11 @@ class Committer:
     def _succeed(self, batch: Batch, revision: Revision) -> None:
         batch.writer.sequence = batch.fence.sequence
         batch.writer.newest = max(batch.writer.newest, revision)
-        in_tail = 0 if batch.large else batch.payload.size
+        pushes, payload = self.pushes, batch.payload
+        pushes.batches += 1
+        pushes.messages += payload.messages
+        pushes.bytes += payload.size
+        in_tail = 0 if batch.large else payload.size
         self._tails.appended(batch.writer.topic, in_tail, trio.current_time())
         if batch.staged:
             batch.orders.discard((batch.fence.generation, batch.body))

@@ -26,6 +26,7 @@ from dnpipefs.core.view import Entry, SegmentEntry
 from dnpipefs.errors import CorruptData
 from dnpipefs.log.budget import Budget
 from dnpipefs.log.failures import TRANSIENT, deadline, timed_out
+from dnpipefs.metrics import CacheUse
 
 CACHE_LIMIT: Final = 64 << 20
 """Bytes of memory that blocks may take, where nobody says otherwise."""
@@ -70,6 +71,7 @@ class Content:
         self._limit: Final = limit
         self._blocks: OrderedDict[bytes, bytes | Block] = OrderedDict()
         self._bytes = 0
+        self.use: Final = CacheUse()
         self._fetching: dict[bytes, trio.Event] = {}
         self._room: Final = Budget(FETCHING_LIMIT)
 
@@ -108,11 +110,13 @@ class Content:
                 block = self._get(keys[0])
                 if block is not None:
                     found[keys[0]] = block
+                    self.use.hits += 1
                 elif keys[0] in self._fetching:
                     others = self._fetching[keys[0]]
                 else:
                     missing.append(_Wanted(entry, keys))
             if missing:
+                self.use.misses += len(missing)
                 await self._fetch_all(missing, found)
             elif others is not None:
                 await others.wait()

@@ -20,7 +20,7 @@ from dnpipefs.core.sealing import Policy
 from dnpipefs.core.sizes import FRESH_S, KnownSize, KnownSizes
 from dnpipefs.core.tails import Tails
 from dnpipefs.core.view import TopicView
-from dnpipefs.log.appender import Appender
+from dnpipefs.log.appender import Appender, Queue
 from dnpipefs.log.barrier import Barrier
 from dnpipefs.log.clock import Clock
 from dnpipefs.log.content import CACHE_LIMIT, Content
@@ -34,6 +34,7 @@ from dnpipefs.log.snapshot import view_of
 from dnpipefs.log.survey import Survey, Surveyor
 from dnpipefs.log.sweeper import Sweeper
 from dnpipefs.log.views import LiveView, Views
+from dnpipefs.metrics import Pushes
 
 logger: Final = logging.getLogger(__name__)
 
@@ -225,6 +226,14 @@ class Log:
         found = await self.stat(topic)
         return TopicFacts(topic, position.generation, found.messages, found.first, found.end, position.newest)
 
+    async def look(self, topic: FileId) -> tuple[TopicView, Revision]:
+        """Return a topic's view as etcd has it now, which nobody follows, and its last change's revision.
+
+        Raises TopicGone, TimedOut.
+        """
+        state = await self._views.read(topic)
+        return view_of(state), state.newest
+
     async def reset(self, topic: FileId) -> None:
         """Remove all messages of a topic, atomically for everybody, also when etcd is full.
 
@@ -238,7 +247,9 @@ class Log:
                 except etcd.SpaceExceeded:
                     # The write that crosses the quota is applied and answered so all the same.
                     if (await self._barrier.topic(topic)).generation == found:
-                        logger.info("etcd is full: topic %x is reset by deletions only", topic)
+                        logger.info(
+                            "etcd is full: topic %x is reset by deletions only", topic, extra={"topic": topic}
+                        )
                         deletes = [etcd.delete(key) for key in generation.end(self._keys, topic)]
                         await self._guarded(topic, found, deletes)
             self._sizes.forget(topic, trio.current_time())
@@ -279,6 +290,21 @@ class Log:
         self._sizes.forget(topic, trio.current_time())
         self._tails.forget(topic)
         self.sweeper.wake(topic)
+
+    @property
+    def queue(self) -> Queue:
+        """How much of pushes is under way now."""
+        return self._appender.queue
+
+    @property
+    def pushes(self) -> Pushes:
+        """What this host has pushed so far."""
+        return self._appender.pushes
+
+    @property
+    def followed(self) -> int:
+        """How many topics this host follows."""
+        return len(self._views)
 
     def give_up(self) -> None:
         """Wait no longer for pushes under way: the process is about to end."""

@@ -11,6 +11,8 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from typing import Final, NamedTuple
 
+import trio
+
 from dnpipefs.core.names import NO_GENERATION, FileId, Offset, Revision
 from dnpipefs.core.segment import Block
 from dnpipefs.core.view import Entry, TopicView
@@ -67,8 +69,7 @@ class Reader:
         Raises TopicGone, TimedOut.
         """
         position = await self._barrier.topic(self._live.topic)
-        with deadline(self._op_timeout):
-            return await self._live.wait(lambda view: holds(view, position))
+        return await self._catch_up(lambda view: holds(view, position))
 
     async def _confirm_end(self) -> TopicView:
         """Return the view once it may say where the end is."""
@@ -77,10 +78,17 @@ class Reader:
             return await self.confirm()
         position = await self._barrier.topic_if_answered(topic)
         newest = own(topic)
+        return await self._catch_up(
+            lambda view: view.revision >= newest if position is None else holds(view, position)
+        )
+
+    async def _catch_up(self, condition: Callable[[TopicView], bool]) -> TopicView:
+        """Return the view once it is what *condition* wants."""
+        began = trio.current_time()
         with deadline(self._op_timeout):
-            return await self._live.wait(
-                lambda view: view.revision >= newest if position is None else holds(view, position)
-            )
+            view = await self._live.wait(condition)
+        self._barrier.questions.lag.observe(trio.current_time() - began)
+        return view
 
     async def opened(self) -> None:
         """Wait until what a new reader is to see is there. Raises TopicGone, TimedOut."""

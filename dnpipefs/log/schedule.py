@@ -111,11 +111,13 @@ class SealSchedule:
                 self._forget(due.topic)
             except DnpError as error:
                 # Nobody waits for it: what is not sealed is read from the tail.
-                logger.info("topic %x is not sealed yet: %s", due.topic, error)
+                logger.info("topic %x is not sealed yet: %s", due.topic, error, extra={"topic": due.topic})
                 self._tails.again(due.topic, trio.current_time() + FAILED_S)
             except Exception:
                 # A fault of ours in one topic must not take the others along.
-                logger.exception("topic %x: sealing it failed unexpectedly", due.topic)
+                logger.exception(
+                    "topic %x: sealing it failed unexpectedly", due.topic, extra={"topic": due.topic}
+                )
                 self._tails.again(due.topic, trio.current_time() + FAILED_S)
             if due.idle:
                 await trio.sleep(PAUSE_S)
@@ -232,4 +234,4 @@ def _one_of_many(topic: FileId) -> Iterator[None]:
     except TopicGone:
         pass
     except DnpError as error:
-        logger.info("topic %x is not sealed or trimmed: %s", topic, error)
+        logger.info("topic %x is not sealed or trimmed: %s", topic, error, extra={"topic": topic})

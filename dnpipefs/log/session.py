@@ -96,6 +96,8 @@ class SessionKeeper:
         self._session: SessionId | None = None
         self.began = Revision(0)
         """When the newest session began: no earlier revision has anything of it."""
+        self.begun = 0
+        """How many there were."""
         self._confirmed_at: float = -1e9
         self.failure: etcd.EtcdError | None = None
         """Why there is no session, if that is known."""
@@ -148,7 +150,11 @@ class SessionKeeper:
                 try:
                     await self._keep(session)
                 except etcd.LeaseNotFound:
-                    logger.warning("session %x was lost: its lease ran out; beginning a new one", session)
+                    logger.warning(
+                        "session %x was lost: its lease ran out; beginning a new one",
+                        session,
+                        extra={"session": session},
+                    )
                 self.report_lost(session)
         finally:
             await self._end()
@@ -179,8 +185,11 @@ class SessionKeeper:
                     await trio.sleep(_RETRY_S)
                 continue
             self._lost = trio.Event()
+            self.begun += 1
             self.failure = None
             self._set(session, asked_at)
+            about = {"session": session, "revision": self.began}
+            logger.info("session %x began at revision %d", session, self.began, extra=about)
             return session
 
     async def _keep(self, session: SessionId) -> None:
@@ -195,7 +204,9 @@ class SessionKeeper:
             except etcd.LeaseNotFound:
                 raise
             except etcd.EtcdError as error:
-                logger.warning("the session was not confirmed, trying again: %s", error)
+                logger.warning(
+                    "the session was not confirmed, trying again: %s", error, extra={"session": session}
+                )
                 await trio.sleep(_RETRY_S)
                 continue
             self._set(session, asked_at)
@@ -211,7 +222,9 @@ class SessionKeeper:
         try:
             await self._client.lease_revoke(session)
         except etcd.EtcdError as error:
-            logger.info("the lease of session %x runs out by itself: %s", session, error)
+            logger.info(
+                "the lease of session %x runs out by itself: %s", session, error, extra={"session": session}
+            )
 
     def _set(self, session: SessionId | None, confirmed_at: float = -1e9) -> None:
         self._session = session

@@ -137,7 +137,9 @@ class Sweeper:
             if await self._client.get(self._keys.session(body.session)) is None and await remove_pending(
                 self._client, self._keys, topic, generation, body
             ):
-                logger.info("topic %x: removed what a dead host had not committed", topic)
+                logger.info(
+                    "topic %x: removed what a dead host had not committed", topic, extra={"topic": topic}
+                )
         if unreadable is not None:
             raise unreadable
 

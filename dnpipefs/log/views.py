@@ -103,6 +103,9 @@ class Views:
         self._live: dict[FileId, LiveView] = {}
         self._nursery: trio.Nursery | None = None
 
+    def __len__(self) -> int:
+        return len(self._live)
+
     def peek(self, topic: FileId) -> TopicView | None:
         """Return the view of a topic if one is live, without keeping it."""
         live = self._live.get(topic)
@@ -172,7 +175,7 @@ class Views:
                         self._linger(live)
 
     async def _follow(self, live: LiveView) -> None:
-        backoff = Backoff()
+        backoff, log = Backoff(), logging.LoggerAdapter(logger, {"topic": live.topic})
         with live.scope:
             while live.failure is None:
                 try:
@@ -186,18 +189,18 @@ class Views:
                     else:
                         await self._watch(live, live.view)
                 except etcd.Compacted:
-                    logger.info("topic %x: the watch was compacted; taking a new snapshot", live.topic)
+                    log.info("topic %x: the watch was compacted; taking a new snapshot", live.topic)
                 except ViewBroken as broken:
-                    logger.warning("topic %x: %s; taking a new snapshot", live.topic, broken)
+                    log.warning("topic %x: %s; taking a new snapshot", live.topic, broken)
                     await backoff.wait()
                 except TRANSIENT as error:
-                    logger.warning("topic %x: %s; trying again", live.topic, error)
+                    log.warning("topic %x: %s; trying again", live.topic, error)
                     await backoff.wait()
                 except DnpError as error:
                     live.failure = error
                 except Exception as error:
                     # A fault of ours in one topic must not take the others along.
-                    logger.exception("topic %x: following it failed unexpectedly", live.topic)
+                    log.exception("topic %x: following it failed unexpectedly", live.topic)
                     live.failure = DnpError(f"a fault inside dnpipefs: {error!r}")
         if live.failure is None:
             live.failure = TopicGone("the view was closed")  # nobody uses it: only a late waiter sees this

@@ -14,9 +14,11 @@ from typing import Final
 import trio
 
 from dnpipefs.cluster import Settings, open_cluster
+from dnpipefs.core.addresses import ListenAddress
 from dnpipefs.errors import SetupError
 from dnpipefs.fuse.adapter import serve
 from dnpipefs.mount.mountpoint import FILE_SYSTEM_NAME, clear_mountpoint
+from dnpipefs.mount.scrapes import serve_metrics
 from dnpipefs.mount.supervision import ServiceManager, supervise
 from dnpipefs.vfs import FileSystem
 
@@ -35,6 +37,8 @@ class MountOptions:
     """As `prepare_mountpoint` returned it; what a dead daemon left there is cleared."""
     allow_other: bool = False
     """Other users than the mounting one may use it, as far as modes and owners of topics let them."""
+    metrics: ListenAddress | None = None
+    """Where metrics are served over HTTP; None: nowhere."""
     source: str = FILE_SYSTEM_NAME
     """What is mounted, as the table of mounts shows it."""
 
@@ -73,7 +77,10 @@ async def _mount(
     async with trio.open_nursery() as nursery:
         await nursery.start(_stop_on_signal, stop)
         async with open_cluster(settings, mountpoint=str(options.mountpoint)) as cluster:
-            await _serve(FileSystem(cluster), options, up, stop)
+            files = FileSystem(cluster)
+            if options.metrics is not None:
+                await nursery.start(serve_metrics, files.exposition, options.metrics)
+            await _serve(files, options, up, stop)
         nursery.cancel_scope.cancel()
     logger.info("unmounted from %s", options.mountpoint)
 

@@ -4,9 +4,9 @@ Knows nothing of FUSE, node ids or errno; raises the classes of `dnpipefs.errors
 translates both ways.
 """
 
-from dnpipefs.vfs.filesystem import Attributes, FileSystem, Usage
-from dnpipefs.vfs.handles import TopicHandle
+from dnpipefs.vfs.attributes import Attributes
+from dnpipefs.vfs.control import ControlListing
+from dnpipefs.vfs.filesystem import FileSystem, OpenHandle, Usage
 from dnpipefs.vfs.listings import Listing
-from dnpipefs.vfs.views import ViewHandle
 
-__all__ = ["Attributes", "FileSystem", "Listing", "TopicHandle", "Usage", "ViewHandle"]
+__all__ = ["Attributes", "ControlListing", "FileSystem", "Listing", "OpenHandle", "Usage"]

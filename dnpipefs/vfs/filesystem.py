@@ -4,23 +4,36 @@ from __future__ import annotations
 
 import logging
 import stat
-from collections.abc import Iterator
+import time
+from collections.abc import Iterable
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
-from typing import Any, Final, NamedTuple
+from typing import Any, Final
 
 import trio
 
 from dnpipefs.cluster import Cluster
-from dnpipefs.core.names import FileId, Kind
+from dnpipefs.core.names import ROOT, FileId, Kind
 from dnpipefs.core.sizes import FRESH_S
 from dnpipefs.core.tree import Entry
 from dnpipefs.errors import DnpError, InvalidArgument, IsADirectory, NotFound, NotPermitted, TopicGone
+from dnpipefs.exposition import Exposition
 from dnpipefs.log.budget import Budget
 from dnpipefs.log.failures import deadline
 from dnpipefs.log.log import TopicStat
+from dnpipefs.metrics import Requests
+from dnpipefs.vfs.attributes import Attributes
+from dnpipefs.vfs.control import (
+    ControlDirectory,
+    ControlHandle,
+    ControlListing,
+    is_control,
+    is_control_name,
+    refuse,
+)
 from dnpipefs.vfs.handles import HELD_LIMIT, OpenTopic, TopicHandle
 from dnpipefs.vfs.listings import Listing, Listings
+from dnpipefs.vfs.reports import Here, Reports
 from dnpipefs.vfs.views import (
     GroupHandle,
     RewindHandle,
@@ -38,25 +51,6 @@ BLOCK: Final = 512
 """The unit of st_blocks."""
 
 
-class Attributes(NamedTuple):
-    """What stat(2) shows."""
-
-    id: FileId
-    is_directory: bool
-    mode: int
-    """Permission bits only."""
-    uid: int
-    gid: int
-    nlink: int
-    size: int
-    blocks: int
-    """Of 512 bytes."""
-    mtime_ns: int
-    ctime_ns: int
-    exact: bool
-    """Size and times are what this host has now; otherwise only `FileSystem.attributes` tells them."""
-
-
 @dataclass(frozen=True, slots=True)
 class Usage:
     """What statfs(2) shows, bytes."""
@@ -64,6 +58,10 @@ class Usage:
     total: int
     free: int
     files: int
+
+
+OpenHandle = TopicHandle | ViewHandle | ControlHandle
+"""An open(2) of whatever can be opened."""
 
 
 class FileSystem:
@@ -79,6 +77,11 @@ class FileSystem:
         self.xattrs: Final = ExtendedAttributes(cluster, self._views)
         self._handles: set[TopicHandle] = set()
         self._held: Final = Budget(HELD_LIMIT)
+        self.requests: Final = Requests()
+        """What the adapter is asked; it counts."""
+        self.exposition: Final = Exposition(cluster, self.requests)
+        reports = Reports(cluster, self._users, self.exposition.text)
+        self._control: Final = ControlDirectory(cluster, reports, now_ns=time.time_ns())
 
     def in_time(self) -> AbstractContextManager[None]:
         """Bound a request that waits for several things: each of them would wait as long."""
@@ -89,6 +92,8 @@ class FileSystem:
 
         Raises NotFound (confirmed with etcd), NotADirectory, NameTooLong, TimedOut.
         """
+        if is_control_name(parent, name):
+            return await self._control.lookup(parent, name)
         if (parsed := parse_view(name)) is not None:
             topic = await self._namespace.lookup(parent, parsed[0])
             if topic.is_directory:
@@ -102,6 +107,8 @@ class FileSystem:
 
     async def attributes(self, file: FileId) -> Attributes:
         """Return current attributes. Raises TopicGone, TimedOut."""
+        if is_control(file):
+            return await self._control.attributes(file)
         if (view := self._views.get(file)) is not None:
             return self._view_attributes(file, await self._namespace.entry(view.topic))
         entry = await self._namespace.entry(file)
@@ -119,19 +126,23 @@ class FileSystem:
             opened.report(found.end)
         return self._attributes(entry, found)
 
-    async def open_directory(self, directory: FileId) -> Listing:
+    async def open_directory(self, directory: FileId) -> Listing | ControlListing:
         """Return a directory's entries; what is created later belongs to the next listing.
 
         Raises TopicGone, TimedOut.
         """
+        if is_control(directory):
+            return await self._control.open_directory(directory)
         tree = await self._namespace.sync_to_read()
         return self._listings.open(tree, directory, trio.current_time())
 
-    async def page(self, listing: Listing, start: int) -> Iterator[tuple[bytes, Attributes]]:
+    async def page(self, listing: Listing | ControlListing, start: int) -> Iterable[tuple[bytes, Attributes]]:
         """Return entries of a listing from number *start* on, with sizes where they are known.
 
         At least one, unless there are no more. If somebody stats what is listed, sizes are read ahead.
         """
+        if isinstance(listing, ControlListing):
+            return listing.page(start)
         entries = await listing.page(start, trio.current_time())
         peek, fresh_s = self._log.peek, listing.fresh_s
         return (
@@ -141,12 +152,16 @@ class FileSystem:
 
     async def parent(self, directory: FileId) -> Attributes:
         """Return the attributes of the directory that holds *directory*; the root holds itself."""
+        if is_control(directory):
+            above = await self._control.parent(directory)
+            return await self.attributes(ROOT) if above is None else above
         entry = await self._namespace.entry(directory)
-        above = await self._namespace.entry(entry.parent) if entry.parent else entry
-        return self._attributes(above, None)
+        holder = await self._namespace.entry(entry.parent) if entry.parent else entry
+        return self._attributes(holder, None)
 
     async def make_directory(self, parent: FileId, name: bytes, mode: int, uid: int, gid: int) -> Attributes:
         """Make a directory. Raises AlreadyExists, InvalidName, NotADirectory, TimedOut, OutOfSpace."""
+        self._refuse_control(parent)
         entry = await self._namespace.create(parent, name, Kind.DIRECTORY, mode=mode, uid=uid, gid=gid)
         return self._attributes(entry, None)
 
@@ -155,6 +170,7 @@ class FileSystem:
 
         Raises NotPermitted for other types, and as `make_directory` does.
         """
+        self._refuse_control(parent)
         if stat.S_IFMT(mode) not in (0, stat.S_IFREG):
             raise NotPermitted("topics and directories only: no FIFOs, devices or sockets")
         entry = await self._namespace.create(parent, name, Kind.TOPIC, mode=mode, uid=uid, gid=gid)
@@ -162,6 +178,7 @@ class FileSystem:
 
     async def unlink(self, parent: FileId, name: bytes) -> None:
         """Delete a topic, or a consumer group. Raises NotFound, IsADirectory."""
+        self._refuse_control(parent, name)
         if (parsed := parse_view(name)) is not None:
             topic = await self._namespace.lookup(parent, parsed[0], to_change=True)
             if parsed[1] is None:
@@ -172,23 +189,28 @@ class FileSystem:
 
     async def remove_directory(self, parent: FileId, name: bytes) -> None:
         """Remove an empty directory. Raises NotFound, NotADirectory, NotEmpty."""
+        self._refuse_control(parent, name)
         await self._namespace.rmdir(parent, name)
 
     async def rename(
         self, source: tuple[FileId, bytes], target: tuple[FileId, bytes], *, replace: bool
     ) -> None:
         """Move a topic or directory, O(1). Raises as `Namespace.rename` does."""
+        self._refuse_control(*source)
+        self._refuse_control(*target)
         ended = await self._namespace.rename(source, target, replace=replace)
         if ended is not None:
             self._log.forget(ended)
 
     async def change(self, file: FileId, **changes: Any) -> Attributes:
         """Set mode, uid, gid or mtime_ns. Raises TopicGone, TimedOut, OutOfSpace."""
+        self._refuse_control(file)
         await self._namespace.change(file, **changes)
         return await self.attributes(file)
 
     async def truncate(self, topic: FileId, size: int) -> None:
         """Reset a topic (size 0), or do nothing (the current size). Raises InvalidArgument, IsADirectory."""
+        self._refuse_control(topic)
         if (view := self._views.get(topic)) is not None:
             await self._rewind(view, size)
             return
@@ -201,12 +223,17 @@ class FileSystem:
             raise InvalidArgument("a topic can be truncated to 0 (reset) only")
 
     async def open(
-        self, topic: FileId, *, read: bool, append: bool, wait: bool = True
-    ) -> TopicHandle | ViewHandle:
-        """Open a topic or a view. For reading, everything acknowledged anywhere before is in it.
+        self, topic: FileId, *, read: bool, write: bool, append: bool, wait: bool = True
+    ) -> OpenHandle:
+        """Open a topic, a view or a file of the control directory.
 
-        *wait*: reads of a view wait for messages. Raises TopicGone, IsADirectory, TimedOut, OutOfSpace.
+        For reading, everything acknowledged anywhere before is in a topic.
+
+        *wait*: reads of a view wait for messages. Raises TopicGone, IsADirectory, AccessDenied, TimedOut,
+        OutOfSpace.
         """
+        if is_control(topic):
+            return await self._control.open(topic, write=write)
         if (view := self._views.get(topic)) is not None:
             return await self._open_view(view, read=read, wait=wait)
         entry = await self._namespace.entry(topic)
@@ -219,7 +246,7 @@ class FileSystem:
             await self._namespace.sync()
             raise
         shared = self._open.setdefault(topic, OpenTopic())
-        shared.handles += 1
+        shared.opened(1, read=read, write=write)
         shown = self._log.peek(topic)
         if shown is not None:
             shared.report(shown.end)  # the lookup before this open has shown it
@@ -229,6 +256,7 @@ class FileSystem:
             entry.revision,
             shared,
             reading=reading,
+            write=write,
             append=append,
             config_of=self._namespace.config_of,
             room=self._held,
@@ -237,7 +265,7 @@ class FileSystem:
         self._handles.add(handle)
         return handle
 
-    async def close(self, handle: TopicHandle | ViewHandle, *, well: bool = True) -> None:
+    async def close(self, handle: OpenHandle, *, well: bool = True) -> None:
         """Close a handle. Raises as its last flush does; it is closed all the same.
 
         *well*: whoever opened it lives, or ends with success.
@@ -247,7 +275,7 @@ class FileSystem:
             return
         self._handles.discard(handle)
         shared = self._open[handle.topic]
-        shared.handles -= 1
+        shared.opened(-1, read=handle.reads, write=handle.writes)
         if not shared.handles:
             del self._open[handle.topic]
         await handle.close()
@@ -270,6 +298,17 @@ class FileSystem:
         """Return a view's attributes: the topic's, with no size, since nobody can tell what comes."""
         return self._attributes(topic, None)._replace(id=view, exact=False)
 
+    def _users(self, topic: FileId) -> Here:
+        """Return who has a topic open on this host."""
+        shared = self._open.get(topic)
+        return Here() if shared is None else Here(shared.readers, shared.writers)
+
+    @staticmethod
+    def _refuse_control(file: FileId, name: bytes = b"") -> None:
+        """Refuse a change of the control directory, or of what is in it. Raises AccessDenied."""
+        if is_control_name(file, name):
+            refuse()
+
     async def flush(self) -> None:
         """Commit what open handles hold behind the last newline, before the mount ends.
 
@@ -279,7 +318,12 @@ class FileSystem:
             try:
                 await handle.flush()
             except DnpError as error:
-                logger.warning("the end of what was written to topic %x is lost: %s", handle.topic, error)
+                logger.warning(
+                    "the end of what was written to topic %x is lost: %s",
+                    handle.topic,
+                    error,
+                    extra={"topic": handle.topic},
+                )
 
     def give_up(self) -> None:
         """Wait no longer for writes under way: the mount is about to end."""

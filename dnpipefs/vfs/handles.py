@@ -35,13 +35,19 @@ REPORTED_SIZES: Final = 16
 
 
 class OpenTopic:
-    """What all handles of one topic share: which sizes its users were shown."""
+    """What all handles of one topic share: which sizes its users were shown; and how many there are."""
 
     def __init__(self) -> None:
-        self.handles = 0
+        self.handles = self.readers = self.writers = 0
         self.reported: deque[int] = deque(maxlen=REPORTED_SIZES)
         self.shrinks = 0
         """How often they were shown a smaller size than before: the topic was reset."""
+
+    def opened(self, count: int, *, read: bool, write: bool) -> None:
+        """Note that *count* more handles are open (or less, if it is negative)."""
+        self.handles += count
+        self.readers += count * read
+        self.writers += count * write
 
     def report(self, size: int) -> None:
         """Note that *size* is shown to somebody."""
@@ -72,6 +78,7 @@ class TopicHandle:
         shared: OpenTopic,
         *,
         reading: tuple[Reader, LiveView] | None,
+        write: bool,
         append: bool,
         config_of: Callable[[FileId, TopicConfig], TopicConfig],
         room: Budget,
@@ -82,6 +89,7 @@ class TopicHandle:
         self._born: Final = born
         self._shared: Final = shared
         self._reading: Final = reading
+        self.writes: Final = write
         self._append: Final = append
         self._op_timeout: Final = op_timeout
         self._room: Final = room
@@ -106,6 +114,11 @@ class TopicHandle:
         """By how much the last read's bytes lie behind the offset it was made at."""
         self._read_end = -1
         """Where the reader is if it reads in sequence."""
+
+    @property
+    def reads(self) -> bool:
+        """Whether it was opened for reading."""
+        return self._reading is not None
 
     async def read(self, offset: Offset, size: int) -> bytes:
         """Return up to *size* bytes; empty at the confirmed end. Raises TopicGone, TimedOut."""

@@ -32,6 +32,7 @@ from dnpipefs.core.tree import Entry
 from dnpipefs.errors import NoSuchAttribute, NotPermitted, NotSupported, ReadOnlySetting
 from dnpipefs.groups import GroupFacts
 from dnpipefs.status import status_of
+from dnpipefs.vfs.control import is_control, refuse
 from dnpipefs.vfs.views import View, ViewTable
 
 PREFIX: Final = b"user.dnp."
@@ -57,6 +58,8 @@ class ExtendedAttributes:
     async def get(self, file: FileId, name: bytes) -> bytes:
         """Return a value. Raises NoSuchAttribute, NotSupported, TopicGone, TimedOut."""
         own = _own_name(name)
+        if is_control(file):
+            raise NoSuchAttribute("files of the control directory have no attributes")
         if (view := self._views.get(file)) is not None:
             facts = await self._facts_of(view)
             if facts is None or own not in GROUP_FACTS:
@@ -77,6 +80,8 @@ class ExtendedAttributes:
         """Change a setting. Raises NotSupported, and as `Namespace.configure` does."""
         if not name.startswith(PREFIX):
             raise NotSupported("topics have extended attributes user.dnp.* only")
+        if is_control(file):
+            refuse()
         if (view := self._views.get(file)) is not None:
             await self._set_of(view, _own_name(name), value)
             return
@@ -85,6 +90,8 @@ class ExtendedAttributes:
     async def remove(self, file: FileId, name: bytes) -> None:
         """Take a setting back to its default. Raises NoSuchAttribute, and as `set` does."""
         own = _own_name(name)
+        if is_control(file):
+            refuse()
         if self._views.get(file) is not None:
             raise NotPermitted("settings belong to the topic, not to its views")
         if own not in SETTINGS and own not in READ_ONLY:
@@ -93,6 +100,8 @@ class ExtendedAttributes:
 
     async def list(self, file: FileId) -> list[bytes]:
         """Return the names of all there are: settings, whether set or not, and facts."""
+        if is_control(file):
+            return []
         if (view := self._views.get(file)) is not None:
             names = GROUP_FACTS if await self._facts_of(view) is not None else ()
             return [PREFIX + name.encode() for name in names]

@@ -45,11 +45,13 @@ SAMPLES: dict[str, Samples] = {
     ),
     "op_timeout": (1, "2.5", "3", (1, 2.5, 3)),
     "log_level": ("debug", "info", "error", ("debug", "info", "error")),
+    "log_format": ("text", "json", "journald", ("text", "json", "journald")),
     "mount.allow_other": (False, "yes", "--no-allow-other", (False, True, False)),
     "mount.log_file": ("log", "/variable", "/flag", ("DIRECTORY/log", "/variable", "/flag")),
     "mount.cache_size": ("1MiB", "2MiB", "3", (1 << 20, 2 << 20, 3)),
     "mount.read_stale": (True, "0", "--read-stale", (True, False, True)),
     "mount.guard_mountpoint": (True, "0", "--guard-mountpoint", (True, False, True)),
+    "mount.metrics": (":1", "none", "[::1]:3", (":1", None, "[::1]:3")),
 }
 NEEDS = {"cert": "key", "key": "cert", "user": "password_file", "password_file": "user"}
 """What goes together with what."""

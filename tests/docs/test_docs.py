@@ -62,13 +62,16 @@ from dnpipefs.log.session import REFUSED_RETRY_S, SESSION_TTL_S
 from dnpipefs.log.staleness import STALE_AFTER_S
 from dnpipefs.log.sweeper import STEP_KEYS
 from dnpipefs.log.views import LINGER_S
+from dnpipefs.mount.scrapes import CONNECTIONS
 from dnpipefs.mount.status import ANSWER_S
 from dnpipefs.namespace import ENTRIES_LIMIT
 from dnpipefs.namespace import PATIENCE_S as NAMESPACE_PATIENCE_S
 from dnpipefs.top.follower import KEPT
 from dnpipefs.top.tables import TOPICS, WIDE
+from dnpipefs.vfs.control import GROUPS_LIMIT
 from dnpipefs.vfs.handles import HELD_LIMIT, SPLIT_SIZE
 from dnpipefs.vfs.listings import BY_NAME, PAGE_FRESH_S, RECENT_LISTINGS, RECENT_S
+from dnpipefs.vfs.reports import RATE_S
 from tests.cluster.faults import FAULTS
 from tests.docs.documents import (
     ARCHITECTURE,
@@ -76,6 +79,7 @@ from tests.docs.documents import (
     DOCUMENTS,
     FORMAT,
     FSCK,
+    OBSERVABILITY,
     README,
     RELIABILITY,
     REPOSITORY,
@@ -171,7 +175,9 @@ def test_the_commands_of_the_readme_exist() -> None:
         (SEMANTICS, f"above {BY_NAME:,} entries in no order"),
         (SEMANTICS, f"unanswered for {STALE_AFTER_S:g} s"),
         (SEMANTICS, f"takes longer than {STALE_AFTER_S:g} s to answer"),
-        (SEMANTICS, f"whether a question was answered within {STALE_AFTER_S:g} s"),
+        (OBSERVABILITY, f"whether a question was answered within {STALE_AFTER_S:g} s"),
+        (OBSERVABILITY, f"tell what this host knows, within {STALE_AFTER_S:g} s"),
+        (OBSERVABILITY, f"pushed in the last {RATE_S} s"),
         (SEMANTICS, f"an attempt takes {DEFAULT_TIMEOUT:g} s at most"),
         (SEMANTICS, f"open for reading, and for {LINGER_S:g} s after (`LINGER_S`)"),
         (SEMANTICS, f"does not answer within {ANSWER_S:g} s is `silent`"),
@@ -182,6 +188,8 @@ def test_the_commands_of_the_readme_exist() -> None:
         (ARCHITECTURE, f"(`SIZES_LIMIT`) | {SIZES_LIMIT:,} |"),
         (ARCHITECTURE, f"(`WRITERS_LIMIT`) | {WRITERS_LIMIT:,} |"),
         (ARCHITECTURE, f"(`RECENT_LISTINGS`) | {RECENT_LISTINGS} |"),
+        (ARCHITECTURE, f"(`GROUPS_LIMIT`) | {GROUPS_LIMIT:,} |"),
+        (ARCHITECTURE, f"one a connection, at most {CONNECTIONS} served at once"),
         (ARCHITECTURE, f"one group of topics, up to {RANGE_TOPICS}"),
         (FORMAT, f"or {SESSION_TTL_S} s after its death"),
         (FORMAT, f"batches of up to {TOPICS_PER_TRANSACTION} topics in one"),

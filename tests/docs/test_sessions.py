@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -20,6 +21,7 @@ from tests.docs.documents import (
     FORMAT,
     FSCK,
     GROUPS,
+    OBSERVABILITY,
     README,
     RELIABILITY,
     REPOSITORY,
@@ -133,10 +135,24 @@ def shape(key: bytes, value: bytes) -> tuple[str, str]:
     return re.sub("[0-9a-f]{16}", "#", key.decode()), json.dumps(fields)
 
 
+def steps_of(session: str) -> list[tuple[str, str]]:
+    """Return the commands of a session, each with what it says."""
+    return re.findall(r"^\$ (.*)\n((?:(?!\$ ).*\n)*)", session, re.MULTILINE)
+
+
+@needs_mounts
+@pytest.mark.skipif(shutil.which("jq") is None, reason="no jq here: scripts/setup.sh --tests installs it")
+def test_the_session_at_the_control_directory(mount: Mount) -> None:
+    steps = steps_of(OBSERVABILITY.labelled("looking"))
+    assert len(steps) == 7
+    for command, expected in steps:
+        assert output(placed(command, mount.path)) == expected, command
+
+
 @needs_mounts
 def test_the_session_of_the_readme(mount: Mount) -> None:
     (session,) = README.of_kind("console")
-    steps = re.findall(r"^\$ (.*)\n((?:(?!\$ ).*\n)*)", session, re.MULTILINE)
+    steps = steps_of(session)
     assert len(steps) == 5
     for command, expected in steps:
         if " -f " in command:

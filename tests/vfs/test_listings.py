@@ -89,6 +89,22 @@ async def test_names_alone_ask_nothing_of_each_topic(
     assert reads.count <= 1, "one barrier"
 
 
+async def test_the_control_directory_lists_all_of_a_large_one(
+    cluster: Cluster, sizes: dict[FileId, int], reads: Reads
+) -> None:
+    files = FileSystem(cluster)
+    control = await files.lookup(ROOT, b".dnp")
+    names = sorted(cluster.namespace.tree.children(await directory_of(files)))
+    for root, directories in ((b"topics", False), (b"groups", True)):
+        above = await files.lookup(control.id, root)
+        directory = await files.lookup(above.id, b"d")
+        reads.count = 0
+        shown = [entry async for page in pages(files, directory.id) for entry in page]
+        assert [name for name, _ in shown] == names
+        assert {attributes.is_directory for _, attributes in shown} == {directories}
+        assert reads.count <= 1, "one barrier"
+
+
 async def test_stats_in_the_order_of_the_listing_are_answered_by_few_reads(
     cluster: Cluster, sizes: dict[FileId, int], reads: Reads, monkeypatch: pytest.MonkeyPatch
 ) -> None:
