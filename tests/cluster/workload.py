@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import errno
 import json
+import math
 import os
 import signal
 import subprocess
@@ -224,13 +225,23 @@ class Workload:
         finally:
             self.stop()
 
-    def lag(self) -> int:
-        """Return how many messages of kept topics are not acknowledged, as the slowest mount sees it."""
-        found = 0
-        for mount in self.mounts:
-            views = [mount / self.below / f"{name}@{GROUP}" for name in self.kept]
-            found = max(found, sum(int(os.getxattr(view, "user.dnp.lag")) for view in views))
-        return found
+    def lag(self) -> float:
+        """Return how many messages of kept topics are not acknowledged, as the slowest mount sees it.
+
+        Infinity while nobody has read as a group yet, since there is none then.
+        """
+        try:
+            return max(
+                sum(
+                    int(os.getxattr(mount / self.below / f"{name}@{GROUP}", "user.dnp.lag"))
+                    for name in self.kept
+                )
+                for mount in self.mounts
+            )
+        except OSError as error:
+            if error.errno != errno.ENODATA:
+                raise
+            return math.inf
 
     def collect(self) -> History:
         """Return the history so far."""
