@@ -1,6 +1,7 @@
 """What all tests share: the session ends with an error if it leaves processes, mounts or files behind."""
 
 import os
+import signal
 import tempfile
 import uuid
 from collections.abc import Iterator
@@ -11,6 +12,13 @@ import pytest
 from dnpipefs.cli.configuration import CONFIG_VARIABLE, variables
 from dnpipefs.cli.options import OPTIONS
 from tests.support.processes import MARK, clean_up
+
+
+def pytest_configure() -> None:
+    """Let the tests' programs get signals that a shell makes what it runs in the background ignore."""
+    for number, handler in ((signal.SIGINT, signal.default_int_handler), (signal.SIGQUIT, signal.SIG_DFL)):
+        if signal.getsignal(number) is signal.SIG_IGN:
+            signal.signal(number, handler)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
