@@ -13,14 +13,17 @@ from typing import Final
 from dnpipefs.core.group import NO_TERM, GivenBack, Piece, Records, Term
 from dnpipefs.core.intervals import Stretch
 from dnpipefs.groups.delivery import Delivery
+from dnpipefs.groups.rate import Rate
 from dnpipefs.metrics import Deliveries
 
 
 class Holdings:
     """All that one member knows to be its own."""
 
-    def __init__(self, counted: Deliveries) -> None:
+    def __init__(self, counted: Deliveries, now: float) -> None:
         self._counted: Final = counted
+        self.taken: Final = Rate(now)
+        """How fast readers take messages, since the term began."""
         self.term: Term = NO_TERM
         """Of all of it."""
         self.ahead: dict[int, int] = {}
@@ -57,6 +60,7 @@ class Holdings:
         """Move the first message of the stock into a hand."""
         delivery = self.stock.popleft()
         self.in_hand[delivery.number] = delivery
+        self.taken.count()
         self._counted.delivered += 1
         self._counted.again += delivery.deliveries > 0
         return delivery
@@ -116,6 +120,8 @@ class Holdings:
         if term != self.term:
             self.drop_all()
             self.term = term
+            # After a rewind a host whose readers have gone would claim the first messages, others later ones.
+            self.taken.forget()
         self.ahead = {
             number: times for number, times in self.ahead.items() if held.covers(number, number + 1)
         }

@@ -44,7 +44,6 @@ from dnpipefs.errors import CorruptData, DnpError, TimedOut, TopicGone
 from dnpipefs.groups.delivery import Delivery
 from dnpipefs.groups.feed import Feed
 from dnpipefs.groups.holdings import Holdings
-from dnpipefs.groups.rate import Rate
 from dnpipefs.groups.records import GroupKeys, Known, moved
 from dnpipefs.log.failures import TRANSIENT, Backoff, deadline
 from dnpipefs.log.reader import Message, Reader
@@ -115,7 +114,7 @@ class Member:
         """A change may still be applied: another one has to come through before all is known."""
         self._fenced = True
         """No change can come late that was planned when this member had no record yet."""
-        self._mine: Final = Holdings(counted)
+        self._mine: Final = Holdings(counted, trio.current_time())
         self._lag = 0
         self._stocked_at = 0.0
         self._loading = False
@@ -137,7 +136,6 @@ class Member:
         self._round = 0
         """How often there was nothing to claim."""
         self._rounds: Final = trio.lowlevel.ParkingLot()
-        self._taken: Final = Rate(trio.current_time())
 
     # For readers
 
@@ -297,8 +295,7 @@ class Member:
         now = trio.current_time()
         delivery.deadline = now + timeout_ns / 1e9 if timeout_ns is not None else float("inf")
         self._stocked_at = now
-        self._taken.count()
-        if timeout_ns is not None or len(self._mine.stock) * 2 < self._taken.per_second * CHUNK_S:
+        if timeout_ns is not None or len(self._mine.stock) * 2 < self._mine.taken.per_second * CHUNK_S:
             self.stir()
         return delivery
 
@@ -453,7 +450,9 @@ class Member:
             waiting=self._waiting + self._asked,
             in_stock=len(self._mine.stock),
             # Exact counts of deliveries need claims that are delivered.
-            per_second=self._taken.measure(trio.current_time()) if config.max_deliveries is None else 0.0,
+            per_second=self._mine.taken.measure(trio.current_time())
+            if config.max_deliveries is None
+            else 0.0,
             bound=STOCK_MESSAGES,
         )
         found: list[tuple[int, Message, int]] = []

@@ -21,6 +21,10 @@ class Rate:
         """Count one."""
         self._count += 1
 
+    def forget(self) -> None:
+        """Begin anew, at none a second."""
+        self.per_second, self._count = 0.0, 0
+
     def measure(self, now: float) -> float:
         """Return how many a second there were lately."""
         elapsed = now - self._measured_at

@@ -173,6 +173,19 @@ async def test_a_group_whose_readers_are_busy_is_rewound_at_once(dnp: Dnp) -> No
         nursery.cancel_scope.cancel()
 
 
+async def test_a_host_whose_readers_have_gone_takes_nothing_after_a_rewind(dnp: Dnp, other: Dnp) -> None:
+    await dnp.push("jobs", *map(str, range(100)))
+    for _ in range(5):
+        async with other.consumer("jobs", "w") as consumer:  # fast, so its host would claim ahead
+            while (job := await consumer.take_now()) is not None:
+                consumer.acknowledge(job)
+        await dnp.seek("jobs", "w", "first")
+        async with dnp.consumer("jobs", "w") as consumer:
+            job = await consumer.take()
+            assert job.message.data == b"0\n"
+            consumer.give_back(job)
+
+
 async def test_records_that_do_not_fit_together_end_their_group_only(dnp: Dnp, other: Dnp) -> None:
     """What was returned lies behind the cursor, or does not parse: nothing can be planned from that."""
     await dnp.push("jobs", "1", "2")
