@@ -41,11 +41,14 @@ VERSION: Final = version("dnpipefs")
 
 
 def default_data_dir() -> Path:
-    """Return where the embedded etcd keeps its data: below /var/lib for root, else the user's state."""
-    if os.geteuid() == 0:
+    """Return where the embedded etcd keeps its data: below /var/lib for root, else the user's state.
+
+    A user who has no home gets root's, so that commands work that need no data directory.
+    """
+    state = os.environ.get("XDG_STATE_HOME") or os.path.expanduser("~/.local/state")
+    if os.geteuid() == 0 or not os.path.isabs(state):
         return Path("/var/lib/dnpipefs")
-    state = os.environ.get("XDG_STATE_HOME") or Path.home() / ".local" / "state"
-    return Path(state) / "dnpipefs"
+    return Path(state, "dnpipefs")
 
 
 @dataclass(frozen=True, slots=True)
