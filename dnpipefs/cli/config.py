@@ -16,6 +16,7 @@ from dnpipefs.cli.options import (
     MOUNT_OPTIONS,
     Connection,
     connection_options,
+    format_option,
     mount_options,
     origins,
 )
@@ -33,14 +34,7 @@ class _Row:
 
 
 @click.command()
-@click.option(
-    "--format",
-    "form",
-    type=click.Choice(["text", "json"]),
-    default="text",
-    show_default=True,
-    help="json: an object, with sizes in bytes and null for what is not set.",
-)
+@format_option("json: an object, with sizes in bytes and null for what is not set.")
 @mount_options
 @connection_options
 def config(connection: Connection, *, form: str, **of_mounts: Any) -> None:

@@ -12,7 +12,7 @@ from typing import Final
 import click
 
 from dnpipefs.cli.exits import Exit
-from dnpipefs.cli.options import Connection, connection_options
+from dnpipefs.cli.options import Connection, connection_options, format_option
 from dnpipefs.cli.running import run_interruptibly, write_output
 from dnpipefs.cluster import Settings
 from dnpipefs.doctor import Finding, Level, counted, examine, judge, repair
@@ -32,7 +32,7 @@ _ORDER: Final = (Level.PROBLEM, Level.WARNING, Level.NOTE, Level.OK)
     help="Make room where that is safe: compact, defragment one member after the other (each answers "
     "nobody for 6 to 11 seconds for each GB in use), disarm the NOSPACE alarm.",
 )
-@click.option("--format", "form", type=click.Choice(["text", "json"]), default="text", show_default=True)
+@format_option()
 @connection_options
 def doctor(connection: Connection, *, fix: bool, form: str) -> None:
     """Say what is wrong with the cluster, and what to do about it.

@@ -10,7 +10,7 @@ import click
 
 from dnpipefs.cli import suggestions
 from dnpipefs.cli.exits import OwnCode
-from dnpipefs.cli.options import Connection, connection_options
+from dnpipefs.cli.options import Connection, connection_options, format_option
 from dnpipefs.cli.running import run_interruptibly, write_output
 from dnpipefs.cluster import open_etcd
 from dnpipefs.core.findings import Finding
@@ -64,14 +64,7 @@ class _Fsck(click.Command):
 @click.command(cls=_Fsck, epilog=EPILOG)
 @click.argument("topics", metavar="[TOPIC]...", nargs=-1, shell_complete=suggestions.topics)
 @click.option("--repair", is_flag=True, help="Mend what can be mended without losing a message.")
-@click.option(
-    "--format",
-    "form",
-    type=click.Choice(["text", "json"]),
-    default="text",
-    show_default=True,
-    help="json: an object a line for each finding, and one with the sums at the end.",
-)
+@format_option("json: an object a line for each finding, and one with the sums at the end.")
 @connection_options
 def fsck(connection: Connection, topics: tuple[str, ...], *, repair: bool, form: str) -> None:
     """Check what is stored: all of it, or only the topics named and those below directories named.

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 import click
 
 from dnpipefs.api import Dnp, PullStart
-from dnpipefs.cli.options import Connection, connection_options
+from dnpipefs.cli.options import Connection, connection_options, format_option
 from dnpipefs.cli.running import run_connected, write_output
 from dnpipefs.cli.suggestions import groups_of_topic, topics
 from dnpipefs.cli.topics import PlaceType
@@ -20,14 +20,7 @@ HEADINGS = ("TOPIC", "GROUP", "LAG", "PENDING", "RETURNED", "AGAIN", "MEMBERS", 
 
 @click.command()
 @click.argument("topic", required=False, shell_complete=topics)
-@click.option(
-    "--format",
-    "form",
-    type=click.Choice(["text", "json"]),
-    default="text",
-    show_default=True,
-    help="json: an object a line for each group.",
-)
+@format_option("json: an object a line for each group.")
 @connection_options
 def groups(connection: Connection, topic: str | None, *, form: str) -> None:
     """List the consumer groups of a topic, or of all topics in the root directory.

@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field, fields
 from pathlib import Path
-from typing import Any, Final, NamedTuple
+from typing import Any, Final, NamedTuple, TypeVar
 
 import click
 
@@ -40,6 +40,8 @@ from dnpipefs.errors import InvalidArgument, InvalidSetting, SetupError
 from dnpipefs.log.failures import DEFAULT_OP_TIMEOUT_S
 
 logger: Final = logging.getLogger(__name__)
+
+Command = TypeVar("Command", bound=Callable[..., None])
 
 LINE_END: Final = "\r\n"
 """No part of a password that comes from a file or a variable."""
@@ -341,6 +343,18 @@ def connection_options(command: Callable[..., None]) -> Callable[..., None]:
         command(connection, **values)
 
     return _with_options(with_connection, (*CONNECTION_OPTIONS, _CONFIG))
+
+
+def format_option(help: str | None = None) -> Callable[[Command], Command]:  # noqa: A002 - as click has it
+    """Give a command `--format`, text or json, as its argument `form`."""
+    return click.option(
+        "--format",
+        "form",
+        type=click.Choice(["text", "json"]),
+        default="text",
+        show_default=True,
+        help=help,
+    )
 
 
 def mount_options(command: Callable[..., None]) -> Callable[..., None]:

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 import click
 
 from dnpipefs.api import Config, Dnp
-from dnpipefs.cli.options import Connection, connection_options
+from dnpipefs.cli.options import Connection, connection_options, format_option
 from dnpipefs.cli.running import run_connected, write_output
 from dnpipefs.cli.suggestions import changes_of_settings, names_of_settings, topics
 from dnpipefs.core.config import READ_ONLY, SETTINGS, format_id, format_value
@@ -24,14 +24,7 @@ from dnpipefs.core.config import READ_ONLY, SETTINGS, format_id, format_value
     shell_complete=names_of_settings,
     help="Take a setting back to its default.",
 )
-@click.option(
-    "--format",
-    "form",
-    type=click.Choice(["text", "json"]),
-    default="text",
-    show_default=True,
-    help="json: an object, with sizes in bytes, ages in nanoseconds and null for no limit.",
-)
+@format_option("json: an object, with sizes in bytes, ages in nanoseconds and null for no limit.")
 @connection_options
 def config_topic(
     connection: Connection, topic: str, changes: Sequence[str], *, unset: Sequence[str], form: str

@@ -9,7 +9,7 @@ import os
 import click
 
 from dnpipefs.api import Dnp
-from dnpipefs.cli.options import Connection, connection_options
+from dnpipefs.cli.options import Connection, connection_options, format_option
 from dnpipefs.cli.running import run_connected, write_output
 from dnpipefs.top.report import as_json, as_text
 from dnpipefs.top.tables import SORTABLE, choices
@@ -33,14 +33,7 @@ def _check_interval(_ctx: click.Context, _option: click.Parameter, value: float)
     help="How often to look; with --once the time rates are measured over, 0 for none.",
 )
 @click.option("--once", is_flag=True, help="Print what there is, once: for scripts.")
-@click.option(
-    "--format",
-    "form",
-    type=click.Choice(["text", "json"]),
-    default="text",
-    show_default=True,
-    help="With --once. json: one object with everything, see docs/top.md.",
-)
+@format_option("With --once. json: one object with everything, see docs/top.md.")
 @click.option(
     "--sort",
     type=click.Choice(SORTABLE),
