@@ -171,6 +171,7 @@ def test_invariants_1_and_2_through_an_outage(mount: MakeMount, etcd: Outage) ->
     writers = [Writer(f"writer{n}", topic_of(host)) for n, host in enumerate(hosts)]
     follower = Follower("follower", topic_of(hosts[1]))
     with running(*writers, follower):
+        eventually(lambda: follower.data)  # it is open: it may not be during an outage
         for _ in range(2):
             progress(writers, 20)
             etcd.begin()
