@@ -2,11 +2,9 @@
 
 MOUNT ?= $(if $(filter 0,$(shell id -u)),/dnp,$(HOME)/dnp)
 ARGS ?=
-# Most tests wait for other processes most of the time. ARGS=-n0 has them one by one, with their output.
-TWO_AT_ONCE = -n 2 --dist loadgroup
 
 .DEFAULT_GOAL := help
-.PHONY: help setup setup-tests run stop test test-newer test-cluster test-systemd test-packages properties soak soak-groups dist man lint bench docs
+.PHONY: help setup setup-tests run stop test test-two test-newer test-cluster test-systemd test-packages properties soak soak-groups dist man lint bench docs
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-13s%s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -25,10 +23,13 @@ stop: ## unmount MOUNT
 	@scripts/stop.sh '$(MOUNT)'
 
 test: setup-tests ## run all checks: lint, types, tests with a real etcd and real mounts
-	@.venv/bin/python -m pytest $(TWO_AT_ONCE) $(ARGS)
+	@.venv/bin/python -m pytest $(ARGS)
+
+test-two: setup-tests ## the same, two files at a time: in half the time, on a machine that has nothing else to do
+	@.venv/bin/python -m pytest -n 2 --dist loadgroup $(ARGS)
 
 test-newer: setup-tests ## run all checks with an etcd 3.5 from a newer Debian suite
-	@etcd=$$(scripts/etcd_newer.sh) && DNPIPEFS_TEST_ETCD=$$etcd .venv/bin/python -m pytest $(TWO_AT_ONCE) $(ARGS)
+	@etcd=$$(scripts/etcd_newer.sh) && DNPIPEFS_TEST_ETCD=$$etcd .venv/bin/python -m pytest $(ARGS)
 
 test-packages: setup-tests ## build wheel and sdist, install them with pip and pipx as users do; completion in all shells
 	@scripts/setup.sh --packages

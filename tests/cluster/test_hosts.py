@@ -117,7 +117,7 @@ def test_nothing_is_left_when_the_owner_is_killed(
         assert owner.stdout is not None
         lab = Lab(owner.stdout.readline().strip())
         assert lab.namespaces()
-        assert lab.processes()
+        eventually(lab.processes)  # it enters its namespace after it was started
         assert lab.mounts()
         if guardian == "guardian killed":
             for child in Path(f"/proc/{owner.pid}/task/{owner.pid}/children").read_text().split():
