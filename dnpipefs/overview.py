@@ -116,7 +116,7 @@ async def _stats(cluster: Cluster, topics: Sequence[FileId], *, among: int) -> d
         async with trio.open_nursery() as nursery:
             for _ in range(min(STATS_AT_ONCE, len(left))):
                 nursery.start_soon(work)
-    except BaseExceptionGroup as group:
+    except BaseExceptionGroup as group:  # raised below, alone
         failure = group.exceptions[0]
     else:
         return found

@@ -98,7 +98,7 @@ async def _endpoint(settings: Settings, name: str, *, given: bool) -> Endpoint:
 async def _server(client: etcd.Client, name: str, version: str) -> Server:
     """Put together what status, metrics, command line and clock of a member say. Raises EtcdError."""
     status: etcd.Status | None = None
-    with suppress(etcd.PermissionDenied):  # told by `status_refused`
+    with suppress(etcd.PermissionDenied):  # it shows that to the root role only
         status = await client.status(name)
     metrics = await told(lambda: client.metrics(name)) or Metrics(b"")
     command = await told(lambda: client.command_line(name))
@@ -118,7 +118,6 @@ async def _server(client: etcd.Client, name: str, version: str) -> Server:
         command=command,
         fsync_s=(metrics.told(FSYNC_METRIC + "_sum") or 0.0) / syncs if syncs else None,
         ahead_s=date + 0.5 - (asked + time.time()) / 2 if date is not None else None,
-        status_refused=status is None,
     )
 
 

@@ -31,8 +31,6 @@ class Server:
     """Mean time of an fsync of its log since it was started, seconds."""
     ahead_s: float | None = None
     """How much its clock is ahead of ours, seconds, to the second."""
-    status_refused: bool = False
-    """Whether it shows its status to the root role only."""
 
     def flag(self, name: str) -> str | None:
         """Return a flag of its command line; None if it is not there, or the line is not known."""

@@ -1,6 +1,7 @@
 """One address of the cluster and the gRPC channel to it.
 
-Owns how an address is written, the channel's options, TLS, and the list of etcd's methods. Does not
+Owns how an address is written, the channel's options, TLS and when its files are read, and the list of
+etcd's methods. Does not
 know that there are other endpoints (`pool.py` does) nor when to send what.
 """
 
@@ -30,6 +31,9 @@ KEEPALIVE_TIMEOUT_MS = 5_000
 RECONNECT_MIN_MS = 100
 RECONNECT_MAX_MS = 1_000
 CONNECT_TIMEOUT_MS = 3_000
+
+RETIRED_LIMIT = 4
+"""Channels of earlier certificates that stay open: nothing is under way any more on those before."""
 
 CHANNEL_OPTIONS: tuple[tuple[str, int], ...] = (
     ("grpc.max_receive_message_length", -1),
@@ -221,6 +225,8 @@ class Endpoint:
             return
         logger.info("connecting to %s with the new certificate files", self.name)
         self._retired.append(self.channel)
+        if len(self._retired) > RETIRED_LIMIT:
+            self._retired.pop(0).close()
         self.channel, self._methods = channel, {}
 
     def close(self) -> None:

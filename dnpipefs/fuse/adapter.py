@@ -107,7 +107,8 @@ class Adapter(pyfuse3.Operations):
         self._listings: dict[FileHandleT, _OpenDirectory] = {}
         self._next_handle: Final = count(1)
         self._unanswered: dict[tuple[InodeT, bytes, int], float] = {}
-        """Lookups of the last moment for which etcd gave no answer, and when that was said."""
+        """Lookups of the last moment for which etcd gave no answer, and when that was said: the oldest first,
+        at most MAX_TASKS at a time, as no more are under way."""
         self._ending = 0
         """Files that are closed when it is known how their openers end."""
         self._ended: Final = trio.lowlevel.ParkingLot()
@@ -128,10 +129,18 @@ class Adapter(pyfuse3.Operations):
         try:
             return self._found(await self._files.lookup(self._file(parent_inode), name), ctx)
         except errors.TimedOut:
-            now = trio.current_time()
-            recent = {other: at for other, at in self._unanswered.items() if now - at < ASKED_AGAIN_S}
-            self._unanswered = {**recent, question: now}
+            self._note_unanswered(question)
             raise
+
+    def _note_unanswered(self, question: tuple[InodeT, bytes, int]) -> None:
+        """Remember that a lookup got no answer, and forget those that the kernel repeats no more."""
+        now = trio.current_time()
+        while self._unanswered:
+            oldest, at = next(iter(self._unanswered.items()))
+            if now - at < ASKED_AGAIN_S:
+                break
+            del self._unanswered[oldest]
+        self._unanswered[question] = now
 
     async def forget(self, inode_list: Sequence[tuple[InodeT, int]]) -> None:
         """The kernel drops references; it takes no answer."""
