@@ -1,8 +1,7 @@
 """One address of the cluster and the gRPC channel to it.
 
 Owns how an address is written, the channel's options, TLS and when its files are read, and the list of
-etcd's methods. Does not
-know that there are other endpoints (`pool.py` does) nor when to send what.
+etcd's methods. Does not know that there are other endpoints (`pool.py` does) nor when to send what.
 """
 
 import logging
