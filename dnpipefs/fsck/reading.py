@@ -18,7 +18,7 @@ from dnpipefs.log.failures import TRANSIENT, timed_out
 
 READS: Final = 100
 """Reads in one transaction: below etcd's 128 operations."""
-READ_BYTES: Final = 4 << 20
+READ_BYTES: Final = 1 << 20
 """Values asked for in one read; one value more at most."""
 KEYS: Final = 500
 """Keys read at once where the values are small or not asked for."""
