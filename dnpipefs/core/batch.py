@@ -279,6 +279,8 @@ def _peek(raw: bytes) -> tuple[int, int]:
 def _boundary_table(chunks: Sequence[Chunk]) -> tuple[Boundaries, bytes]:
     # An unterminated last line would swallow the first line of the chunk behind it.
     last = len(chunks) - 1
+    if not last and chunks[0].lengths is None:  # most pushes
+        return Boundaries.LINES, b""
     if all(
         chunk.lengths is None and (index == last or chunk.data.endswith(b"\n"))
         for index, chunk in enumerate(chunks)

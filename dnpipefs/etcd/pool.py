@@ -185,7 +185,8 @@ class Pool:
         """
         began = trio.current_time()
         try:
-            return await self._call(method, request, timeout, once=once, endpoint=endpoint)
+            deadline = began + (self.timeout if timeout is None else timeout)
+            return await self._call(method, request, deadline, once=once, endpoint=endpoint)
         except EtcdError as error:
             self.calls.failed[type(error).__name__] += 1
             raise
@@ -196,12 +197,11 @@ class Pool:
         self,
         method: Method[Request, Response],
         request: Request,
-        timeout: float | None,
+        deadline: float,
         *,
         once: bool,
         endpoint: Endpoint | None,
     ) -> Response:
-        deadline = self.deadline(timeout)
         renewed = False
         while True:
             target = endpoint or await self.ready(deadline)

@@ -76,7 +76,8 @@ class _LowLevel:
             self._notice_silence()  # of a task that has ended after it
         self._in_a_row += 1
         self.unclaimed = True
-        self._parked.unpark(count=WAKE_MORE)
+        if self._parked:
+            self._parked.unpark(count=WAKE_MORE)
 
     def _notice_silence(self) -> None:
         # A task runs without a break from taking a request to asking for its handler or for the next request.

@@ -33,7 +33,7 @@ from dnpipefs.log.budget import Budget
 from dnpipefs.log.clock import Clock
 from dnpipefs.log.committing import Committer
 from dnpipefs.log.failures import deadline, timed_out
-from dnpipefs.log.pushes import Batch, Push, Writer
+from dnpipefs.log.pushes import Batch, Patience, Push, Writer
 from dnpipefs.log.session import SessionKeeper
 from dnpipefs.metrics import Pushes
 
@@ -108,6 +108,7 @@ class Appender:
         self._turn = trio.lowlevel.ParkingLot()
         """The committer that waits until another transaction may be sent."""
         self._room: Final = Budget(QUEUE_LIMIT)
+        self._patience: Final = Patience(op_timeout)
         self._commits: set[_Commit] = set()
         self._waiting = False
         """A committer is awake for what is queued, and waits for something else."""
@@ -150,12 +151,11 @@ class Appender:
                 self._work.unpark()  # to wait for a session, or for a commit that may not be quick after all
             elif self._turn and self._may_commit():
                 self._turn.unpark()
-            if not push.settled.is_set():
+            if not push.settled:
                 # Its batch may have callers that wait longer, and is tried for as long as the last does.
-                with deadline(self._op_timeout, since=began):
-                    await push.settled.wait()
+                await self._patience.wait(push)
         finally:
-            if not push.settled.is_set() and push in writer.queue:
+            if not push.settled and push in writer.queue:
                 writer.queue.remove(push)
             self._room.give_back(size)
         if push.error is not None:
@@ -203,6 +203,7 @@ class Appender:
     async def run(self) -> None:
         """Commit until cancelled."""
         async with trio.open_nursery() as nursery:
+            nursery.start_soon(self._patience.run)
             for _ in range(COMMITTERS):
                 nursery.start_soon(self._commit_forever)
 
@@ -242,9 +243,10 @@ class Appender:
 
     async def _commit(self, session: SessionId) -> None:
         """Take what is ready and settle it; then see to it that somebody takes what came meanwhile."""
-        batches = self._take(session)
+        now = trio.current_time()
+        batches = self._take(session, now)
         size = sum([batch.payload.size for batch in batches])
-        commit = _Commit(trio.current_time(), size, len(batches))
+        commit = _Commit(now, size, len(batches))
         self._commits.add(commit)
         try:
             with commit.shield:
@@ -268,17 +270,16 @@ class Appender:
         for writer in list(self._ready):
             while writer.queue and (refused or writer.queue[0].deadline <= now):
                 push = writer.queue.popleft()
-                push.error = reason if refused else timed_out(self._op_timeout, reason)
-                push.settled.set()
+                push.failed(reason if refused and reason else timed_out(self._op_timeout, reason))
             if not writer.queue:
                 self._ready.remove(writer)
                 writer.ready = False
 
-    def _take(self, session: SessionId) -> list[Batch]:
+    def _take(self, session: SessionId, now: float) -> list[Batch]:
         """Take the next batches of as many topics as fit one transaction."""
         batches: list[Batch] = []
         room, waited = BATCH_LIMIT, self._committer.pushes.waited
-        called_at = trio.current_time() + self._op_timeout  # as deadlines tell of it
+        called_at = now + self._op_timeout  # as deadlines tell of it
         while self._ready and len(batches) < TOPICS_PER_TRANSACTION:
             writer = self._ready[0]
             pushes: list[Push] = []

@@ -100,7 +100,7 @@ class Committer:
     async def _commit(self, batches: list[Batch]) -> None:
         backoff = Backoff()
         refusals = 0
-        while batches := self._still_in_time(batches):
+        while batches := self._still_in_time(batches, now := trio.current_time()):
             if NO_GENERATION in [batch.fence.generation for batch in batches]:
                 batches = await self._begin_generations(batches, backoff)
                 continue
@@ -113,12 +113,12 @@ class Committer:
             try:
                 for batch in batches:
                     if batch.staged:
-                        await self._stager.stage(batch, timeout=self._time_for(batches, backoff))
-                sent, sent_at = True, trio.current_time()
-                result = await self._client.commit(
-                    self._transaction(batches), timeout=self._time_for(batches, backoff)
-                )
-                self.pushes.committed.observe(trio.current_time() - sent_at)
+                        await self._stager.stage(batch, timeout=self._time_for(batches, backoff, now))
+                        now = trio.current_time()
+                sent, timeout = True, self._time_for(batches, backoff, now)
+                result = await self._client.commit(self._transaction(batches, now), timeout=timeout)
+                answered = trio.current_time()
+                self.pushes.committed.observe(answered - now)
             except etcd.SpaceExceeded as error:
                 await self._settle_out_of_space(batches, error, sent=sent)
                 return
@@ -137,7 +137,7 @@ class Committer:
                 return
             self._seen = max(self._seen, Revision(result.revision))
             if result.succeeded:
-                self._applied(batches, result)
+                self._applied(batches, result, answered)
                 return
             batches = await self._look_and_settle(batches)
             refusals += 1
@@ -148,14 +148,12 @@ class Committer:
         """Settle what a commit that was cut short has left open: it may still be applied, once."""
         for batch in batches:
             for push in batch.pushes:
-                if not push.settled.is_set():
+                if not push.settled:
                     batch.writer.abandoned = batch.fence.sequence
-                    push.error = UnknownOutcome("the commit was cut short; it may be in the topic, once")
-                    push.settled.set()
+                    push.failed(UnknownOutcome("the commit was cut short; it may be in the topic, once"))
 
-    def _still_in_time(self, batches: Sequence[Batch]) -> list[Batch]:
+    def _still_in_time(self, batches: Sequence[Batch], now: float) -> list[Batch]:
         """Abandon what is past its deadline: the fence sees to it that it is applied at most once."""
-        now = trio.current_time()
         for batch in batches:
             if batch.deadline <= now:
                 if batch.sent_unanswered:
@@ -164,9 +162,9 @@ class Committer:
         return [batch for batch in batches if batch.deadline > now]
 
     @staticmethod
-    def _time_for(batches: Sequence[Batch], backoff: Backoff) -> float:
+    def _time_for(batches: Sequence[Batch], backoff: Backoff, now: float) -> float:
         """Return how long one transaction for *batches* may take, seconds."""
-        left = max(batch.deadline for batch in batches) - trio.current_time()
+        left = max([batch.deadline for batch in batches]) - now
         return min(backoff.answer_s + sum([batch.payload.stored for batch in batches]) / _SLOWEST_PER_S, left)
 
     async def _begin_generations(self, batches: list[Batch], backoff: Backoff) -> list[Batch]:
@@ -174,7 +172,8 @@ class Committer:
         try:
             for batch in batches:
                 if batch.fence.generation == NO_GENERATION:
-                    topic, timeout = batch.writer.topic, self._time_for(batches, backoff)
+                    timeout = self._time_for(batches, backoff, trio.current_time())
+                    topic = batch.writer.topic
                     await begin_generation(self._client, self._keys, topic, batch.time_ns, timeout=timeout)
         except etcd.SpaceExceeded as error:
             await self._settle_out_of_space(batches, error, sent=False)
@@ -190,8 +189,8 @@ class Committer:
             return []
         return await self._look_and_settle(batches)
 
-    def _transaction(self, batches: Sequence[Batch]) -> etcd.Transaction:
-        keys, now = self._keys, trio.current_time()
+    def _transaction(self, batches: Sequence[Batch], now: float) -> etcd.Transaction:
+        keys = self._keys
         transaction = etcd.Transaction()
         for batch in batches:
             writer, fence = batch.writer, batch.fence
@@ -248,7 +247,7 @@ class Committer:
         match fence_rules.settle(batch.fence, observed):
             case fence_rules.Committed():
                 self._sizes.forget(batch.writer.topic, trio.current_time())
-                self._succeed(batch, Revision(writer.mod_revision if writer else 0))
+                self._succeed(batch, Revision(writer.mod_revision if writer else 0), trio.current_time())
             case fence_rules.Gone():
                 self._fail(batch, TopicGone("the topic was deleted"))
             case fence_rules.SessionLost():
@@ -339,7 +338,7 @@ class Committer:
         ):
             case fence_rules.Committed():
                 self._sizes.forget(batch.writer.topic, trio.current_time())
-                self._succeed(batch, Revision(own.mod_revision if own else 0))
+                self._succeed(batch, Revision(own.mod_revision if own else 0), trio.current_time())
             case fence_rules.Gone():
                 self._fail(batch, TopicGone("the topic was deleted"))
             case fence_rules.Unknown():
@@ -349,8 +348,8 @@ class Committer:
                 return True
         return False
 
-    def _applied(self, batches: Sequence[Batch], result: etcd.TransactionResult) -> None:
-        revision, now = Revision(result.revision), trio.current_time()
+    def _applied(self, batches: Sequence[Batch], result: etcd.TransactionResult, now: float) -> None:
+        revision = Revision(result.revision)
         asked = any(batch.previous_at is not None for batch in batches)
         responses = result.responses if asked else []
         for batch in batches:
@@ -365,9 +364,9 @@ class Committer:
                 time_ns=batch.time_ns,
                 now=now,
             )
-            self._succeed(batch, revision)
+            self._succeed(batch, revision, now)
 
-    def _succeed(self, batch: Batch, revision: Revision) -> None:
+    def _succeed(self, batch: Batch, revision: Revision, now: float) -> None:
         batch.writer.sequence = batch.fence.sequence
         batch.writer.newest = max(batch.writer.newest, revision)
         pushes, payload = self.pushes, batch.payload
@@ -375,12 +374,11 @@ class Committer:
         pushes.messages += payload.messages
         pushes.bytes += payload.size
         in_tail = 0 if batch.large else payload.size
-        self._tails.appended(batch.writer.topic, in_tail, trio.current_time())
+        self._tails.appended(batch.writer.topic, in_tail, now)
         if batch.staged:
             batch.orders.discard((batch.fence.generation, batch.body))
         for push in batch.pushes:
-            push.revision = revision
-            push.settled.set()
+            push.committed(revision)
 
     def _refuse(self, batch: Batch, error: etcd.EtcdError) -> None:
         """Fail a batch that etcd does not take; an earlier try that went unanswered may be in."""
@@ -392,8 +390,7 @@ class Committer:
 
     def _fail(self, batch: Batch, error: DnpError) -> None:
         for push in batch.pushes:
-            push.error = error
-            push.settled.set()
+            push.failed(error)
 
 
 def _generation(epoch: etcd.KeyValue | None, last: etcd.KeyValue | None) -> Revision | None:

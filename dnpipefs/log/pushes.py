@@ -1,6 +1,7 @@
 """What is on its way into the log: callers' pushes, a host's writers of topics, batches of pushes.
 
-Owns how a batch is encoded and under which keys it lies. What becomes of it is `committing.py`'s business.
+Owns how a caller waits for its push, how a batch is encoded and under which keys it lies. What becomes of it
+is `committing.py`'s business.
 """
 
 from __future__ import annotations
@@ -8,7 +9,10 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from math import inf
+from typing import Final
 
+import outcome
 import trio
 
 from dnpipefs.core.append import Fence
@@ -17,6 +21,7 @@ from dnpipefs.core.keys import PART_BYTES, Beside, BodyKey, KeySchema
 from dnpipefs.core.names import FileId, Revision, SessionId
 from dnpipefs.core.sealing import LARGE_BYTES
 from dnpipefs.errors import DnpError
+from dnpipefs.log.failures import timed_out
 
 
 @dataclass(slots=True, eq=False)
@@ -27,9 +32,80 @@ class Push:
     deadline: float
     compress: bool = False
     """The topic's large batches are to be compressed where that helps."""
-    settled: trio.Event = field(default_factory=trio.Event)
     revision: Revision | None = None
+    """Where it was committed."""
     error: DnpError | None = None
+    """Why it was not, or may not have been."""
+    _caller: trio.lowlevel.Task | None = None
+    """The task that waits for it."""
+
+    @property
+    def settled(self) -> bool:
+        """Whether it is known what became of it."""
+        return self.revision is not None or self.error is not None
+
+    def committed(self, revision: Revision) -> None:
+        """Tell the caller that it is in the log."""
+        self.revision = revision
+        self._wake(outcome.Value(None))
+
+    def failed(self, error: DnpError) -> None:
+        """Tell the caller what went wrong."""
+        self.error = error
+        self._wake(outcome.Value(None))
+
+    def overdue(self, error: DnpError) -> None:
+        """Let the caller go, though nothing is settled."""
+        self._wake(outcome.Error(error))
+
+    async def wait(self) -> None:
+        """Wait until it is settled, or raise what `overdue` was given. For one task."""
+        if not self.settled:
+            self._caller = trio.lowlevel.current_task()
+            await trio.lowlevel.wait_task_rescheduled(self._abort)
+
+    def _abort(self, _: object) -> trio.lowlevel.Abort:
+        self._caller = None
+        return trio.lowlevel.Abort.SUCCEEDED
+
+    def _wake(self, result: outcome.Outcome[None]) -> None:
+        caller, self._caller = self._caller, None
+        if caller is not None:
+            trio.lowlevel.reschedule(caller, result)
+
+
+class Patience:
+    """Lets callers go whose pushes take too long.
+
+    One task looks after all: most pushes settle in a millisecond, and a cancel scope for each would cost
+    more than filling its transaction.
+    """
+
+    def __init__(self, op_timeout: float) -> None:
+        self._op_timeout: Final = op_timeout
+        self._waiting: set[Push] = set()
+        self._look_at = inf
+        self._sooner: Final = trio.lowlevel.ParkingLot()
+
+    async def wait(self, push: Push) -> None:
+        """Wait until a push is settled; TimedOut after its deadline."""
+        self._waiting.add(push)
+        if push.deadline < self._look_at:
+            self._sooner.unpark()
+        try:
+            await push.wait()
+        finally:
+            self._waiting.discard(push)
+
+    async def run(self) -> None:
+        """Look when the first deadline may have passed, until cancelled."""
+        while True:
+            self._look_at = min([push.deadline for push in self._waiting], default=inf)
+            with trio.move_on_at(self._look_at):
+                await self._sooner.park()
+            now = trio.current_time()
+            for push in [push for push in self._waiting if push.deadline <= now]:
+                push.overdue(timed_out(self._op_timeout, None))
 
 
 @dataclass(slots=True, eq=False)

@@ -65,7 +65,7 @@ class Stager:
 
     async def clear(self, batch: Batch) -> None:
         """Remove what was put for a settled batch and is not committed; later, if etcd does not answer."""
-        if not all(push.settled.is_set() for push in batch.pushes):
+        if not all(push.settled for push in batch.pushes):
             return  # cut short: the process ends, its session with it, and the sweeper removes them
         topic = batch.writer.topic
         self._left.update((topic, generation, body) for generation, body in batch.orders)

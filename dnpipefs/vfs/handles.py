@@ -2,7 +2,7 @@
 
 A handle follows the settings of its topic from the next write on.
 
-Task rule: a handle's lock is held across the commit of a write, so that a flush by another process
+Task rule: a handle's turn lasts until the commit of a write, so that a flush by another process
 that shares the descriptor does not cut a message that is being written.
 """
 
@@ -109,7 +109,8 @@ class TopicHandle:
         """A failure that the writer may not have been told of."""
         self._in_doubt: DnpError | None = None
         """The held part may be in the log already, with the end that the failed write brought."""
-        self._lock: Final = trio.Lock()
+        self._turn: Final = trio.Semaphore(1, max_value=1)
+        """Whose turn it is to write; a Lock would keep book of its owner, at the cost of framing a line."""
         self._shift = 0
         """By how much the last read's bytes lie behind the offset it was made at."""
         self._read_end = -1
@@ -158,7 +159,7 @@ class TopicHandle:
             self._may_be_cut = accepted == len(data) > SPLIT_SIZE
             return accepted
         finally:
-            self._lock.release()
+            self._turn.release()
 
     async def _write(self, offset: int, data: bytes, began: float) -> int:
         if not self._append:
@@ -199,7 +200,7 @@ class TopicHandle:
 
     async def flush(self) -> None:
         """Commit what was written behind the last newline, as a message. Raises as `write` does."""
-        if not self._framer.held and not self._lock.locked():
+        if not self._framer.held and self._turn.value:
             return
         began = await self._acquire()
         try:
@@ -212,7 +213,7 @@ class TopicHandle:
             if held is not None:
                 await self._push(held, began)
         finally:
-            self._lock.release()
+            self._turn.release()
 
     async def close(self, *, well: bool = True) -> None:
         """Let go of the topic, whatever becomes of the last flush and of whoever opened it."""
@@ -240,10 +241,10 @@ class TopicHandle:
         """Wait for this handle's turn; return since when."""
         began = trio.current_time()
         try:
-            self._lock.acquire_nowait()  # without the detour through the scheduler
+            self._turn.acquire_nowait()  # without the detour through the scheduler
         except trio.WouldBlock:
             with deadline(self._op_timeout):
-                await self._lock.acquire()
+                await self._turn.acquire()
         return began
 
     def _check_sequence(self, offset: int) -> None:

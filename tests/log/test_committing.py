@@ -74,5 +74,5 @@ async def test_what_is_cut_short_is_unknown_and_its_number_in_doubt() -> None:
     batch = commits.batch(writer(), [push], SESSION)
     commits.abandon([batch])
     assert isinstance(push.error, UnknownOutcome)
-    assert push.settled.is_set()
+    assert push.settled
     assert batch.writer.abandoned == batch.fence.sequence
