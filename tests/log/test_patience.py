@@ -12,8 +12,6 @@ from dnpipefs.core.names import Revision
 from dnpipefs.errors import TimedOut
 from dnpipefs.log.pushes import Patience, Push
 
-pytestmark = pytest.mark.usefixtures("autojump_clock")
-
 OP_TIMEOUT = 30.0
 
 
@@ -37,7 +35,9 @@ async def let_go_at(patience: Patience, push: Push, times: dict[float, float]) -
     times[push.deadline] = trio.current_time()
 
 
-async def test_each_caller_is_let_go_when_its_own_time_is_up() -> None:
+async def test_each_caller_is_let_go_when_its_own_time_is_up(
+    autojump_clock: trio.testing.MockClock,
+) -> None:
     began = trio.current_time()
     times: dict[float, float] = {}
     async with running() as patience, trio.open_nursery() as callers:
@@ -48,7 +48,9 @@ async def test_each_caller_is_let_go_when_its_own_time_is_up() -> None:
     assert sorted(times) == [pytest.approx(began + seconds) for seconds in (1.0, 2.0, 3.0, 9.0)]
 
 
-async def test_what_is_settled_in_time_returns_at_once() -> None:
+async def test_what_is_settled_in_time_returns_at_once(
+    autojump_clock: trio.testing.MockClock,
+) -> None:
     async with running() as patience, trio.open_nursery() as callers:
         push = push_until(trio.current_time() + 5)
         callers.start_soon(patience.wait, push)
@@ -58,7 +60,9 @@ async def test_what_is_settled_in_time_returns_at_once() -> None:
         assert (push.settled, push.revision) == (True, 7)
 
 
-async def test_one_who_was_let_go_is_not_woken_once_more() -> None:
+async def test_one_who_was_let_go_is_not_woken_once_more(
+    autojump_clock: trio.testing.MockClock,
+) -> None:
     async with running() as patience:
         push = push_until(trio.current_time() + 1)
         await let_go_at(patience, push, {})
@@ -69,7 +73,9 @@ async def test_one_who_was_let_go_is_not_woken_once_more() -> None:
         assert scope.cancelled_caught
 
 
-async def test_one_who_is_cancelled_is_not_woken_once_more() -> None:
+async def test_one_who_is_cancelled_is_not_woken_once_more(
+    autojump_clock: trio.testing.MockClock,
+) -> None:
     async with running() as patience:
         push = push_until(trio.current_time() + 5)
         with trio.move_on_after(1) as scope:
