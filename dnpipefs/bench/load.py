@@ -267,12 +267,13 @@ class Load:
         return {}
 
     def unblock(self) -> Reply:
-        """End them."""
+        """End them; all of them have to be waiting still."""
         for pid in self._blocked:
             os.kill(pid, signal.SIGKILL)
-        for pid in self._blocked:
-            os.waitpid(pid, 0)
+        ends = [os.waitpid(pid, 0)[1] for pid in self._blocked]
         self._blocked.clear()
+        if stray := sum([not os.WIFSIGNALED(status) for status in ends]):
+            raise OSError(0, f"{stray} readers did not wait, but got something")
         return {}
 
     def take_stamped(self, path: str) -> Reply:

@@ -61,7 +61,8 @@ async def _arms(stage: Stage, scale: Scale) -> AsyncIterator[Arms]:
     await sender.ask("fill", topic=TOPIC, messages=count, size=MESSAGE_BYTES)
     jobs = int(2 * scale.seconds / WORK_S)
     await sender.ask("fill", topic=JOBS, messages=jobs, size=MESSAGE_BYTES)
-    await sender.ask("create", topics=[WAITED, EMPTY])
+    await sender.ask("create", topics=[WAITED])
+    await trio.Path(here / EMPTY).touch()
     async with (
         stage.start.load() as load,
         stage.start.load() as writer,

@@ -56,14 +56,19 @@ class Holdings:
         if added:  # what was returned may be older than what is there
             self.ahead = dict(sorted((self.ahead | added).items()))
 
-    def hand_out(self) -> Delivery:
+    def hand_out(self, now: float) -> Delivery:
         """Move the first message of the stock into a hand."""
         delivery = self.stock.popleft()
         self.in_hand[delivery.number] = delivery
-        self.taken.count()
+        self.taken.count(now)
         self._counted.delivered += 1
         self._counted.again += delivery.deliveries > 0
         return delivery
+
+    def nothing_to_take(self, now: float) -> None:
+        """Take in that a reader has to wait."""
+        if not self.in_hand:
+            self.taken.pause(now)
 
     def take_back(self, delivery: Delivery) -> bool:
         """Take a message out of its reader's hand; False if it is not there any more."""

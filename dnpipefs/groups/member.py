@@ -172,6 +172,7 @@ class Member:
 
     async def _wait(self) -> None:
         """Wait as a reader does."""
+        self._mine.nothing_to_take(trio.current_time())
         self._waiting += 1
         self.stir()
         try:
@@ -184,6 +185,7 @@ class Member:
     async def take_now(self) -> Delivery | None:
         """Hand out a message if the group has one that nobody has, anywhere. Raises TopicGone, TimedOut."""
         if not self._mine.stock:
+            self._mine.nothing_to_take(trio.current_time())
             with deadline(self._op_timeout):
                 # The round under way may have begun too early.
                 await self._rounds_to_come(2, until=lambda: bool(self._mine.stock))
@@ -290,9 +292,9 @@ class Member:
             self._asked -= 1
 
     def _hand_out(self) -> Delivery:
-        delivery = self._mine.hand_out()
-        timeout_ns = self._config().visibility_timeout_ns
         now = trio.current_time()
+        delivery = self._mine.hand_out(now)
+        timeout_ns = self._config().visibility_timeout_ns
         delivery.deadline = now + timeout_ns / 1e9 if timeout_ns is not None else float("inf")
         self._stocked_at = now
         if timeout_ns is not None or len(self._mine.stock) * 2 < self._mine.taken.per_second * CHUNK_S:
