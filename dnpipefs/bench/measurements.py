@@ -34,8 +34,9 @@ LEAD_S: Final = 0.05
 """Between an order and its start, so that all who get it start together."""
 LONG_LEAD_S: Final = 0.5
 """The same where somebody has to open something first."""
-PACE_S: Final = 0.005
-"""Between two messages where the delay of each single one is measured."""
+PACE_S: Final = 0.01
+"""Between two messages where the delay of each single one is measured: time for all that one message sets going,
+also on a slow machine. Else the time in queues would be measured."""
 
 
 @dataclass(frozen=True, slots=True)
