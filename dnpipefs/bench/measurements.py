@@ -35,8 +35,8 @@ LEAD_S: Final = 0.05
 LONG_LEAD_S: Final = 0.5
 """The same where somebody has to open something first."""
 PACE_S: Final = 0.01
-"""Between two messages where the delay of each single one is measured: time for all that one message sets going,
-also on a slow machine. Else the time in queues would be measured."""
+"""Between two messages where the delay of each single one is measured: time for all that one message sets
+going, also on a slow machine. Else the time in queues would be measured."""
 
 
 @dataclass(frozen=True, slots=True)
