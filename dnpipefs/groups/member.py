@@ -253,9 +253,11 @@ class Member:
     def watched(self, kv: etcd.KeyValue) -> None:
         """Take in what a watch has brought."""
         self._news[kv.key] = kv  # what a read or change under way returns may be older
-        if self._known is not None:
-            self._known = moved(self._known, kv, self.keys)
-        self.stir()
+        known = self._known
+        if known is not None:
+            self._known = moved(known, kv, self.keys)
+        if known is None or self._known is not known:  # else it is what this member has put
+            self.stir()
 
     def lost_sight(self) -> None:
         """Take in that a watch has missed something."""
@@ -444,17 +446,15 @@ class Member:
         """Claim what is there: return number, message and how often it was delivered, and the records."""
         if view.generation == NO_GENERATION:
             return [], records
-        config = self._config()
+        # Exact counts of deliveries need claims that are delivered.
+        exact = self._config().max_deliveries is not None
         # The view lives: what belongs together is read at one moment.
         first, end = view.first_message, view.messages
         wanted = share(
             available(records, first, end),
             waiting=self._waiting + self._asked,
             in_stock=len(self._mine.stock),
-            # Exact counts of deliveries need claims that are delivered.
-            per_second=self._mine.taken.measure(trio.current_time())
-            if config.max_deliveries is None
-            else 0.0,
+            per_second=0.0 if exact else self._mine.taken.measure(trio.current_time()),
             bound=STOCK_MESSAGES,
         )
         found: list[tuple[int, Message, int]] = []

@@ -19,7 +19,7 @@ from tests.model.group_scenario import small_groups
 from tests.model.test_scenarios import STEPS, STEPS_OF_ONE, THOROUGH
 
 SCENARIOS: Final = -(-STEPS // STEPS_OF_ONE)
-SEARCH: Final = 1500 if THOROUGH else 200
+SEARCH: Final = 1500 if THOROUGH else 500
 """Scenarios in which a planted fault must be found."""
 
 LEAST: Final = {

@@ -27,7 +27,7 @@ THOROUGH: Final = STEPS >= 100_000
 STEPS_OF_ONE: Final = 200
 """Steps of one scenario, before it comes to rest."""
 SCENARIOS: Final = -(-STEPS // STEPS_OF_ONE)
-SEARCH: Final = 1500 if THOROUGH else 150
+SEARCH: Final = 1500 if THOROUGH else 500
 """Scenarios in which a planted fault must be found."""
 ON_ETCD: Final = 60 if THOROUGH else 8
 """Scenarios on a real etcd."""
