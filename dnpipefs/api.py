@@ -58,6 +58,7 @@ from dnpipefs.log.failures import DEFAULT_OP_TIMEOUT_S
 from dnpipefs.log.reader import Message
 from dnpipefs.log.session import Host
 from dnpipefs.overview import TopicOverview, overview
+from dnpipefs.parallel import for_each
 from dnpipefs.writer import Writer, gather
 
 PAGE_BYTES: Final = 256 << 10
@@ -502,22 +503,11 @@ class Dnp:
         return [found[entry.id] for entry in entries if entry.id in found]
 
     async def _stat_some(self, entries: Sequence[Entry], found: dict[FileId, Stat]) -> None:
-        waiting = iter(entries)
+        async def look(entry: Entry) -> None:
+            with suppress(TopicGone):  # deleted since it was listed
+                found[entry.id] = await self._stat(entry)
 
-        async def work() -> None:
-            for entry in waiting:
-                with suppress(TopicGone):  # deleted since it was listed
-                    found[entry.id] = await self._stat(entry)
-
-        try:
-            async with trio.open_nursery() as nursery:
-                for _ in range(min(STATS_AT_ONCE, len(entries))):
-                    nursery.start_soon(work)
-        except BaseExceptionGroup as group:
-            failure = group.exceptions[0]
-        else:
-            return
-        raise failure
+        await for_each(entries, look, at_once=min(STATS_AT_ONCE, len(entries)))
 
     def _describe(self, entry: Entry, *, size: int, modified_ns: int) -> Stat:
         inode, tree = entry.inode, self._namespace.tree

@@ -19,6 +19,7 @@ from dnpipefs.core.tree import Tree
 from dnpipefs.errors import CorruptData, DnpError, TopicGone
 from dnpipefs.groups import GroupState
 from dnpipefs.log.log import TopicStat
+from dnpipefs.parallel import for_each
 
 SURVEYED_AT_ONCE: Final = 5_000
 """How many topics are asked for together: what is known of them is not old when the last one is."""
@@ -102,22 +103,13 @@ async def _stats(cluster: Cluster, topics: Sequence[FileId], *, among: int) -> d
             found[topic] = stat
         else:
             left.append(topic)
-    waiting = iter(left)
 
-    async def work() -> None:
-        for topic in waiting:
-            with suppress(TopicGone):  # deleted since it was listed
-                try:
-                    found[topic] = await log.stat(topic)
-                except CorruptData:
-                    found[topic] = None
+    async def look(topic: FileId) -> None:
+        with suppress(TopicGone):  # deleted since it was listed
+            try:
+                found[topic] = await log.stat(topic)
+            except CorruptData:
+                found[topic] = None
 
-    try:
-        async with trio.open_nursery() as nursery:
-            for _ in range(min(STATS_AT_ONCE, len(left))):
-                nursery.start_soon(work)
-    except BaseExceptionGroup as group:  # raised below, alone
-        failure = group.exceptions[0]
-    else:
-        return found
-    raise failure
+    await for_each(left, look, at_once=min(STATS_AT_ONCE, len(left)))
+    return found

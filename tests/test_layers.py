@@ -15,7 +15,7 @@ PACKAGE = "dnpipefs"
 # Bottom first. A module imports its own layer and those below; siblings in a layer may use one another
 # as long as no cycle comes of it. A new name has to be given its place here.
 LAYERS: list[set[str]] = [
-    {"errors", "metrics"},
+    {"errors", "metrics", "parallel"},
     {"core"},
     {"etcd"},
     {"log", "namespace", "groups", "session"},
