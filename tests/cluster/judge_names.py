@@ -6,7 +6,8 @@ what a name means has a history of its own, and others may find what it meant at
 1. stale name: an open finds a topic which the name has ceased to mean more than the watch's lag before
    (and before what a test did to the mount, which may hold the watch up),
    or (for reading, which asks etcd) one whose deletion had returned; a listing, which asks, shows a name
-   that was gone, or lacks one that was there.
+   that was gone, or lacks one that was there. But what was removed while etcd was full, which takes nothing
+   that would tell of it, is told by the watch.
 2. missing name: an open says ENOENT, which is confirmed with etcd, of a name that was there all the time.
 """
 
@@ -16,11 +17,14 @@ import errno
 from bisect import bisect_right
 from collections import defaultdict
 from collections.abc import Iterator
-from typing import NamedTuple
+from typing import Final, NamedTuple
 
 from tests.cluster.history import Call, Create, Delete, History, Listing, Nemesis, Open, Rename
 from tests.support.messages import Outcome
 from tests.support.topic_log import LONG_AGO, NEVER, Anomaly, Kind
+
+FULL: Final = "full etcd"
+"""What the fault is called in a history."""
 
 
 class Change(NamedTuple):
@@ -73,6 +77,11 @@ class Troubles:
             if n.mount in ("", call.mount) and n.began < call.ended and n.ended > since:
                 since = min(since, n.began - lag)
         return since
+
+    def removals_seen_since(self, call: Call, lag: int) -> int:
+        """Return from when on the mount may show what was removed."""
+        full = any(n.what == FULL and n.began < call.ended and n.ended > call.began - lag for n in self._all)
+        return call.began - lag if full else call.began
 
 
 def names(history: History) -> dict[str, Name]:
@@ -127,7 +136,7 @@ def check_names(history: History, lag: int) -> Iterator[Anomaly]:
             yield Anomaly(Kind.STALE_NAME, f"{create}: {create.name} was not there")
     for listing in history.of(Listing):
         if listing.ok:
-            yield from _check_listing(listing, known)
+            yield from _check_listing(listing, known, troubles.removals_seen_since(listing, lag))
 
 
 def _meanings(call: Call, name: str, known: dict[str, Name]) -> set[int]:
@@ -139,13 +148,12 @@ def _check_missing(call: Call, name: str, known: dict[str, Name], troubles: Trou
         yield Anomaly(Kind.MISSING_NAME, f"{call}: {name} was there all the time")
 
 
-def _check_listing(listing: Listing, known: dict[str, Name]) -> Iterator[Anomaly]:
+def _check_listing(listing: Listing, known: dict[str, Name], since: int) -> Iterator[Anomaly]:
     listed = set(listing.names)
     for text, name in known.items():
-        meanings = name.meanings(listing.began, listing.ended)
-        if text in listed and meanings == {0}:
+        if text in listed and name.meanings(since, listing.ended) == {0}:
             yield Anomaly(Kind.STALE_NAME, f"{listing} shows {text}, which was gone")
-        if text not in listed and 0 not in meanings:
+        if text not in listed and 0 not in name.meanings(listing.began, listing.ended):
             yield Anomaly(Kind.MISSING_NAME, f"{listing} lacks {text}, which was there all the time")
 
 

@@ -21,6 +21,7 @@ from tests.cluster.history import (
     Hear,
     History,
     HistoryWriter,
+    Listing,
     Nemesis,
     Open,
     Read,
@@ -30,12 +31,14 @@ from tests.cluster.history import (
     read_history,
 )
 from tests.cluster.judge import Anomaly, Kind, Limits, judge
+from tests.cluster.judge_names import FULL
 from tests.cluster.model import LAG, Model, Sizes
 from tests.support.messages import Outcome, message
 from tests.support.topic_log import NEVER
 
 SECOND = 1_000_000_000
 LIMITS = Limits(op_timeout=30.0, name_lag=LAG / 1000)
+LAG_MS = int(LAG)
 OPERATIONS = int(os.environ.get("DNPIPEFS_TEST_CLUSTER_OPERATIONS", "30000"))
 PER_MINUTE = 500_000
 SEEDS = 2
@@ -417,6 +420,28 @@ def test_names_that_are_refused() -> None:
     }
     unmounted = nemesis("kill", 0, 3)
     assert kinds(judge(History([made, missing, unmounted]), LIMITS)) == set(), "there was no mount"
+
+
+def test_a_removal_from_a_full_etcd_is_told_by_the_watch() -> None:
+    def times(milliseconds: int) -> dict[str, Any]:
+        return {"began": milliseconds * SECOND // 1000, "ended": milliseconds * SECOND // 1000 + 1}
+
+    def listing(at: int, *names: str) -> Listing:
+        return Listing(client="r", mount="m1", names=names, **times(at))
+
+    made = Create(client="c", mount="m0", name="t", ino=TOPIC, **times(1_000))
+    gone = Delete(client="c", mount="m0", name="t", ino=TOPIC, **times(2_000))
+    full, full_before = nemesis(FULL, 1, 3, ""), nemesis(FULL, 0, 1, "")
+    soon, late = listing(2_000 + LAG_MS - 10, "t"), listing(2_000 + LAG_MS + 10, "t")
+    for calls, expected in (
+        ([full, soon], set()),
+        ([full, late], {Kind.STALE_NAME}),
+        ([soon], {Kind.STALE_NAME}),
+        ([full_before, soon], {Kind.STALE_NAME}),
+        ([nemesis("full disk", 1, 3, ""), soon], {Kind.STALE_NAME}),
+        ([full, listing(1_500)], {Kind.MISSING_NAME}),
+    ):
+        assert kinds(judge(History([made, gone, *calls]), LIMITS)) == expected, calls
 
 
 def test_half_a_million_calls_in_a_minute(tmp_path: Path) -> None:
