@@ -7,7 +7,6 @@ exception that is not one of ours is logged with its traceback and answered with
 
 from __future__ import annotations
 
-import errno
 import logging
 import math
 import os
@@ -58,8 +57,6 @@ ASKED_AGAIN_S: Final = 0.1
 BLOCK_SIZE: Final = 1 << 20
 """st_blksize: how much programs like cat read and write at once."""
 
-CAPABILITY: Final = b"security.capability"
-"""The kernel asks for it with each open that truncates, as `>` does. It is none of ours."""
 _WRITABLE: Final = select.POLLOUT | select.POLLWRNORM
 
 
@@ -275,8 +272,6 @@ class Adapter(pyfuse3.Operations):
     @answers
     async def getxattr(self, inode: InodeT, name: XAttrNameT, ctx: RequestContext) -> bytes:
         """Answer a value. Never ENOSYS: the kernel would not ask again for any."""
-        if name == CAPABILITY:
-            raise FUSEError(errno.EOPNOTSUPP)
         return await self._files.xattrs.get(self._file(inode), name)
 
     @answers
@@ -315,13 +310,11 @@ class Adapter(pyfuse3.Operations):
     async def open(self, inode: InodeT, flags: FlagT, ctx: RequestContext) -> FileInfo:
         """Open a topic. O_TRUNC does not reset it: `echo message > topic` pushes."""
         node = NodeId(inode)
-        topic = self._nodes.file(node)
-        if flags & os.O_ACCMODE == os.O_WRONLY:  # waits for one thing at most
-            return await self._open(node, topic, flags, ctx)
         with self._files.in_time():
-            info = await self._open(node, topic, flags, ctx)
-        # `tail` looks at the size right after the open: not at what was shown to somebody before it.
-        pyfuse3.invalidate_inode(inode, attr_only=True)
+            info = await self._open(node, self._nodes.file(node), flags, ctx)
+        if flags & os.O_ACCMODE != os.O_WRONLY:
+            # `tail` looks at the size right after the open: not at what was shown to somebody before it.
+            pyfuse3.invalidate_inode(inode, attr_only=True)
         return info
 
     async def _open(self, node: NodeId, topic: FileId, flags: int, ctx: RequestContext) -> FileInfo:
