@@ -129,7 +129,7 @@ async def open_cluster(settings: Settings, *, mountpoint: str | None = None) -> 
         async with _join(settings, mountpoint) as cluster:
             try:
                 yield cluster
-            except BaseException as error:
+            except BaseException as error:  # noted, to be told from what the tasks raise
                 failure = error
                 raise
     except BaseExceptionGroup as group:

@@ -75,7 +75,7 @@ class Consumer:
         while (job := await self.take() if wait else await self.take_now()) is not None:
             try:
                 yield job.message
-            except BaseException:
+            except BaseException:  # left by break, return or cancellation, too
                 self.give_back(job)
                 raise
             self.acknowledge(job)

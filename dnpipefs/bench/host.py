@@ -309,7 +309,7 @@ def main() -> None:
             _mount(settings, Path(setting["mountpoint"]))
         else:
             trio.run(_serve, settings, setting["raw_prefix"])
-    except Exception as error:
+    except Exception as error:  # the other side waits for a line
         _reply({"error": f"{type(error).__name__}: {error}"})
         raise
 

@@ -61,7 +61,7 @@ def mount(
             mountpoint = prepare_mountpoint(mountpoint, guard=guard_mountpoint)
             options = MountOptions(mountpoint, allow_other, metrics, source)
             run_mount(settings, options, ready=report_ready)
-        except BaseException as error:
+        except BaseException as error:  # who started this process waits for a line, whatever ends it
             report_failure(one_line(error))
             raise
         return

@@ -89,7 +89,7 @@ def run(arguments: Sequence[str]) -> int:
         return Ended(signal.SIGINT).code
     except Ended as ended:
         return ended.code
-    except Exception as error:
+    except Exception as error:  # the border: a line and an exit code
         logger.debug("the command failed", exc_info=error)
         click.echo(f"{PROGRAM}: {one_line(error)}", err=True)
         return exit_code(error)

@@ -269,7 +269,7 @@ async def _background(task: Callable[[], Awaitable[None]]) -> AsyncIterator[None
                 yield
             finally:
                 scope.cancel()
-    except BaseExceptionGroup as group:
+    except BaseExceptionGroup as group:  # raised below, alone
         if len(group.exceptions) > 1:
             raise
         failure = group.exceptions[0]

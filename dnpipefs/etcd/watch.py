@@ -69,7 +69,7 @@ class Watch:
         try:
             await trio.lowlevel.checkpoint()
             await self._until_created()
-        except BaseException:
+        except BaseException:  # cancelled, too: without a body there is no exit
             self._hub.remove(self)
             raise
         return self
@@ -215,7 +215,7 @@ class WatchHub:
         try:
             with scope:
                 await self._keep_stream()
-        except Exception as error:
+        except Exception as error:  # a fault of ours as well: every watcher must hear of it
             if not isinstance(error, EtcdError):
                 log.exception("the etcd watch stream broke; every watch of this client ends with the error")
             self._fail_all(error)

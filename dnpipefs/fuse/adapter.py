@@ -183,7 +183,7 @@ class Adapter(pyfuse3.Operations):
             node = NodeId(entry.st_ino)
             try:
                 return await self._open(node, made.id, flags, ctx), entry
-            except BaseException:
+            except BaseException:  # the kernel gets no node, and so will not forget it
                 self._nodes.forget(node, 1)
                 raise
 

@@ -334,7 +334,7 @@ class Groups:
                 self.counted,
                 op_timeout=self._op_timeout,
             )
-        except BaseException:
+        except BaseException:  # whatever it is, there is no member to close it
             self._log.close_reader(live)
             raise
         self._members[topic, name] = member

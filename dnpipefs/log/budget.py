@@ -49,7 +49,7 @@ class Budget:
         self._waiting.append(waiter)
         try:
             await waiter.served.wait()
-        except BaseException:
+        except BaseException:  # cancelled: what was or would be taken is for others
             if waiter.served.is_set():
                 self._taken -= size
             else:

@@ -157,7 +157,7 @@ class Log:
             reader = self._reader(live, may_be_stale=may_be_stale)
             try:
                 await reader.opened()
-            except BaseException:
+            except BaseException:  # whatever it is, nobody else lets go of the view
                 self._views.release(live)
                 raise
         return reader, live

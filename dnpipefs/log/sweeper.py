@@ -120,7 +120,7 @@ class Sweeper:
         self._own.discard(topic)  # a removal during the sweep makes it one again
         try:
             await self.sweep(topic)
-        except BaseException:
+        except BaseException:  # cancelled, too: it is still ours to sweep
             if own:
                 self._own.add(topic)
             raise

@@ -135,7 +135,7 @@ class Views:
         try:
             with deadline(self._op_timeout):
                 await live.wait(lambda _: True)
-        except BaseException:
+        except BaseException:  # whatever it is, the caller has nothing to release
             self.release(live)
             raise
         return live
