@@ -25,10 +25,11 @@ as_root() {
     if [ "$(id -u)" = 0 ]; then "$@"; else sudo "$@"; fi
 }
 
-# A Python that can make a .venv and compile an extension for it.
+# A Python that can make a .venv and compile an extension for it. The distribution's first: it is built with optimizations
+# that one from pyenv lacks unless asked for, and half as fast again (docs/benchmarks.md).
 find_python() {
     local candidate
-    for candidate in python3 /usr/bin/python3 python3.13 python3.12 python3.11; do
+    for candidate in /usr/bin/python3 python3 python3.13 python3.12 python3.11; do
         if "$candidate" - 2>/dev/null <<PYTHON
 import ensurepip, os, sys, sysconfig, venv
 header = os.path.join(sysconfig.get_path("include"), "Python.h")
