@@ -18,7 +18,7 @@ from collections.abc import (
     Mapping,
     Sequence,
 )
-from contextlib import aclosing, asynccontextmanager, suppress
+from contextlib import aclosing, asynccontextmanager
 from dataclasses import dataclass, replace
 from datetime import datetime
 from itertools import chain, dropwhile
@@ -44,8 +44,10 @@ from dnpipefs.core.names import (
 )
 from dnpipefs.core.places import Place, nanoseconds
 from dnpipefs.core.tree import Entry
+from dnpipefs.core.view import TopicView
 from dnpipefs.errors import (
     AlreadyExists,
+    CorruptData,
     InvalidArgument,
     InvalidName,
     IsADirectory,
@@ -55,19 +57,14 @@ from dnpipefs.errors import (
 )
 from dnpipefs.groups import GroupFacts
 from dnpipefs.log.failures import DEFAULT_OP_TIMEOUT_S
+from dnpipefs.log.log import TopicStat
 from dnpipefs.log.reader import Message
 from dnpipefs.log.session import Host
 from dnpipefs.overview import TopicOverview, overview
-from dnpipefs.parallel import for_each
 from dnpipefs.writer import Writer, gather
 
 PAGE_BYTES: Final = 256 << 10
 """How much a pull takes from the log at once, bytes; whole batches, so at most one batch more."""
-STATS_AT_ONCE: Final = 32
-"""How many topics `Dnp.ls` looks at side by side."""
-
-SURVEYED_AT_ONCE: Final = 250
-"""How many topics' sizes `Dnp.ls` asks for together: those that it looks at before they are old."""
 
 PullStart = Place
 """Where a pull begins."""
@@ -326,16 +323,27 @@ class Dnp:
     async def ls(self, path: str | bytes = "", *, sizes: bool = True) -> list[Stat]:
         """Return the entries of a directory by name, or the one entry if the path is a topic's.
 
-        `sizes` looks at each topic's log for its size and the time of its last push. Raises NotFound.
+        `sizes` looks at the topics' logs for sizes and times of last pushes, all in few reads; what had
+        returned anywhere before the call is in them. Raises NotFound.
         """
         await self._namespace.sync()
         entry = await self._resolve(parse_path(path))
         if not entry.is_directory:
-            return [await self.stat(path) if sizes else self._describe(entry, size=0, modified_ns=0)]
+            return [await self.stat(path) if sizes else self._describe(entry)]
         entries = [entry for _, entry in sorted(self._namespace.tree.children(entry.id).items())]
         if not sizes:
-            return [self._describe(entry, size=0, modified_ns=0) for entry in entries]
-        return await self._stat_all(entries)
+            return [self._describe(entry) for entry in entries]
+        stats = await self._log.stats(
+            [entry.id for entry in entries if not entry.is_directory], among=len(self._namespace.tree)
+        )
+        found = []
+        for entry in entries:
+            stat = stats.get(entry.id)
+            if isinstance(stat, CorruptData):
+                raise stat
+            if stat is not None or entry.is_directory:  # else it was deleted since it was listed
+                found.append(self._describe(entry, stat))
+        return found
 
     async def config(self, path: str | bytes) -> Config:
         """Return the settings of a topic or directory and where it stands. Raises NotFound."""
@@ -486,33 +494,16 @@ class Dnp:
 
     async def _stat(self, entry: Entry) -> Stat:
         if entry.is_directory:
-            return self._describe(entry, size=0, modified_ns=0)
+            return self._describe(entry)
         async with self._log.reader(entry.id) as reader:
-            view = await reader.view()
-            return self._describe(entry, size=view.end, modified_ns=view.modified_ns)
+            return self._describe(entry, await reader.view())
 
-    async def _stat_all(self, entries: Sequence[Entry]) -> list[Stat]:
-        found: dict[FileId, Stat] = {}
-        by_id = sorted(entries, key=lambda entry: entry.id)  # in the order of etcd's keys: see `Log.survey`
-        for first in range(0, len(by_id), SURVEYED_AT_ONCE):
-            some = by_id[first : first + SURVEYED_AT_ONCE]
-            topics = [entry.id for entry in some if not entry.is_directory]
-            among = len(self._namespace.tree) * len(topics) // len(entries)
-            await self._log.survey(topics, among=among).wait()
-            await self._stat_some(some, found)
-        return [found[entry.id] for entry in entries if entry.id in found]
-
-    async def _stat_some(self, entries: Sequence[Entry], found: dict[FileId, Stat]) -> None:
-        async def look(entry: Entry) -> None:
-            with suppress(TopicGone):  # deleted since it was listed
-                found[entry.id] = await self._stat(entry)
-
-        await for_each(entries, look, at_once=min(STATS_AT_ONCE, len(entries)))
-
-    def _describe(self, entry: Entry, *, size: int, modified_ns: int) -> Stat:
-        inode, tree = entry.inode, self._namespace.tree
+    def _describe(self, entry: Entry, log: TopicView | TopicStat | None = None) -> Stat:
+        inode, size, modified_ns = entry.inode, 0, 0
         if entry.is_directory:
-            modified_ns = tree.changed_ns(entry.id)
+            modified_ns = self._namespace.tree.changed_ns(entry.id)
+        elif log is not None:
+            size, modified_ns = log.end, log.modified_ns
         return Stat(
             name=os.fsdecode(entry.name),
             is_directory=entry.is_directory,

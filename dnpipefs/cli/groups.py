@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Sequence
+from contextlib import suppress
 
 import click
 
@@ -13,6 +14,7 @@ from dnpipefs.cli.options import Connection, connection_options, format_option
 from dnpipefs.cli.running import run_connected, write_output
 from dnpipefs.cli.suggestions import groups_of_topic, topics
 from dnpipefs.cli.topics import PlaceType
+from dnpipefs.errors import NotFound
 from dnpipefs.groups import GroupFacts
 
 HEADINGS = ("TOPIC", "GROUP", "LAG", "PENDING", "RETURNED", "AGAIN", "MEMBERS", "OFFSET")
@@ -23,7 +25,7 @@ HEADINGS = ("TOPIC", "GROUP", "LAG", "PENDING", "RETURNED", "AGAIN", "MEMBERS", 
 @format_option("json: an object a line for each group.")
 @connection_options
 def groups(connection: Connection, topic: str | None, *, form: str) -> None:
-    """List the consumer groups of a topic, or of all topics in the root directory.
+    """List the consumer groups of a topic, or of all topics.
 
     \b
     LAG        messages that are not acknowledged, the following two included
@@ -35,9 +37,11 @@ def groups(connection: Connection, topic: str | None, *, form: str) -> None:
     """  # noqa: D301 - click's mark is the letter that \b stands for
 
     async def operation(dnp: Dnp) -> None:
-        names = [topic] if topic is not None else await _topics(dnp)
-        found = [(name, facts) for name in names for facts in await dnp.groups(name)]
-        await write_output((_as_json(found) if form == "json" else _as_table(found)).encode())
+        if topic is not None:
+            found = [(topic, facts) for facts in await dnp.groups(topic)]
+        else:
+            found = await _of_all_topics(dnp)
+        await write_output(os.fsencode(_as_json(found) if form == "json" else _as_table(found)))
 
     run_connected(connection, operation)
 
@@ -74,8 +78,13 @@ def redrive(connection: Connection, topic: str, group: str) -> None:
     run_connected(connection, operation)
 
 
-async def _topics(dnp: Dnp) -> list[str]:
-    return [entry.name for entry in await dnp.ls(sizes=False) if not entry.is_directory]
+async def _of_all_topics(dnp: Dnp) -> list[tuple[str, GroupFacts]]:
+    found = []
+    for topic in await dnp.overview():
+        if topic.groups:
+            with suppress(NotFound):  # deleted a moment ago
+                found += [(topic.path, facts) for facts in await dnp.groups(topic.path)]
+    return found
 
 
 def _as_table(found: Sequence[tuple[str, GroupFacts]]) -> str:

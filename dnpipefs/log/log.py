@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import AsyncIterator, Callable, Iterable, Sequence
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Callable, Collection, Iterable, Sequence
+from contextlib import asynccontextmanager, suppress
 from typing import Final, NamedTuple
 
 import trio
@@ -20,6 +20,7 @@ from dnpipefs.core.sealing import Policy
 from dnpipefs.core.sizes import FRESH_S, KnownSize, KnownSizes
 from dnpipefs.core.tails import Tails
 from dnpipefs.core.view import TopicView
+from dnpipefs.errors import CorruptData, TopicGone
 from dnpipefs.log.appender import Appender, Queue
 from dnpipefs.log.barrier import Barrier
 from dnpipefs.log.clock import Clock
@@ -35,6 +36,7 @@ from dnpipefs.log.survey import Survey, Surveyor
 from dnpipefs.log.sweeper import Sweeper
 from dnpipefs.log.views import LiveView, Views
 from dnpipefs.metrics import Pushes
+from dnpipefs.parallel import for_each
 
 logger: Final = logging.getLogger(__name__)
 
@@ -42,6 +44,14 @@ SIZES_LIMIT: Final = 200_000
 """Topics whose size is kept in memory without following them, at about 400 bytes each."""
 TAILS_LIMIT: Final = 50_000
 """Topics remembered between an append and the look whether they want sealing; the rounds find the others."""
+
+
+SURVEYED_AT_ONCE: Final = 5_000
+"""Topics that `Log.stats` asks for together: what is known of them is not old when the last one is."""
+STATS_AT_ONCE: Final = 32
+"""Topics that it looks at one by one, side by side, of which the survey did not tell."""
+A_MOMENT_S: Final = 0.001
+"""More than passes between two looks at the clock."""
 
 
 class TopicStat(NamedTuple):
@@ -196,6 +206,46 @@ class Log:
             if not self._sizes.confirmed(topic, position.newest, position.generation, now):
                 return None
         return known
+
+    async def stats(self, topics: Collection[FileId], *, among: int) -> dict[FileId, TopicStat | CorruptData]:
+        """Return what `stat` would of many topics, in few reads, out of *among* in the cluster.
+
+        Every push that had returned anywhere before the call is in it. For a topic whose records cannot be
+        read there is what is wrong with them, for one that does not exist nothing.
+
+        Raises TimedOut, EtcdError.
+        """
+        found: dict[FileId, TopicStat | CorruptData] = {}
+        ids = sorted(topics)  # in the order of etcd's keys: see `survey`
+        for first in range(0, len(ids), SURVEYED_AT_ONCE):
+            some = ids[first : first + SURVEYED_AT_ONCE]
+            await self._stat_some(some, found, among=among * len(some) // len(ids))
+        return found
+
+    async def _stat_some(
+        self, topics: Sequence[FileId], found: dict[FileId, TopicStat | CorruptData], *, among: int
+    ) -> None:
+        began = trio.current_time()
+        await self.survey(topics, among=among).wait()
+        within = trio.current_time() - began + A_MOMENT_S
+        left: list[FileId] = []
+        for topic in topics:
+            # A view may be behind: its reader asks etcd.
+            stat = self.peek(topic, within) if self._views.peek(topic) is None else None
+            if stat is not None:
+                found[topic] = stat
+            else:
+                left.append(topic)
+
+        async def look(topic: FileId) -> None:
+            with suppress(TopicGone):
+                try:
+                    async with self.reader(topic) as reader:
+                        found[topic] = _stat_of(await reader.view())
+                except CorruptData as error:
+                    found[topic] = error
+
+        await for_each(left, look, at_once=min(STATS_AT_ONCE, len(left)))
 
     def survey(self, topics: Sequence[FileId], *, among: int) -> Survey:
         """Begin to learn the sizes of many topics, out of *among* in the cluster, in few reads.

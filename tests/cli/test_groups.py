@@ -1,10 +1,15 @@
 """pull --group, groups, seek and redrive: real processes that share a queue."""
 
 import json
+import os
 import signal
 from pathlib import Path
 
+import trio
+
+from dnpipefs import connect
 from tests.cli.conftest import WITHIN_S, Command
+from tests.support.etcd_process import EtcdProcess
 from tests.support.waiting import eventually
 
 
@@ -96,6 +101,29 @@ def test_groups_as_a_table(dnp: Command) -> None:
         b"TOPIC  GROUP  LAG  PENDING  RETURNED  AGAIN  MEMBERS  OFFSET\n"
         b"jobs   w        1        0         0      0        0       4\n"
     )
+
+
+def test_groups_of_all_topics(dnp: Command, shared_server: EtcdProcess) -> None:
+    """Those below directories, too, whatever bytes their names have; none of topics that have no group."""
+
+    async def make_directory() -> None:
+        async with connect(
+            shared_server.endpoint, prefix=dnp.options[dnp.options.index("--prefix") + 1]
+        ) as api:
+            await api.mkdir("team")
+
+    trio.run(make_directory)
+    strange = os.fsdecode(b"\xff")
+    for topic in ("team/jobs", strange, "idle"):
+        dnp.out("push", topic, "one")
+        if topic != "idle":
+            dnp.out("pull", topic, "--group", "w", "--no-wait")
+    assert dnp.out("groups").splitlines()[1:] == [
+        b"team/jobs  w        0        0         0      0        0       4",
+        b"\xff          w        0        0         0      0        0       4",
+    ]
+    told = [json.loads(line) for line in dnp.out("groups", "--format", "json").splitlines()]
+    assert [group["topic"] for group in told] == ["team/jobs", strange]
 
 
 def test_one_that_waits_ends_with_a_signal_and_loses_nothing(dnp: Command) -> None:

@@ -151,7 +151,11 @@ async def test_sizes_and_times_are_those_of_each_stat(
                 with suppress(TopicGone, CorruptData):  # what came before is in its way
                     await getattr(happen, dice.choice(fates))(topic)
         found = await surveyed(cluster, topics, among=among)
-        assert found == await one_by_one(cluster.settings, topics)
+        single = await one_by_one(cluster.settings, topics)
+        assert found == single
+        stats = await cluster.log.stats(topics, among=among)
+        assert {topic: stats.get(topic) for topic in single} == single
+        assert bool(stats.keys() - single.keys()) == ("corrupt" in fates), "what is wrong with it is told"
         assert len(found) > TOPICS / 4
         assert len({stat.end for stat in found.values()}) > 20
 
@@ -201,6 +205,24 @@ async def test_what_a_survey_began_before_an_own_push_is_not_shown(cluster: Clus
     cluster.log._sizes.learned(topic, before)
     assert cluster.log.peek(topic, within=A_WHILE) is None
     assert (await cluster.log.stat(topic)).end > before.end
+
+
+async def test_stats_of_what_this_host_follows_are_as_new_as_the_rest(
+    cluster: Cluster, other: Cluster, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A view can be behind what has been acknowledged elsewhere: here the survey always is faster."""
+    [topic, *_] = await fill(cluster, 1)
+    await other.namespace.sync()
+
+    async def at_once(_: survey.Survey) -> None:
+        await trio.lowlevel.checkpoint()
+
+    monkeypatch.setattr(survey.Survey, "wait", at_once)
+    async with cluster.log.reader(topic):
+        for _ in range(10):
+            await Fates(other, random.Random(1)).pushed(topic)
+            pushed = await other.log.stat(topic)
+            assert await cluster.log.stats([topic], among=1) == {topic: pushed}
 
 
 async def test_a_survey_without_etcd_is_not_waited_for(
