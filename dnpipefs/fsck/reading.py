@@ -43,6 +43,10 @@ class Moment:
         [found] = await moment._read([etcd.get(key, keys_only=True)])
         return cls(client, Revision(found.revision), timeout)
 
+    def again(self) -> Moment:
+        """Return the same moment, of which nothing was read yet."""
+        return Moment(self._client, self.revision, self._timeout)
+
     async def get(self, keys: Sequence[bytes]) -> list[Stored | None]:
         """Return keys, None for each that does not exist. The caller sees to it that they are small."""
         found: list[Stored | None] = []
@@ -50,6 +54,15 @@ class Moment:
             reads = [etcd.get(key, revision=self.revision) for key in keys[first : first + READS]]
             found += [_first(result) for result in await self._read(reads)]
         return found
+
+    async def look(
+        self, keys: Sequence[bytes], ranges: Sequence[KeyRange]
+    ) -> tuple[list[Stored | None], list[Stored | None]]:
+        """Return what `get` and `first` do, of READS keys and ranges at most, in one read."""
+        reads = [etcd.get(key, revision=self.revision) for key in keys]
+        reads += [self._first_of(part) for part in ranges]
+        found = [_first(result) for result in await self._read(reads)]
+        return found[: len(keys)], found[len(keys) :]
 
     async def exists(self, key: bytes) -> bool:
         """Tell whether a key exists."""
@@ -60,10 +73,7 @@ class Moment:
         """Return the first key of each range, without its value; None for an empty one."""
         found: list[Stored | None] = []
         for start in range(0, len(ranges), READS):
-            reads = [
-                etcd.get(part.start, part.end, revision=self.revision, limit=1, keys_only=True)
-                for part in ranges[start : start + READS]
-            ]
+            reads = [self._first_of(part) for part in ranges[start : start + READS]]
             found += [_first(result) for result in await self._read(reads)]
         return found
 
@@ -80,6 +90,9 @@ class Moment:
             if not result.more:
                 return
             start = result.kvs[-1].key + b"\0"
+
+    def _first_of(self, part: KeyRange) -> etcd.Op:
+        return etcd.get(part.start, part.end, revision=self.revision, limit=1, keys_only=True)
 
     async def _read(self, reads: Sequence[etcd.Op]) -> list[etcd.RangeResult]:
         try:

@@ -1,20 +1,24 @@
 """One check of a prefix, from its namespace to its last leftover; with repairs, each looked at once more.
 
-Order: the namespace, what belongs to no topic of it, then topic by topic. With repairs, each of these
-is judged, mended by guarded transactions, and judged again at a later revision, until nothing is left
-that could be mended. A finding counts as mended only if it is not found any more.
+Order: the namespace, what belongs to no topic of it, then the topics, TOPICS_AT_ONCE side by side. With
+repairs, each of these is judged, mended by guarded transactions, and judged again at a later revision, until
+nothing is left that could be mended. A finding counts as mended only if it is not found any more.
 
-Task: whoever calls. Nothing is held across awaits but what was read of one topic.
+Tasks: whoever calls, and one for each topic that is looked at. Nothing is held across awaits but what was
+read of these topics; what was found in one is told in one go.
 """
 
 from __future__ import annotations
 
 import logging
+import math
 from collections.abc import Awaitable, Callable, Iterable, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass
 from functools import partial
 from typing import Final, TypeVar
+
+import trio
 
 from dnpipefs import etcd
 from dnpipefs.core.check_names import Names
@@ -30,11 +34,16 @@ from dnpipefs.fsck.topic import TopicReader
 from dnpipefs.log.clock import Clock
 from dnpipefs.log.failures import TRANSIENT
 from dnpipefs.log.sweeper import Sweeper
+from dnpipefs.parallel import for_each
 
 logger: Final = logging.getLogger(__name__)
 
 TRIES: Final = 5
 """How often something is read again because etcd compacted the moment it was read at."""
+MOMENT_S: Final = 1.0
+"""How long what is looked at is looked at as of one moment, unless something was mended since."""
+TOPICS_AT_ONCE: Final = 8
+"""Topics looked at side by side: most take a few small reads, and wait for etcd."""
 ROUNDS: Final = 5
 """How often one thing is mended and looked at again."""
 
@@ -87,6 +96,12 @@ class Checker:
         self._repair: Final = repair
         self._op_timeout: Final = op_timeout
         self._sweeper: Final = Sweeper(client, keys)
+        self._telling: Final = trio.Lock()
+        """Held by the task that tells what it has found."""
+        self._moment: Moment | None = None
+        """The last one."""
+        self._asked_at = self._mended_at = -math.inf
+        """When etcd was asked for it, and when something was mended."""
         self.report: Final = Report()
 
     async def run(self, paths: Sequence[tuple[bytes, ...]] = ()) -> Report:
@@ -106,9 +121,12 @@ class Checker:
             wanted = list(names.topics)
             self.report.directories = names.directories
         entries = names.topics
-        for topic in wanted:
+
+        async def check(topic: FileId) -> None:
             await self._check_topic(topic, entries[topic], names)
             self.report.topics += 1
+
+        await for_each(wanted, check, at_once=TOPICS_AT_ONCE)
         return self.report
 
     async def _check_format(self) -> None:
@@ -190,10 +208,11 @@ class Checker:
         """Read something at one revision, again if it took so long that etcd has compacted it."""
         tries = 1
         while True:
-            moment = await Moment.now(self._client, self._keys.meta, self._op_timeout)
+            moment = await self._now()
             try:
                 return await read(moment)
             except etcd.Compacted as error:
+                self._moment = None
                 if tries == TRIES:
                     raise etcd.Compacted(
                         f"etcd compacts its history faster than it can be read ({error}): "
@@ -201,6 +220,14 @@ class Checker:
                     ) from error
                 tries += 1
                 logger.info("revision %d was compacted while it was read; reading again", moment.revision)
+
+    async def _now(self) -> Moment:
+        """Return a moment that is MOMENT_S old at most, and younger than the last repair."""
+        now = trio.current_time()
+        if self._moment is None or self._asked_at <= max(self._mended_at, now - MOMENT_S):
+            moment = await Moment.now(self._client, self._keys.meta, self._op_timeout)
+            self._moment, self._asked_at = moment, now
+        return self._moment.again()
 
     # ------------------------------------------------------------------ what is done about it
 
@@ -235,6 +262,8 @@ class Checker:
         except (etcd.SpaceExceeded, *TRANSIENT) as error:
             logger.warning("%s: not mended: %s", finding.key.decode(errors="backslashreplace"), error)
             return False
+        finally:
+            self._mended_at = trio.current_time()
 
     async def _carry_out(self, repair: Repair) -> bool:
         if repair.sweep is not None:
@@ -255,19 +284,20 @@ class Checker:
         names: Names | None,
     ) -> None:
         left = {(finding.rule, finding.key) for finding in findings}
-        for key, finding in mending.items():
-            if key not in left:
-                self.report.mended += 1
-                await self._tell(Verdict(finding, _path(finding, names), mended=True))
-        for finding in findings:
-            match finding.rule.severity:
-                case Severity.ERROR:
-                    self.report.errors += 1
-                case Severity.WARNING:
-                    self.report.warnings += 1
-                case Severity.NOTE:
-                    self.report.notes += 1
-            await self._tell(Verdict(finding, _path(finding, names), mended=False))
+        async with self._telling:
+            for key, finding in mending.items():
+                if key not in left:
+                    self.report.mended += 1
+                    await self._tell(Verdict(finding, _path(finding, names), mended=True))
+            for finding in findings:
+                match finding.rule.severity:
+                    case Severity.ERROR:
+                        self.report.errors += 1
+                    case Severity.WARNING:
+                        self.report.warnings += 1
+                    case Severity.NOTE:
+                        self.report.notes += 1
+                await self._tell(Verdict(finding, _path(finding, names), mended=False))
 
 
 def _path(finding: Finding, names: Names | None) -> str | None:

@@ -44,13 +44,13 @@ class TopicReader:
     async def inspect(self, entry: Entry) -> list[Finding]:
         """Return what is wrong; nothing if the topic is deleted by now. Raises EtcdError."""
         keys, topic = self._keys, self._topic
-        records = await read_records(self._moment, keys, topic)
+        records = await self._look()
         if records.last is None and not await self._is_named(entry):
             return []
         state, self._findings = judge_records(keys, topic, records, self._now_ns)
         if not state.sound:  # nothing of it can be read, and so nothing be judged
             return self._findings
-        self._first = await self._probe(state.generation)
+        await self._probe(state.generation)
         if state.generation and state.head is not None:
             await self._inspect_sealed(state)
         tail = await self._inspect_tail(state)
@@ -72,15 +72,37 @@ class TopicReader:
         except CorruptData:  # the namespace's business
             return False
 
-    async def _probe(self, generation: Revision) -> dict[KeyRange, Stored | None]:
+    async def _look(self) -> Records:
+        """Read the small keys, and what there is besides."""
         keys, topic = self._keys, self._topic
-        families = (keys.segments(topic), keys.index(topic), keys.bodies(topic))
-        parts = [keys.writers(topic), keys.all_pending_of(topic), keys.groups(topic), *families]
-        for family in families:
-            parts.append(KeySchema.before_generation(family, generation))
-            parts.append(KeySchema.of_generation(family, generation))
-            parts.append(KeySchema.after_generation(family, generation))
-        return dict(zip(parts, await self._moment.first(parts), strict=True))
+        ranges = [
+            keys.writers(topic),
+            keys.all_pending_of(topic),
+            keys.groups(topic),
+            *self._of_generations(),
+        ]
+        values, first = await self._moment.look(record_keys(keys, topic), ranges)
+        self._first = dict(zip(ranges, first, strict=True))
+        return Records(*values)
+
+    async def _probe(self, generation: Revision) -> None:
+        """See of which generations it is."""
+        parts: list[KeyRange] = []
+        for family in self._of_generations():
+            split = (
+                KeySchema.before_generation(family, generation),
+                KeySchema.of_generation(family, generation),
+                KeySchema.after_generation(family, generation),
+            )
+            if self._first[family] is not None:
+                parts += split
+            self._first |= dict.fromkeys(split)
+        self._first |= dict(zip(parts, await self._moment.first(parts), strict=True))
+
+    def _of_generations(self) -> tuple[KeyRange, ...]:
+        """Return the ranges whose keys have the generation behind the topic, but for the orders."""
+        keys, topic = self._keys, self._topic
+        return keys.segments(topic), keys.index(topic), keys.bodies(topic)
 
     async def _scan(
         self, part: KeyRange, *, limit: int = KEYS, keys_only: bool = False
@@ -291,8 +313,12 @@ class TopicReader:
 
 async def read_records(moment: Moment, keys: KeySchema, topic: FileId) -> Records:
     """Read the small keys of a topic."""
-    names = (keys.epoch(topic), keys.head(topic), keys.last(topic), keys.mark(topic), keys.trash(topic))
-    return Records(*await moment.get(names))
+    return Records(*await moment.get(record_keys(keys, topic)))
+
+
+def record_keys(keys: KeySchema, topic: FileId) -> Sequence[bytes]:
+    """Return the small keys of a topic, in the order of the fields of `Records`."""
+    return keys.epoch(topic), keys.head(topic), keys.last(topic), keys.mark(topic), keys.trash(topic)
 
 
 async def read_pendings(moment: Moment, keys: KeySchema, topic: FileId) -> list[Pending]:

@@ -8,6 +8,7 @@ from pathlib import Path
 from random import Random
 
 import pytest
+import trio
 
 import dnpipefs
 from dnpipefs import Dnp, etcd
@@ -74,6 +75,7 @@ class Lab:
 
         async def tell(verdict: Verdict) -> None:
             checked.verdicts.append(verdict)
+            await trio.lowlevel.checkpoint()  # as what is written waits for its reader
 
         clock = SystemClock()
         checker = Checker(

@@ -6,10 +6,13 @@ from dataclasses import replace
 
 import pytest
 
+from dnpipefs import Dnp
+from dnpipefs.cluster import open_cluster
 from dnpipefs.core.findings import Rule
 from dnpipefs.core.keys import prefix_range
-from dnpipefs.core.names import ROOT
+from dnpipefs.core.names import ROOT, Offset, Revision
 from dnpipefs.errors import CorruptData
+from dnpipefs.fsck.run import TOPICS_AT_ONCE
 from tests.docs.documents import FSCK
 from tests.fsck import faults_of_content, faults_of_groups, faults_of_leftovers, faults_of_records
 from tests.fsck.conftest import LINES, Lab, lay_down
@@ -107,6 +110,28 @@ async def test_a_topic_that_lost_its_name_is_attached_again(lab: Lab) -> None:
     assert (mended.left, mended.mended) == ([], ["L3"])
     assert (await lab.check()).verdicts == []
     assert await lab.pull(f"lost+found-{lab.topic:x}") == lab.messages
+
+
+async def test_faults_of_many_topics_are_told_topic_by_topic_and_all_mended(bare: Lab) -> None:
+    """Topics are looked at side by side, and each repair is looked at once more."""
+    names = [f"t{number:02}" for number in range(3 * TOPICS_AT_ONCE)]
+    async with open_cluster(bare.settings) as cluster:
+        for name in names:
+            await Dnp(cluster).push(name, name)
+        topics = [await bare.id_of(cluster, name.encode()) for name in names]
+    for topic in topics:
+        await bare.delete(bare.keys.mark(topic))
+        await bare.client.put(bare.keys.segment(topic, Revision(1), Offset(0), 3), b"???")
+    for repair in (False, True):
+        checked = await bare.check(repair=repair)
+        told = [(verdict.path or "", verdict.finding.rule.code) for verdict in checked.verdicts]
+        assert sorted(told) == [(name, code) for name in names for code in ("L1", "T5")]
+        assert [name for name, _ in told[::2]] == [name for name, _ in told[1::2]], "each topic's in one go"
+        assert {verdict.mended for verdict in checked.verdicts} == {repair}
+        assert checked.report.topics == len(names)
+    assert (await bare.check()).verdicts == []
+    for name in names:
+        assert await bare.pull(name) == [name.encode() + b"\n"]
 
 
 async def test_what_two_have_stays_with_the_host_that_lives(bare: Lab) -> None:
