@@ -446,20 +446,19 @@ class Member:
         """Claim what is there: return number, message and how often it was delivered, and the records."""
         if view.generation == NO_GENERATION:
             return [], records
-        # Exact counts of deliveries need claims that are delivered.
-        exact = self._config().max_deliveries is not None
-        # The view lives: what belongs together is read at one moment.
-        first, end = view.first_message, view.messages
+        # Exact counts of deliveries need claims that are delivered. Who has nothing in hand may have gone.
+        waiting, exact = self._waiting + self._asked, self._config().max_deliveries is not None
+        ahead = not exact and (waiting or self._mine.in_hand)
+        first, end = view.first_message, view.messages  # of one moment: the view lives
         wanted = share(
             available(records, first, end),
-            waiting=self._waiting + self._asked,
+            waiting=waiting,
             in_stock=len(self._mine.stock),
-            per_second=0.0 if exact else self._mine.taken.measure(trio.current_time()),
+            per_second=self._mine.taken.measure(trio.current_time()) if ahead else 0.0,
             bound=STOCK_MESSAGES,
         )
         found: list[tuple[int, Message, int]] = []
-        size = STOCK_BYTES
-        cursor = records.cursor.message
+        size, cursor = STOCK_BYTES, records.cursor.message
         fresh = max(cursor, first)
         for start, stop, times in [*records.returned.stretches.within(first, end), Stretch(fresh, end, 0)]:
             if wanted <= len(found) or size <= 0:

@@ -11,6 +11,7 @@ import trio.testing
 
 from dnpipefs import CorruptData, Dnp, InvalidName, NotFound, TopicGone
 from dnpipefs.core.names import FileId, SessionId
+from dnpipefs.groups.rate import Rate
 from tests.api.conftest import Connect
 
 
@@ -52,6 +53,17 @@ async def test_a_body_that_raises_gives_back(dnp: Dnp, other: Dnp) -> None:
     with trio.fail_after(10):
         async with aclosing(other.group("jobs", "w")) as messages:
             assert (await anext(messages)).data == b"2\n"
+
+
+async def test_what_came_back_is_not_claimed_for_nobody(dnp: Dnp, monkeypatch: pytest.MonkeyPatch) -> None:
+    """However fast this host's readers were: the last of them may have gone."""
+    monkeypatch.setattr(Rate, "measure", lambda _, now: 1_000.0)
+    await dnp.push("jobs", "1", "2")
+    async with dnp.consumer("jobs", "w") as consumer:
+        assert consumer.give_back(await consumer.take())
+        await consumer.settled()
+        [facts] = await dnp.groups("jobs")
+        assert (facts.pending, facts.returned, facts.redeliveries) == (0, 1, 0)
 
 
 async def test_readers_wait_for_what_is_pushed_elsewhere(dnp: Dnp, other: Dnp) -> None:
