@@ -46,7 +46,7 @@ from dnpipefs.etcd.upkeep_plan import CHEAP_BYTES, HISTORY_BYTES
 from dnpipefs.etcd.watch import WATCH_BACKLOG_LIMIT
 from dnpipefs.etcd.watch_stream import INBOX_LIMIT
 from dnpipefs.fsck.reading import READ_BYTES
-from dnpipefs.fsck.run import TRIES
+from dnpipefs.fsck.run import TOPICS_AT_ONCE, TRIES
 from dnpipefs.fuse.adapter import FRESH_S, LISTED_S, MAX_TASKS, STOP_GRACE_S
 from dnpipefs.fuse.answers import ERRNO
 from dnpipefs.fuse.nodes import MAX_ALIASES
@@ -154,7 +154,8 @@ def test_the_commands_of_the_readme_exist() -> None:
         (SECURITY, f"hosts read it anew after {NAMESPACE_PATIENCE_S:g} s"),
         (SECURITY, f"begins one within {REFUSED_RETRY_S:g} s"),
         (FSCK, f"read again, at most {TRIES} times"),
-        (FSCK, f"by {READ_BYTES // MIB} MiB of values at a time"),
+        (FSCK, f"each of the {TOPICS_AT_ONCE} topics that are looked at side by side"),
+        (FSCK, f"{READ_BYTES // MIB} MiB of values at a time"),
         (FSCK, f"not older than {ORDER_AGE_NS // 60 // 10**9} minutes"),
         (README, f"at most {DEFAULTS.max_message // MIB} MiB with its newline"),
         (README, f"up to {MESSAGE_LIMIT // MIB} MiB if it is set so"),
