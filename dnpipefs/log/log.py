@@ -152,21 +152,24 @@ class Log:
     @asynccontextmanager
     async def reader(self, topic: FileId) -> AsyncIterator[Reader]:
         """Open a topic for reading: everything acknowledged before is in it."""
-        async with self._views.using(topic) as live:
-            reader = self._reader(live)
-            await reader.confirm()
+        reader, live = await self.open_reader(topic)
+        try:
             yield reader
+        finally:
+            self.close_reader(live)
 
     async def open_reader(self, topic: FileId, *, may_be_stale: bool = False) -> tuple[Reader, LiveView]:
         """As `reader`, for callers whose end comes by a call; pair it with `close_reader`.
 
         *may_be_stale*: if this host allows that, it does not wait for an etcd that does not answer.
         """
+        begun = self._views.begun
         with deadline(self._op_timeout):  # of all of it: each part would wait as long
             live = await self._views.acquire(topic)
             reader = self._reader(live, may_be_stale=may_be_stale)
             try:
-                await reader.opened()
+                if live.snapshot <= begun:  # else it was read since this call, and so holds all that it must
+                    await reader.opened()
             except BaseException:  # whatever it is, nobody else lets go of the view
                 self._views.release(live)
                 raise

@@ -55,6 +55,8 @@ class LiveView:
         self.view: TopicView | None = None
         self.failure: DnpError | None = None
         """Set once: the view is of no use any more."""
+        self.snapshot = 0
+        """The number of the snapshot that the view began with, see `Views.begun`."""
         self.users = 0
         self.scope = trio.CancelScope()
         self._changed = trio.lowlevel.ParkingLot()
@@ -100,6 +102,8 @@ class Views:
         self._tails: Final = tails
         self._staleness: Final = staleness
         self._op_timeout: Final = op_timeout
+        self.begun = 0
+        """How many snapshots were begun: one with a higher number is younger than this look."""
         self._live: dict[FileId, LiveView] = {}
         self._nursery: trio.Nursery | None = None
 
@@ -179,7 +183,10 @@ class Views:
         with live.scope:
             while live.failure is None:
                 try:
+                    self.begun += 1
+                    number = self.begun
                     live.view = view_of(await read_topic(self._client, self._keys, live.topic))
+                    live.snapshot = number
                     if live.view.entries:
                         self._tails.noticed(live.topic, trio.current_time())
                     live.wake()

@@ -17,7 +17,7 @@ from dnpipefs.core.records import Head, Mark
 from dnpipefs.core.sealing import SealPlan
 from dnpipefs.core.segment import Block
 from dnpipefs.core.view import SegmentEntry, TopicView
-from dnpipefs.log import barrier, committing, content, pushes, reader, sealer, staging
+from dnpipefs.log import barrier, committing, content, pushes, reader, sealer, staging, views
 from dnpipefs.log.snapshot import TopicState
 
 Mutant = Callable[[pytest.MonkeyPatch], None]
@@ -140,6 +140,13 @@ def reads_at_the_end_without_asking(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(reader.Reader, "confirm", confirm)
 
 
+def takes_any_snapshot_for_its_own(patch: pytest.MonkeyPatch) -> None:
+    """A reader believes that its topic was read since it came."""
+    patch.setattr(
+        views.LiveView, "snapshot", property(lambda _: 10**9, lambda _, number: None), raising=False
+    )
+
+
 def holds_any_position(patch: pytest.MonkeyPatch) -> None:
     def holds(view: TopicView, position: barrier.Position) -> bool:
         return view.revision >= position.newest
@@ -194,6 +201,7 @@ ALL: Final[dict[str, Mutant]] = {
         leaves_parts_of_failed_batches,
         counts_the_crossing_of_the_quota_as_unsent,
         reads_at_the_end_without_asking,
+        takes_any_snapshot_for_its_own,
         holds_any_position,
         names_segments_by_offset_only,
         caches_by_offset_only,
