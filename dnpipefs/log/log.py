@@ -230,9 +230,9 @@ class Log:
     ) -> None:
         began = trio.current_time()
         await self.survey(topics, among=among).wait()
-        within = trio.current_time() - began + A_MOMENT_S
         left: list[FileId] = []
         for topic in topics:
+            within = trio.current_time() - began + A_MOMENT_S
             # A view may be behind: its reader asks etcd.
             stat = self.peek(topic, within) if self._views.peek(topic) is None else None
             if stat is not None:
