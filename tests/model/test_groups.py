@@ -86,6 +86,6 @@ def test_a_planted_fault_is_found(mutant: Mutant) -> None:
         for seed in range(SEARCH):
             try:
                 groups_in_memory(seed, STEPS_OF_ONE)
-            except AssertionError:
+            except (AssertionError, ExceptionGroup):  # what was promised is not kept; or a host breaks down
                 return
     pytest.fail(f"not found in {SEARCH * STEPS_OF_ONE} steps")
