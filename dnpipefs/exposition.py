@@ -145,7 +145,7 @@ class Exposition:
         use = log.content.use
         yield _histogram(
             "dnpipefs_confirm_seconds",
-            "How long etcd took to say where a topic stands, at opens and ends of files.",
+            "How long etcd took to say where a topic stands, at ends of files and opens of followed topics.",
             questions.answered,
         )
         yield _histogram(
