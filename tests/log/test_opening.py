@@ -2,17 +2,16 @@
 
 from collections.abc import AsyncIterator
 from itertools import count
-from typing import Any
 
 import pytest
 
-from dnpipefs import etcd
 from dnpipefs.bench.fill import fill_directory
 from dnpipefs.cluster import Cluster, Settings, open_cluster
 from dnpipefs.core.batch import Chunk
 from dnpipefs.core.names import Offset
 from dnpipefs.log import schedule
 from tests.etcd.conftest import server, shared_server
+from tests.support.counting import Transactions
 from tests.support.etcd_process import EtcdProcess
 
 __all__ = ["server", "shared_server"]
@@ -37,20 +36,12 @@ async def test_the_first_reader_of_a_topic_reads_it_once(
 ) -> None:
     """What was read since the open began need not be confirmed; what was read before it has to be."""
     topics = list(await fill_directory(cluster, b"d", count=TOPICS))
-    calls = 0
-    transaction = etcd.Client.transaction
-
-    async def counted(self: etcd.Client, *args: Any, **kwargs: Any) -> etcd.TransactionResult:
-        nonlocal calls
-        calls += 1
-        return await transaction(self, *args, **kwargs)
-
-    monkeypatch.setattr(etcd.Client, "transaction", counted)
+    sent = Transactions(monkeypatch)
     for opens in (1, 2):
         for topic in topics:
             async with cluster.log.reader(topic):
                 pass
-        assert calls == opens * TOPICS, "a snapshot, and then a question"
+        assert sent.count == opens * TOPICS, "a snapshot, and then a question"
     born = cluster.namespace.tree.get(topics[0]).revision
     async with cluster.log.reader(topics[0]) as reader:
         await cluster.log.append(topics[0], Chunk.of_lines(b"x\n"), born=born)

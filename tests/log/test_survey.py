@@ -5,7 +5,6 @@ from collections.abc import AsyncIterator
 from contextlib import suppress
 from dataclasses import replace
 from itertools import count
-from typing import Any
 
 import pytest
 import trio
@@ -22,6 +21,7 @@ from dnpipefs.errors import CorruptData, TopicGone
 from dnpipefs.log import log, schedule, survey
 from dnpipefs.log.log import TopicStat
 from tests.etcd.conftest import server, shared_server
+from tests.support.counting import Transactions
 from tests.support.etcd_process import EtcdProcess
 
 __all__ = ["server", "shared_server"]
@@ -162,24 +162,16 @@ async def test_sizes_and_times_are_those_of_each_stat(
 
 async def test_hundreds_of_topics_take_few_reads(cluster: Cluster, monkeypatch: pytest.MonkeyPatch) -> None:
     topics = await fill(cluster)
-    calls = 0
-    transaction = etcd.Client.transaction
-
-    async def counted(self: etcd.Client, *args: Any, **kwargs: Any) -> etcd.TransactionResult:
-        nonlocal calls
-        calls += 1
-        return await transaction(self, *args, **kwargs)
-
-    monkeypatch.setattr(etcd.Client, "transaction", counted)
+    sent = Transactions(monkeypatch)
     assert len(await surveyed(cluster, topics, among=DENSE)) == TOPICS
-    assert calls == 2, "all at once, in two groups"
+    assert sent.count == 2, "all at once, in two groups"
     assert len(await surveyed(cluster, topics, among=DENSE)) == TOPICS
-    assert calls == 4, "nothing has changed: looks settle it"
+    assert sent.count == 4, "nothing has changed: looks settle it"
     assert len(await surveyed(cluster, topics[:60], among=SPARSE)) == 60
-    assert calls == 6, "by key, 40 topics a look"
+    assert sent.count == 6, "by key, 40 topics a look"
     monkeypatch.setattr(log, "A_MOMENT_S", 0.0001)
     assert len(await cluster.log.stats(topics, among=DENSE)) == TOPICS
-    assert calls < 20, "those that are looked at last are as fresh as the first"
+    assert sent.count < 20, "those that are looked at last are as fresh as the first"
 
 
 async def test_this_hosts_own_pushes_and_resets_are_never_missing(cluster: Cluster) -> None:
