@@ -76,9 +76,10 @@ async def three(tmp_path: Path, etcd_binary: str) -> AsyncIterator[list[EtcdProc
 
 
 async def fill(client: Client, prefix: bytes = b"large/") -> None:
+    """Put until etcd refuses: in small pieces, so that hardly any of the file is free pages between them."""
     for number in range(1000):
         try:
-            await client.put(prefix + b"%d" % number, b"x" * (1 << 19))
+            await client.put(prefix + b"%d" % number, b"x" * (1 << 16))
         except SpaceExceeded:
             return
     raise AssertionError("there is no end of it")

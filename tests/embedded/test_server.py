@@ -219,6 +219,7 @@ class TestSupervision:
             await put(server, b"k", b"v")
             killed, endpoint = server.pid, server.endpoint
             os.kill(killed, signal.SIGKILL)
+            assert await exited(killed), "until then it may still take connections, and break them"
             assert await get(server, b"k") == [b"v"]
             assert server.pid != killed
             assert server.endpoint == endpoint
@@ -239,6 +240,7 @@ class TestSupervision:
             async with enter() as server:
                 await user.kill()
                 os.kill(first, signal.SIGKILL)
+                assert await exited(first)
                 assert await get(server, b"k") == []
                 assert server.pid != first
 
