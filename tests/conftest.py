@@ -15,10 +15,14 @@ from tests.support.processes import MARK, clean_up
 
 
 def pytest_configure() -> None:
-    """Let the tests' programs get signals that a shell makes what it runs in the background ignore."""
+    """Let the tests' programs get signals that a shell makes what it runs in the background ignore.
+
+    And end on SIGTERM as on Ctrl-C: fixtures take down what they set up.
+    """
     for number, handler in ((signal.SIGINT, signal.default_int_handler), (signal.SIGQUIT, signal.SIG_DFL)):
         if signal.getsignal(number) is signal.SIG_IGN:
             signal.signal(number, handler)
+    signal.signal(signal.SIGTERM, lambda *_: signal.raise_signal(signal.SIGINT))
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
