@@ -8,11 +8,15 @@ from dataclasses import replace
 from typing import Final
 
 from dnpipefs.bench.figures import Sample, cpu_per_operation, evaluate, percentile
-from dnpipefs.bench.measurements import Arm, Measurement, Scale
+from dnpipefs.bench.growth import GROWTH
+from dnpipefs.bench.measurements import BESIDE_RAW, Arm, Measurement, Scale
+from dnpipefs.bench.queues import QUEUES
 from dnpipefs.bench.report import Report
 from dnpipefs.bench.stage import WHOLE_MACHINE, Stage, open_stage
 from dnpipefs.cluster import Settings
 
+MEASUREMENTS: Final = (*BESIDE_RAW, QUEUES, GROWTH)
+"""Growth last: mounts have topics to seal for minutes after it."""
 WARM_UP_S: Final = 0.2
 """Each arm runs that long once before it counts: caches, connections, code paths."""
 

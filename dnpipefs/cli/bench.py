@@ -10,7 +10,9 @@ from typing import Final
 import click
 import trio
 
-from dnpipefs.bench import MEASUREMENTS, Measurement, Report, Scale, as_json, as_table, run_bench
+from dnpipefs.bench.measurements import Measurement, Scale
+from dnpipefs.bench.report import Report, as_json, as_table
+from dnpipefs.bench.runner import MEASUREMENTS, run_bench
 from dnpipefs.cli.configuration import Kind
 from dnpipefs.cli.exits import Ended, Exit
 from dnpipefs.cli.options import Connection, connection_options, origins
