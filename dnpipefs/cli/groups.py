@@ -14,7 +14,7 @@ from dnpipefs.cli.options import Connection, connection_options, format_option
 from dnpipefs.cli.running import run_connected, write_output
 from dnpipefs.cli.suggestions import groups_of_topic, topics
 from dnpipefs.cli.topics import PlaceType
-from dnpipefs.errors import NotFound
+from dnpipefs.errors import CorruptData, IsADirectory, NotADirectory, NotFound, TopicGone
 from dnpipefs.groups import GroupFacts
 
 HEADINGS = ("TOPIC", "GROUP", "LAG", "PENDING", "RETURNED", "AGAIN", "MEMBERS", "OFFSET")
@@ -37,11 +37,14 @@ def groups(connection: Connection, topic: str | None, *, form: str) -> None:
     """  # noqa: D301 - click's mark is the letter that \b stands for
 
     async def operation(dnp: Dnp) -> None:
+        unreadable: list[str] = []
         if topic is not None:
             found = [(topic, facts) for facts in await dnp.groups(topic)]
         else:
-            found = await _of_all_topics(dnp)
+            found, unreadable = await _of_all_topics(dnp)
         await write_output(os.fsencode(_as_json(found) if form == "json" else _as_table(found)))
+        if unreadable:
+            raise CorruptData(f"what is stored of {', '.join(unreadable)} cannot be read: run dnpipefs fsck")
 
     run_connected(connection, operation)
 
@@ -78,13 +81,16 @@ def redrive(connection: Connection, topic: str, group: str) -> None:
     run_connected(connection, operation)
 
 
-async def _of_all_topics(dnp: Dnp) -> list[tuple[str, GroupFacts]]:
-    found = []
+async def _of_all_topics(dnp: Dnp) -> tuple[list[tuple[str, GroupFacts]], list[str]]:
+    """Return all groups, each with its topic, and the topics that cannot be read."""
+    found, unreadable = [], []
     for topic in await dnp.overview():
-        if topic.groups:
-            with suppress(NotFound):  # deleted a moment ago
+        if topic.stat is None:
+            unreadable.append(topic.path)
+        elif topic.groups:
+            with suppress(NotFound, NotADirectory, IsADirectory, TopicGone):  # removed a moment ago
                 found += [(topic.path, facts) for facts in await dnp.groups(topic.path)]
-    return found
+    return found, unreadable
 
 
 def _as_table(found: Sequence[tuple[str, GroupFacts]]) -> str:

@@ -78,7 +78,12 @@ def groups_of_topic(ctx: click.Context, _param: click.Parameter, incomplete: str
             found = await client.range(at, end, limit=1, keys_only=True, serializable=True)
             if not found.kvs:
                 break
-            name, _ = keys.parse_group(topic, found.kvs[0].key)
+            key = found.kvs[0].key
+            try:
+                name, _ = keys.parse_group(topic, key)
+            except CorruptData:  # of no group: fsck tells
+                at = key + b"\0"
+                continue
             offered.append(CompletionItem(_decoded(name)))
             at = keys.group(topic, name).end
         return _typeable(offered)

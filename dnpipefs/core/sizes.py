@@ -19,7 +19,7 @@ forget (reset, delete)  anything                        nothing, nor what a snap
 
 Invariants:
 
-1. A known size was the topic's size at the moment `confirmed_at`.
+1. A known size was the topic's size at some moment from `as_of` to `confirmed_at`.
 2. At most `limit` topics are known; the one asked for longest ago goes first.
 3. A snapshot under way while the topic is forgotten does not bring the old size back.
 
@@ -53,8 +53,12 @@ class KnownSize:
     generation: Revision
     newest: Revision
     """mod_revision of the topic's newest append or reset."""
+    as_of: float
+    """When etcd was asked: what had changed the topic before is in it."""
     confirmed_at: float
+    """When it was known: later than `as_of`, if an own append told of it."""
     asked_at: float
+    """When somebody here wanted to know it."""
     first: Offset = START
     """First retained byte."""
     first_message: int = 0
@@ -110,6 +114,11 @@ class KnownSizes:
         self._known.move_to_end(topic)
         return size
 
+    def since(self, topic: FileId, moment: float, now: float) -> KnownSize | None:
+        """As `ask`, but only what etcd was asked for at that moment or later."""
+        size = self._known.get(topic)
+        return self.ask(topic, now) if size is not None and size.as_of >= moment else None
+
     def wanted(self, topic: FileId, now: float) -> bool:
         """Tell whether an append should say what came before it."""
         size = self._known.get(topic)
@@ -125,6 +134,7 @@ class KnownSizes:
         stored: int,
         messages: int,
         time_ns: int,
+        sent_at: float,
         now: float,
     ) -> None:
         """This host appended; *previous* is the topic's newest revision before, None if not asked."""
@@ -139,7 +149,7 @@ class KnownSizes:
         known.stored += stored
         known.modified_ns = time_ns
         known.newest = revision
-        known.confirmed_at = now
+        known.as_of, known.confirmed_at = sent_at, now
 
     def confirmed(self, topic: FileId, newest: Revision, generation: Revision, now: float) -> bool:
         """Etcd says where the topic stands; False (and forgotten) if that is not what is known."""
@@ -147,7 +157,7 @@ class KnownSizes:
         if known is None or (known.newest, known.generation) != (newest, generation):
             self._known.pop(topic, None)
             return False
-        known.confirmed_at = now
+        known.as_of = known.confirmed_at = now
         return True
 
     def unchanged(self, topic: FileId, newest: Revision, now: float) -> bool:
@@ -158,7 +168,7 @@ class KnownSizes:
         known = self._known.get(topic)
         if known is None or known.newest != newest or known.generation == NO_GENERATION:
             return False
-        known.confirmed_at = now
+        known.as_of = known.confirmed_at = now
         return True
 
     def forget(self, topic: FileId, now: float) -> None:

@@ -1,19 +1,20 @@
 """Sizes of many topics at once: what one look at their `last` keys settles, and which have to be read.
 
-A look is one read, at one revision, of the `last` keys of some topics, and of how many of them have an
-`epoch` key. As every push, seal and reset puts `last`, it settles most topics of a large directory:
+A look is one read, at one revision, of the `last` keys of some topics, and of their `epoch` keys or how
+many there are. As every push, seal and reset puts `last`, it settles most topics of a large directory:
 
 =============================  ======================================  =========================
 `last/<t>`                     `epoch/<t>`                             the topic
 =============================  ======================================  =========================
 absent                                                                 was deleted
 changed as last known          exists                                  has the size it had
-put once                       exists                                  is as it was created: empty
+put once, with the epoch       changed with it                         is as it was created: empty
 otherwise                                                              has to be read
 =============================  ======================================  =========================
 
-Counting is enough for `epoch`: as many as there are topics means that each has one. Where one is
-missing (a reset while etcd was full deletes it and leaves `last`), all topics of the look are read.
+Counting is enough to see that each has an `epoch`: there are as many as topics. Where one is missing (a
+reset while etcd was full deletes it and leaves `last`), all topics of the look are read. A `last` that was
+put once need not be as it was created: it may have been lost, and put anew by a push, or by fsck.
 
 Pure: the time (seconds, monotonic) is an argument.
 """
@@ -52,6 +53,8 @@ class Look(NamedTuple):
     lasts: Mapping[FileId, Last]
     all_have_epochs: bool
     """As many `epoch` keys were counted there as `last` keys."""
+    generations: Mapping[FileId, Revision]
+    """The mod_revisions of `epoch` keys, where they were read and not only counted."""
 
 
 def is_dense(asked: int, among: int) -> bool:
@@ -76,8 +79,10 @@ def settle(sizes: KnownSizes, topics: Sequence[FileId], look: Look, now: float) 
             continue
         if not look.all_have_epochs:
             left.append(topic)
-        elif last.puts == 1:
-            sizes.learned(topic, KnownSize(START, 0, last.time_ns, last.newest, last.newest, now, now))
-        elif not sizes.unchanged(topic, last.newest, now):
+        elif sizes.unchanged(topic, last.newest, now):
+            continue
+        elif last.puts == 1 and look.generations.get(topic) == last.newest:
+            sizes.learned(topic, KnownSize(START, 0, last.time_ns, last.newest, last.newest, now, now, now))
+        else:
             left.append(topic)
     return left

@@ -13,7 +13,7 @@ from __future__ import annotations
 import logging
 import math
 from collections.abc import Awaitable, Callable, Iterable, Sequence
-from contextlib import aclosing
+from contextlib import aclosing, suppress
 from dataclasses import dataclass
 from functools import partial
 from typing import Final, TypeVar
@@ -27,7 +27,7 @@ from dnpipefs.core.keys import KeySchema, prefix_range
 from dnpipefs.core.names import FileId
 from dnpipefs.core.records import Meta
 from dnpipefs.core.tree import Entry
-from dnpipefs.errors import NotFound, SetupError
+from dnpipefs.errors import CorruptData, DnpError, NotFound, SetupError
 from dnpipefs.fsck.reading import Moment
 from dnpipefs.fsck.survey import Survey, read_names
 from dnpipefs.fsck.topic import TopicReader
@@ -122,11 +122,21 @@ class Checker:
             self.report.directories = names.directories
         entries = names.topics
 
+        failure: DnpError | None = None
+
         async def check(topic: FileId) -> None:
-            await self._check_topic(topic, entries[topic], names)
-            self.report.topics += 1
+            nonlocal failure
+            if failure is not None:
+                return
+            try:
+                await self._check_topic(topic, entries[topic], names)
+                self.report.topics += 1
+            except DnpError as error:  # those beside it tell first what they have mended
+                failure = failure or error
 
         await for_each(wanted, check, at_once=TOPICS_AT_ONCE)
+        if failure is not None:
+            raise failure
         return self.report
 
     async def _check_format(self) -> None:
@@ -267,7 +277,8 @@ class Checker:
 
     async def _carry_out(self, repair: Repair) -> bool:
         if repair.sweep is not None:
-            await self._sweeper.sweep(repair.sweep)
+            with suppress(CorruptData):  # a finding of its own tells of it, and all else was swept
+                await self._sweeper.sweep(repair.sweep)
             return True
         guards = [etcd.compare_mod_revision(guard.key) == guard.revision for guard in repair.guards]
         guards += [etcd.compare_version(key) > 0 for key in repair.touches]

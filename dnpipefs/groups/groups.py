@@ -228,15 +228,14 @@ class Groups:
 
     async def names(self, topic: FileId) -> list[bytes]:
         """Return the names of all groups of a topic, sorted. Raises TimedOut."""
-        groups, parse = self._keys.groups(topic), self._keys.parse_group
+        groups = self._keys.groups(topic)
         try:
             found = await self._client.range(
                 groups.start, groups.end, keys_only=True, timeout=self._op_timeout
             )
         except TRANSIENT as error:
             raise timed_out(self._op_timeout, error) from error
-        parts = [parse(topic, kv.key) for kv in found.kvs]
-        return sorted({name for name, part in parts if part == b"cursor"})
+        return sorted(name for name, parts in self._by_group(topic, found.kvs).items() if b"cursor" in parts)
 
     async def facts(self, topic: FileId) -> list[GroupFacts]:
         """Return what is known of all groups of a topic, by name. Raises TopicGone, TimedOut."""
@@ -283,16 +282,20 @@ class Groups:
 
     def _states(self, topic: FileId, kvs: Iterable[etcd.KeyValue], extent: Extent) -> Iterator[GroupState]:
         """Yield where the groups of a topic stand, by name, whose keys these are."""
-        found: dict[bytes, _Parts] = {}
-        for kv in kvs:
-            name, part = self._keys.parse_group(topic, kv.key)
-            found.setdefault(name, {})[part] = kv
-        for name, parts in sorted(found.items()):
+        for name, parts in sorted(self._by_group(topic, kvs).items()):
             if b"cursor" in parts:
                 try:
                     yield self._state(name, parts, extent)
                 except CorruptData as error:
                     logger.warning("a group is left out, run dnpipefs fsck: %s", error)
+
+    def _by_group(self, topic: FileId, kvs: Iterable[etcd.KeyValue]) -> dict[bytes, _Parts]:
+        found: dict[bytes, _Parts] = {}
+        for kv in kvs:
+            with suppress(CorruptData):  # of no group: fsck tells
+                name, part = self._keys.parse_group(topic, kv.key)
+                found.setdefault(name, {})[part] = kv
+        return found
 
     def _state(self, name: bytes, parts: _Parts, extent: Extent) -> GroupState:
         cursor = decode_cursor(parts[b"cursor"].key, parts[b"cursor"].value)

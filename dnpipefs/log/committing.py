@@ -137,7 +137,7 @@ class Committer:
                 return
             self._seen = max(self._seen, Revision(result.revision))
             if result.succeeded:
-                self._applied(batches, result, answered)
+                self._applied(batches, result, now, answered)
                 return
             batches = await self._look_and_settle(batches)
             refusals += 1
@@ -348,7 +348,9 @@ class Committer:
                 return True
         return False
 
-    def _applied(self, batches: Sequence[Batch], result: etcd.TransactionResult, now: float) -> None:
+    def _applied(
+        self, batches: Sequence[Batch], result: etcd.TransactionResult, sent_at: float, now: float
+    ) -> None:
         revision = Revision(result.revision)
         asked = any(batch.previous_at is not None for batch in batches)
         responses = result.responses if asked else []
@@ -362,6 +364,7 @@ class Committer:
                 stored=batch.payload.stored,
                 messages=batch.payload.messages,
                 time_ns=batch.time_ns,
+                sent_at=sent_at,
                 now=now,
             )
             self._succeed(batch, revision, now)

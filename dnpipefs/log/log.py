@@ -27,7 +27,7 @@ from dnpipefs.log.clock import Clock
 from dnpipefs.log.content import CACHE_LIMIT, Content
 from dnpipefs.log.failures import TRANSIENT, Backoff, deadline
 from dnpipefs.log.readahead import Cursor, ReadAhead
-from dnpipefs.log.reader import Reader
+from dnpipefs.log.reader import Reader, holds
 from dnpipefs.log.schedule import SealSchedule
 from dnpipefs.log.sealer import Sealer
 from dnpipefs.log.session import SessionKeeper
@@ -50,8 +50,6 @@ SURVEYED_AT_ONCE: Final = 5_000
 """Topics that `Log.stats` asks for together: what is known of them is not old when the last one is."""
 STATS_AT_ONCE: Final = 32
 """Topics that it looks at one by one, side by side, of which the survey did not tell."""
-A_MOMENT_S: Final = 0.001
-"""More than passes between two looks at the clock."""
 
 
 class TopicStat(NamedTuple):
@@ -90,6 +88,7 @@ def _size_of(view: TopicView, newest: Revision, now: float) -> KnownSize:
         view.modified_ns,
         view.generation,
         newest,
+        as_of=now,
         confirmed_at=now,
         asked_at=now,
         first=view.first,
@@ -199,9 +198,7 @@ class Log:
         now = trio.current_time()
         known = self._sizes.ask(topic, now)
         if known is None:
-            state = await self._views.read(topic)
-            known = _size_of(view_of(state), state.newest, now)
-            self._sizes.learned(topic, known)
+            known = await self._read_size(topic)
         elif self._sizes.fresh(topic, now) is None:
             position = await self._barrier.topic_if_answered(topic)
             if position is None:
@@ -230,25 +227,43 @@ class Log:
     ) -> None:
         began = trio.current_time()
         await self.survey(topics, among=among).wait()
+        now = trio.current_time()
         left: list[FileId] = []
         for topic in topics:
-            within = trio.current_time() - began + A_MOMENT_S
-            # A view may be behind: its reader asks etcd.
-            stat = self.peek(topic, within) if self._views.peek(topic) is None else None
-            if stat is not None:
-                found[topic] = stat
+            known = self._sizes.since(topic, began, now)
+            if known is not None and known.newest >= self._appender.newest(topic):
+                found[topic] = _stat_of(known)
             else:
                 left.append(topic)
 
         async def look(topic: FileId) -> None:
             with suppress(TopicGone):
                 try:
-                    async with self.reader(topic) as reader:
-                        found[topic] = _stat_of(await reader.view())
+                    found[topic] = _stat_of(await self._confirmed(topic))
                 except CorruptData as error:
                     found[topic] = error
 
         await for_each(left, look, at_once=min(STATS_AT_ONCE, len(left)))
+
+    async def _confirmed(self, topic: FileId) -> TopicView | KnownSize:
+        """Return what is known of a topic, all that was acknowledged before the call included.
+
+        A view that is there serves; but nobody follows a topic, or goes on to, because its size is asked for.
+        """
+        if self._views.peek(topic) is not None:
+            position = await self._barrier.topic(topic)
+            view = self._views.peek(topic)
+            if view is not None and holds(view, position):
+                return view
+        return await self._read_size(topic)
+
+    async def _read_size(self, topic: FileId) -> KnownSize:
+        """Read a topic's size, and remember it."""
+        now = trio.current_time()
+        state = await self._views.read(topic)
+        size = _size_of(view_of(state), state.newest, now)
+        self._sizes.learned(topic, size)
+        return size
 
     def survey(self, topics: Sequence[FileId], *, among: int) -> Survey:
         """Begin to learn the sizes of many topics, out of *among* in the cluster, in few reads.
@@ -306,7 +321,7 @@ class Log:
                         deletes = [etcd.delete(key) for key in generation.end(self._keys, topic)]
                         await self._guarded(topic, found, deletes)
             self._sizes.forget(topic, trio.current_time())
-            if self._views.peek(topic) is not None:
+            if self._views.follows(topic):
                 async with self.reader(topic):
                     pass  # this host sees its own reset at once
         self.sweeper.wake(topic)

@@ -12,7 +12,7 @@ from __future__ import annotations
 import logging
 from collections import deque
 from collections.abc import Iterable, Sequence
-from itertools import groupby
+from itertools import chain, groupby
 from typing import Final
 
 import trio
@@ -124,7 +124,7 @@ class Surveyor:
     async def _read_unknown(self, topics: Sequence[FileId], now: float) -> None:
         result = await self._transaction([self._get_lasts(topics), *self._get_parts(topics)])
         lasts, epochs, heads, tail = _ranges(result)
-        look = self._look(topics, result.revision, lasts.kvs, epochs.count)
+        look = self._look(topics, result.revision, lasts.kvs, epochs.count, epochs.kvs)
         left = survey.settle(self._sizes, topics, look, now)
         self._measure(left, look, now, epochs, heads, await self._whole_tail(tail, topics, look))
 
@@ -138,18 +138,23 @@ class Surveyor:
     async def _look_by_key(self, topics: Sequence[FileId]) -> Look:
         keys = self._keys
         reads = [etcd.get(keys.last(topic)) for topic in topics]
-        reads += [etcd.get(keys.epoch(topic), count_only=True) for topic in topics]
+        reads += [etcd.get(keys.epoch(topic), keys_only=True) for topic in topics]
         result = await self._transaction(reads)
-        found = _ranges(result)
-        lasts, epochs = found[: len(topics)], found[len(topics) :]
-        return self._look(
-            topics, result.revision, [kv for last in lasts for kv in last.kvs], sum([e.count for e in epochs])
-        )
+        found = [[*one.kvs] for one in _ranges(result)]
+        lasts, epochs = list(chain(*found[: len(topics)])), list(chain(*found[len(topics) :]))
+        return self._look(topics, result.revision, lasts, len(epochs), epochs)
 
     def _look(
-        self, topics: Sequence[FileId], revision: int, lasts: Sequence[etcd.KeyValue], epochs: int
+        self,
+        topics: Sequence[FileId],
+        revision: int,
+        lasts: Sequence[etcd.KeyValue],
+        counted: int,
+        epochs: Sequence[etcd.KeyValue] = (),
     ) -> Look:
-        wanted = {self._keys.last(topic): topic for topic in topics}
+        keys = self._keys
+        wanted = {keys.last(topic): topic for topic in topics}
+        generation_of = {kv.key: Revision(kv.mod_revision) for kv in epochs}
         found: dict[FileId, Last] = {}
         for kv in lasts:
             topic = wanted.get(kv.key)
@@ -159,7 +164,10 @@ class Surveyor:
                 found[topic] = Last(Revision(kv.mod_revision), kv.version, decode_time(kv.key, kv.value))
             except CorruptData as error:
                 _leave(topic, error)
-        return Look(Revision(revision), found, epochs == len(lasts))
+        generations = {
+            topic: generation_of[key] for topic in topics if (key := keys.epoch(topic)) in generation_of
+        }
+        return Look(Revision(revision), found, counted == len(lasts), generations)
 
     async def _measure_by_range(self, topics: Sequence[FileId], look: Look, now: float) -> None:
         parts = self._get_parts(topics, look.revision)
@@ -258,6 +266,7 @@ class Surveyor:
                 modified_ns,
                 generation,
                 newest,
+                now,
                 now,
                 now,
                 found.first,

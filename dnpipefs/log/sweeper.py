@@ -83,10 +83,17 @@ class Sweeper:
             logger.warning("old keys are swept after the next push to their topics only: %s", error)
 
     async def sweep_all(self) -> None:
-        """Carry out all orders there are now. Raises CorruptData in the end if one of them is none."""
+        """Carry out all orders there are now.
+
+        Raises CorruptData in the end, if one of them is none, or a topic has a key of which nobody can tell.
+        """
         orders, unreadable = await self._orders()
         for topic, kv in orders.items():
-            await self._sweep_whole(topic)
+            try:
+                await self._sweep_whole(topic)
+            except CorruptData as error:
+                unreadable = error
+                continue
             # Only if nobody reset the topic again meanwhile: that order is a new one.
             await self._client.transaction(
                 [etcd.compare_mod_revision(kv.key) == kv.mod_revision], [etcd.delete(kv.key)]
@@ -107,9 +114,16 @@ class Sweeper:
         return orders, unreadable
 
     async def _sweep_own(self) -> None:
-        while self._own:
-            await self._sweep_whole(next(iter(self._own)))
+        failed: dict[FileId, CorruptData] = {}
+        while left := self._own - failed.keys():
+            topic = next(iter(left))
+            try:
+                await self._sweep_whole(topic)
+            except CorruptData as error:
+                failed[topic] = error
         await self._sweep_pending()
+        for unreadable in failed.values():
+            raise unreadable
 
     async def _sweep_whole(self, topic: FileId) -> None:
         """Sweep a topic; if that fails, one of this host's own stays so, though there is an order now.
@@ -144,7 +158,10 @@ class Sweeper:
             raise unreadable
 
     async def sweep(self, topic: FileId) -> None:
-        """Remove what is garbage of a topic, if anything is. Raises EtcdError, CorruptData."""
+        """Remove what is garbage of a topic, if anything is.
+
+        Raises EtcdError; CorruptData in the end, if there is a key of which nobody can tell.
+        """
         keys = self._keys
         result = await self._client.transaction(
             (), [etcd.get(keys.epoch(topic), keys_only=True), etcd.get(keys.last(topic), keys_only=True)]
@@ -179,17 +196,24 @@ class Sweeper:
     async def _sweep_generations_before(self, topic: FileId, generation: Revision) -> None:
         for part in self._of_generations(topic):
             await self._remove(self._keys.before_generation(part, generation), STEP_VALUES)
+        unreadable = None
         async with aclosing(self._pages(self._keys.tail(topic), STEP_KEYS)) as pages:
             async for page in pages:
                 # One writer's batches of old generations stand before its newer ones.
                 newest: dict[SessionId, int] = {}
                 for kv in page:
-                    key = self._keys.parse_tail(topic, kv.key)
+                    try:
+                        key = self._keys.parse_tail(topic, kv.key)
+                    except CorruptData as error:
+                        unreadable = error
+                        continue
                     if key is not None and kv.mod_revision < generation:
                         newest[key.session] = max(key.sequence, newest.get(key.session, 0))
                 for session, sequence in newest.items():
                     old = self._keys.batches_through(topic, session, sequence)
                     await self._client.delete(old.start, old.end)
+        if unreadable is not None:
+            raise unreadable
 
     async def _pages(self, keys: KeyRange, step: int) -> AsyncGenerator[list[etcd.KeyValue], None]:
         start = keys.start

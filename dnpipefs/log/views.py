@@ -115,6 +115,11 @@ class Views:
         live = self._live.get(topic)
         return live.view if live is not None and not live.ended else None
 
+    def follows(self, topic: FileId) -> bool:
+        """Tell whether a view of a topic is live, or about to be: its snapshot may be on its way."""
+        live = self._live.get(topic)
+        return live is not None and not live.ended
+
     @asynccontextmanager
     async def using(self, topic: FileId) -> AsyncIterator[LiveView]:
         """Use the view of a topic; on entry it holds a snapshot. Raises as `acquire` does."""

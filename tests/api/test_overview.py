@@ -5,11 +5,14 @@ from typing import Any
 
 import pytest
 import trio
+import trio.testing
 
 from dnpipefs import Dnp, TimedOut, TopicOverview, connect, etcd
 from dnpipefs.core.keys import KeySchema
 from dnpipefs.etcd.pool import Pool
 from dnpipefs.groups import GroupFacts, groups
+from dnpipefs.log import views
+from dnpipefs.log.survey import Surveyor
 from tests.api.conftest import Connect
 from tests.api.test_groups import taken
 from tests.api.test_retention import make
@@ -117,18 +120,81 @@ async def test_many_topics_take_few_reads(
             assert calls < 60, "not one for each topic; some are of what goes on besides"
 
 
+async def test_nobody_follows_a_topic_because_its_size_is_asked_for(
+    dnp: Dnp, connect: Connect, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Not if surveys fail, either; and what is followed for another reason does not go on because of it."""
+    for number in range(10):
+        await dnp.push(f"t{number}", "x")
+
+    async def fail(*_: Any, **__: Any) -> None:
+        raise TimedOut("etcd is slow")
+
+    async with connect() as fresh:
+        log = fresh._cluster.log
+        monkeypatch.setattr(Surveyor, "_read", fail)
+        for length in (1, 2):
+            assert [topic.stat and topic.stat.messages for topic in await fresh.overview()] == [length] * 10
+            assert [entry.size for entry in await fresh.ls()] == [2 * length] * 10
+            assert log.followed == 0
+            for number in range(10):
+                await dnp.push(f"t{number}", "y")
+        assert [message async for message in fresh.pull("t0")]
+        assert log.followed == 1
+        monkeypatch.setattr(views, "LINGER_S", 1e9)  # for whoever becomes a user of it now
+        with trio.fail_after(20):
+            while log.followed:
+                await fresh.overview()
+
+
+async def test_a_push_whose_answer_comes_late_hides_no_later_one(
+    dnp: Dnp, other: Dnp, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What an append says of the size is as of when it was sent: another host may have pushed since."""
+    await dnp.push("t", "1")
+    await dnp.overview()
+    commit, client = etcd.Client.commit, dnp._cluster.client
+    committed, answer = trio.Event(), trio.Event()
+
+    async def answer_late(self: etcd.Client, *args: Any, **kwargs: Any) -> etcd.TransactionResult:
+        result = await commit(self, *args, **kwargs)
+        if self is client:
+            committed.set()
+            await answer.wait()
+        return result
+
+    async def fail_late(*_: Any, **__: Any) -> None:
+        answer.set()
+        await trio.testing.wait_all_tasks_blocked()
+        raise TimedOut("etcd is slow")
+
+    monkeypatch.setattr(etcd.Client, "commit", answer_late)
+    monkeypatch.setattr(Surveyor, "_read", fail_late)
+    with trio.fail_after(20):
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(dnp.push, "t", "2")
+            await committed.wait()
+            await other.push("t", "3")
+            [topic] = await dnp.overview()
+    assert topic.stat is not None
+    assert topic.stat.messages == 3
+
+
 async def test_records_that_do_not_parse(dnp: Dnp, shared_server: EtcdProcess) -> None:
     await dnp.push("bad", "x")
     await dnp.push("good", "x")
     keys = KeySchema(dnp._cluster.settings.prefix)
-    bad = (await dnp.config("bad")).id
+    bad, good = [(await dnp.config(name)).id for name in ("bad", "good")]
     async with etcd.open_client([shared_server.endpoint]) as client:
         await client.put(keys.head(bad), b"no head")
         await client.put(keys.all_groups.start + b"nonsense", b"{}")
+        await client.put(keys.groups(good).start + b"later", b"{}")
     async with connect(shared_server.endpoint, prefix=dnp._cluster.settings.prefix) as fresh:
         found = await by_path(fresh)
+        assert await fresh.groups("good") == []
     assert found["bad"].stat is None
     assert found["good"].stat is not None
+    assert found["good"].groups == ()
 
 
 async def test_etcd_is_away(server: EtcdProcess) -> None:

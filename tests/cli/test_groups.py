@@ -8,6 +8,7 @@ from pathlib import Path
 import trio
 
 from dnpipefs import connect
+from dnpipefs.core.keys import KeySchema
 from tests.cli.conftest import WITHIN_S, Command
 from tests.support.etcd_process import EtcdProcess
 from tests.support.waiting import eventually
@@ -124,6 +125,25 @@ def test_groups_of_all_topics(dnp: Command, shared_server: EtcdProcess) -> None:
     ]
     told = [json.loads(line) for line in dnp.out("groups", "--format", "json").splitlines()]
     assert [group["topic"] for group in told] == ["team/jobs", strange]
+
+
+def test_groups_of_a_topic_that_cannot_be_read(dnp: Command, shared_server: EtcdProcess) -> None:
+    """The others' are told, and that there is one more."""
+    prefix = dnp.options[dnp.options.index("--prefix") + 1]
+    for topic in ("bad", "good"):
+        dnp.out("push", topic, "one")
+        dnp.out("pull", topic, "--group", "w", "--no-wait")
+
+    async def spoil() -> None:
+        async with connect(shared_server.endpoint, prefix=prefix) as api:
+            keys, config = KeySchema(prefix), await api.config("bad")
+            await api._cluster.client.put(keys.head(config.id), b"{}")
+
+    trio.run(spoil)
+    done = dnp.run("groups")
+    assert done.returncode == 1
+    assert [line.split()[:2] for line in done.stdout.splitlines()[1:]] == [[b"good", b"w"]]
+    assert b"what is stored of bad cannot be read: run dnpipefs fsck" in done.stderr
 
 
 def test_one_that_waits_ends_with_a_signal_and_loses_nothing(dnp: Command) -> None:

@@ -31,7 +31,14 @@ class Topic:
 
     def known(self, now: float) -> KnownSize:
         return KnownSize(
-            Offset(self.end), self.messages, 0, Revision(self.generation), Revision(self.newest), now, now
+            Offset(self.end),
+            self.messages,
+            0,
+            Revision(self.generation),
+            Revision(self.newest),
+            now,
+            now,
+            now,
         )
 
 
@@ -60,6 +67,7 @@ def test_invariant_1_a_size_was_true_when_it_was_confirmed(seed: int) -> None:
                     stored=0,
                     messages=1,
                     time_ns=0,
+                    sent_at=now,
                     now=now,
                 )
                 found = sizes.fresh(TOPIC, now)
@@ -68,7 +76,15 @@ def test_invariant_1_a_size_was_true_when_it_was_confirmed(seed: int) -> None:
             case "unasked":
                 _, revision = topic.append(1)
                 sizes.appended(
-                    TOPIC, previous=None, revision=revision, size=1, stored=0, messages=1, time_ns=0, now=now
+                    TOPIC,
+                    previous=None,
+                    revision=revision,
+                    size=1,
+                    stored=0,
+                    messages=1,
+                    time_ns=0,
+                    sent_at=0,
+                    now=now,
                 )
                 assert sizes.ask(TOPIC, now) is None
             case "theirs":
@@ -96,9 +112,21 @@ def test_an_append_on_top_of_somebody_elses_ends_the_knowledge() -> None:
     topic.append(5)
     previous, revision = topic.append(6)
     sizes.appended(
-        TOPIC, previous=previous, revision=revision, size=6, stored=0, messages=1, time_ns=0, now=0
+        TOPIC, previous=previous, revision=revision, size=6, stored=0, messages=1, time_ns=0, sent_at=0, now=0
     )
     assert sizes.ask(TOPIC, 0) is None
+
+
+def test_an_append_is_as_of_when_it_was_sent() -> None:
+    topic, sizes = Topic(), KnownSizes(10)
+    sizes.learned(TOPIC, topic.known(0))
+    previous, revision = topic.append(6)
+    sizes.appended(
+        TOPIC, previous=previous, revision=revision, size=6, stored=0, messages=1, time_ns=0, sent_at=2, now=9
+    )
+    assert sizes.since(TOPIC, 2, 9) is not None
+    assert sizes.since(TOPIC, 2.5, 9) is None, "what another host pushed then may be missing"
+    assert sizes.fresh(TOPIC, 9) is not None
 
 
 def test_a_size_is_fresh_for_a_while_and_wanted_for_another() -> None:

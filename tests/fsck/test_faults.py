@@ -134,6 +134,37 @@ async def test_faults_of_many_topics_are_told_topic_by_topic_and_all_mended(bare
         assert await bare.pull(name) == [name.encode() + b"\n"]
 
 
+async def test_a_last_that_was_put_anew_says_nothing_of_the_size(bare: Lab) -> None:
+    """It was put once, like that of a new topic."""
+    await lay_down(bare, 5)
+    await bare.delete(bare.keys.last(bare.topic))
+    assert (await bare.check(repair=True)).mended == ["T2"]
+    size = len(b"".join(bare.messages))
+    async with bare.connect() as dnp:
+        for _ in range(2):
+            assert size in [entry.size for entry in await dnp.ls()]
+            found = {topic.path: topic.stat for topic in await dnp.overview()}["t"]
+            assert found is not None
+            assert (found.end, found.messages) == (size, len(bare.messages))
+
+
+async def test_a_key_that_cannot_be_swept_keeps_nothing_else_from_being_mended(bare: Lab) -> None:
+    names = [f"t{number:02}" for number in range(2 * TOPICS_AT_ONCE)]
+    async with open_cluster(bare.settings) as cluster:
+        for name in names:
+            await Dnp(cluster).push(name, name)
+        topics = [await bare.id_of(cluster, name.encode()) for name in names]
+    for topic in topics:
+        await bare.delete(bare.keys.mark(topic))
+        await bare.client.put(bare.keys.segment(topic, Revision(1), Offset(0), 3), b"???")
+    await bare.client.put(bare.keys.tail(topics[3]).start + b"zzz", b"")
+    mended = await bare.check(repair=True)
+    assert mended.left == ["B1"]
+    assert mended.mended == ["L1", "T5"]
+    assert mended.report.mended == 2 * len(names)
+    assert (await bare.check()).left == ["B1"]
+
+
 async def test_what_two_have_stays_with_the_host_that_lives(bare: Lab) -> None:
     await lay_down(bare, 5)
     group = await plant_group(bare)

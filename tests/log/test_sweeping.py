@@ -57,3 +57,28 @@ async def test_an_order_that_does_not_parse_keeps_no_other_from_being_carried_ou
     left = {kv.key for kv in (await store.get_prefix(keys.prefix)).kvs}
     assert left >= {keys.all_trash.start + b"t", keys.all_pending.start + b"t"}
     assert left.isdisjoint(planted)
+
+
+async def test_a_key_that_does_not_parse_keeps_nothing_else_from_being_swept(
+    hosts: Hosts, mock_clock: MockClock
+) -> None:
+    mock_clock.autojump_threshold = 0
+    keys, store = hosts.cluster.keys, hosts.cluster.store
+    host = await hosts.start()
+    topics = [await hosts.topic(), await hosts.topic(), await hosts.topic()]
+    ours, theirs = [], []
+    for topic in topics:
+        await hosts.append(host, topic, b"a\n")
+        await host.log.reset(topic.id)
+        ours.append(keys.index_page(topic.id, Revision(1), Offset(0)))
+        theirs.append(keys.tail(topic.id).start + b"zzz")
+    strange = theirs[0]
+    await store.put(strange, b"")
+    for key in ours:
+        await store.put(key, b"{}")
+        await store.put(keys.trash(topics[ours.index(key)].id), b"{}")
+    with pytest.raises(CorruptData, match="zzz"):
+        await Sweeper(store, keys).sweep_all()
+    left = {kv.key for kv in (await store.get_prefix(keys.prefix)).kvs}
+    assert left >= {strange, keys.trash(topics[0].id)}
+    assert left.isdisjoint([*ours, *(keys.trash(topic.id) for topic in topics[1:])])
