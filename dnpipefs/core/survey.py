@@ -54,7 +54,7 @@ class Look(NamedTuple):
     all_have_epochs: bool
     """As many `epoch` keys were counted there as `last` keys."""
     generations: Mapping[FileId, Revision]
-    """The mod_revisions of `epoch` keys, where they were read and not only counted."""
+    """The mod_revisions of `epoch` keys, of topics whose `last` was put once, where they were read."""
 
 
 def is_dense(asked: int, among: int) -> bool:

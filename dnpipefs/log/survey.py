@@ -165,7 +165,9 @@ class Surveyor:
             except CorruptData as error:
                 _leave(topic, error)
         generations = {
-            topic: generation_of[key] for topic in topics if (key := keys.epoch(topic)) in generation_of
+            topic: generation_of[key]
+            for topic, last in found.items()
+            if last.puts == 1 and (key := keys.epoch(topic)) in generation_of
         }
         return Look(Revision(revision), found, counted == len(lasts), generations)
 
