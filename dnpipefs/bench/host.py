@@ -15,7 +15,7 @@ import signal
 import sys
 import threading
 import time
-from collections.abc import AsyncGenerator, Awaitable, Callable
+from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
 from contextlib import aclosing
 from dataclasses import asdict
 from pathlib import Path
@@ -28,8 +28,9 @@ from dnpipefs.api import Dnp
 from dnpipefs.bench.fill import fill_directory
 from dnpipefs.bench.load import PATIENCE_S, STAMP_DIGITS, Reply, line, stamped
 from dnpipefs.cluster import Cluster, Settings, open_cluster
-from dnpipefs.core.batch import Chunk
-from dnpipefs.core.names import ROOT
+from dnpipefs.core.batch import Chunk, encode
+from dnpipefs.core.names import ROOT, Revision
+from dnpipefs.log.appender import TOPICS_PER_TRANSACTION
 from dnpipefs.mount import MountOptions, prepare_mountpoint, run_mount
 
 FILL_CHUNKS: Final = (1, 10, 1_000, 10_000)
@@ -104,6 +105,45 @@ class Host:
             await self._client.put(self._new_key(), value)
 
         return await _timed(put, start, end, tasks)
+
+    async def appends(self, size: int, start: float, end: float, topics: int) -> Reply:
+        """Raw: what the log asks of etcd for a message to each of some topics, two transactions at a time.
+
+        Without mount and log, so no appending by the keys of docs/format.md is faster through this client.
+        """
+        session = await self._cluster.log.sessions.get()
+        chunk, stop, count = Chunk.of_lines(line(size)), int(end * 1e9), 0
+        batch = encode([chunk], generation=Revision(1), time_ns=time.time_ns(), session=session, sequence=1)
+        base = self._new_key()
+        sequences = [0] * topics
+
+        async def append(some: Sequence[int]) -> None:
+            transaction = etcd.Transaction()
+            for topic in some:
+                writer = b"%b/writer/%016x/%016x" % (base, topic, session)
+                transaction.compare_mod_revision(b"%b/epoch/%016x" % (base, topic), 0)
+                transaction.compare_version(writer, sequences[topic])
+                sequences[topic] += 1
+                transaction.put(writer, b"%d:1" % sequences[topic], lease=session)
+                transaction.put(self._new_key(), batch)
+                transaction.put(b"%b/last/%016x" % (base, topic), b"1")
+            if not (await self._client.commit(transaction)).succeeded:
+                raise AssertionError("nobody else puts these keys")
+
+        async def repeat(mine: Sequence[int]) -> None:
+            nonlocal count
+            while time.monotonic_ns() < stop:
+                for first in range(0, len(mine), TOPICS_PER_TRANSACTION):
+                    some = mine[first : first + TOPICS_PER_TRANSACTION]
+                    await append(some)
+                    if time.monotonic_ns() <= stop:
+                        count += len(some)
+
+        await _wait_until(start)
+        async with trio.open_nursery() as nursery:
+            for half in range(min(2, topics)):
+                nursery.start_soon(repeat, range(half, topics, 2))
+        return {"count": count}
 
     async def put_stamped(self, size: int, start: float, end: float, interval: float) -> Reply:
         """Raw: puts that say when they were sent, one every *interval* seconds; then the last one."""

@@ -121,6 +121,7 @@ def _writers_lines(scale: Scale) -> list[Line]:
     return [
         Line(f"{many}, one topic", Quantity.RATE, "one", "raw", Bar(1.0, at_most=False)),
         Line(f"{many}, {scale.writers} topics", Quantity.RATE, "many", "raw", Bar(2.0, at_most=False)),
+        Line("their transactions alone", Quantity.RATE, "bare", "raw"),
     ]
 
 
@@ -135,7 +136,14 @@ async def _writers_arms(stage: Stage, scale: Scale) -> AsyncIterator[Arms]:
             "raw": Arm(lambda seconds: timed(raw, "puts", seconds, tasks=scale.writers)),
             "one": Arm(lambda seconds: _written(load, "one", seconds)),
             "many": Arm(lambda seconds: _written(load, "many", seconds)),
+            "bare": Arm(lambda seconds: _appended(raw, scale.writers, seconds)),
         }
+
+
+async def _appended(raw: Child, topics: int, seconds: float) -> Sample:
+    start, end = period(seconds)
+    reply = await raw.ask("appends", size=MESSAGE_BYTES, start=start, end=end, topics=topics)
+    return Sample(reply["count"], seconds)
 
 
 async def _join(load: Child, group: str, paths: Sequence[str]) -> None:
