@@ -247,7 +247,7 @@ async def _join(settings: Settings, mountpoint: str | None) -> AsyncIterator[Clu
             op_timeout=op_timeout,
             cache_limit=settings.cache_limit,
             policy=lambda topic: _policy(namespace.config_of(topic)),
-            aging=namespace.aging,
+            retained=namespace.retained,
         )
         groups = Groups(
             client,

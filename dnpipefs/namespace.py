@@ -127,12 +127,12 @@ class Namespace:
         entry = self.tree.find_id(topic)
         return entry.inode.config.effective if entry is not None else unknown
 
-    def aging(self) -> list[FileId]:
-        """Return the topics whose messages are removed when they reach an age."""
+    def retained(self) -> list[FileId]:
+        """Return the topics that do not keep everything."""
         return [
             entry.id
             for entry in self.tree
-            if not entry.is_directory and entry.inode.config.effective.retention_age_ns is not None
+            if not entry.is_directory and entry.inode.config.effective.keeps_some
         ]
 
     async def create(

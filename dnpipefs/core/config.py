@@ -92,6 +92,11 @@ class TopicConfig:
     """The topic for dead letters; None: beside the topic, with its name and DEAD_SUFFIX."""
 
     @property
+    def keeps_some(self) -> bool:
+        """Whether retention removes something."""
+        return (self.retention_bytes, self.retention_age_ns, self.retention_messages) != (None, None, None)
+
+    @property
     def compress(self) -> bool:
         """Whether segments and large batches are compressed where that makes them smaller."""
         return self.compression is Compression.ZSTD

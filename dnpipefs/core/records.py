@@ -7,6 +7,7 @@ later release may add some); missing or mistyped ones raise CorruptData naming t
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, ClassVar, Final, NamedTuple, TypeGuard
@@ -17,6 +18,7 @@ from dnpipefs.core.names import MAX_FILE_ID, START, FileId, Kind, Offset, Revisi
 from dnpipefs.errors import CorruptData, UnsupportedFormat
 
 FORMAT_VERSION: Final = 1
+_SESSION_NAME: Final = re.compile(r"[0-9a-f]{1,16}")
 _USERS: Final = 2**32
 """Exclusive: of numbers of users and groups."""
 LIMIT: Final = 2**63
@@ -264,7 +266,7 @@ class Head:
             count(key, value, "messages"),
             Offset(count(key, value, "first")),
             count(key, {"first_message": 0} | value, "first_message"),
-            {name: integer(key, writers, name) for name in writers},
+            {_session_name(key, name): integer(key, writers, name) for name in writers},
             Revision(count(key, {"forgotten": 0} | value, "forgotten")),
             _segments(key, {"segments": []} | value),
         )
@@ -275,6 +277,12 @@ class Head:
                 f"messages {head.first_message} to {head.messages}"
             )
         return head
+
+
+def _session_name(key: bytes, name: str) -> str:
+    if not _SESSION_NAME.fullmatch(name):
+        raise CorruptData(f"{key!r} has a writer {name!r}, which is no session")
+    return name
 
 
 def _segment_rows(segments: Sequence[SegmentInfo]) -> list[list[object]]:

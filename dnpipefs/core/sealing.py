@@ -164,7 +164,7 @@ def plan_seal(
     At most the `mergeable` newest segments are merged: those that stand in the head. `now_ns` stands for the
     time of the tail's batches, which are young: it only bounds what is merged with them.
     """
-    limits = _Limits.of(retention, segment_bytes)
+    kept, unlimited = _Limits.of(retention, segment_bytes), _Limits.of(KEEP_ALL, segment_bytes)
     taken: list[TailEntry] = []
     outcomes: list[Outcome] = []
     small: list[TailEntry] = []
@@ -183,8 +183,12 @@ def plan_seal(
             outcomes.append(Keep(entry))
             large += 1
         else:
+            # What retention removes as soon as it is sealed may be large: it goes as a whole.
+            limits = unlimited if _is_surplus(view, entry, retention) else kept
             full = small and (
-                size + entry.size > limits.bytes or messages + entry.key.messages > limits.messages
+                size + entry.size > limits.bytes
+                or messages + entry.key.messages > limits.messages
+                or (limits is kept and _is_surplus(view, small[-1], retention))
             )
             if merged or full:
                 break
@@ -200,9 +204,16 @@ def plan_seal(
     replaced: list[SegmentEntry] = []
     if isinstance(outcomes[0], Merge):
         newest = view.sealed[-mergeable:] if mergeable else ()
-        replaced = _mergeable(newest, limits, size=size, messages=messages, now_ns=now_ns)
+        replaced = _mergeable(newest, kept, size=size, messages=messages, now_ns=now_ns)
         outcomes[0] = Merge([*replaced, *outcomes[0].entries])
     return SealPlan(outcomes, taken, replaced)
+
+
+def _is_surplus(view: TopicView, entry: TailEntry, retention: Retention) -> bool:
+    """Tell whether as much as retention keeps by bytes or messages has come behind an entry."""
+    return (retention.bytes is not None and view.end - entry.end >= retention.bytes) or (
+        retention.messages is not None and view.messages - entry.end_message >= retention.messages
+    )
 
 
 def _mergeable(

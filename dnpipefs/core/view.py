@@ -24,7 +24,7 @@ from bisect import bisect_left, bisect_right
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import chain, islice
-from typing import NamedTuple
+from typing import Final, NamedTuple
 
 from dnpipefs.core.batch import HEADER_BYTES
 from dnpipefs.core.keys import BodyKey, TailKey
@@ -207,6 +207,10 @@ def _stored(key: TailKey) -> int:
     return HEADER_BYTES + key.size if key.beside is None else key.beside.stored
 
 
+SEQUENCES_LIMIT: Final = 10_000
+"""Sessions of which the last append is remembered, to check what a watch brings."""
+
+
 class TopicView:
     """One topic's log at `revision`."""
 
@@ -215,6 +219,7 @@ class TopicView:
         self.generation: Revision = snapshot.generation
         self.modified_ns: int = snapshot.modified_ns
         self._sequences: dict[SessionId, int] = {}
+        """The last append of each session, the one that appended longest ago first."""
         self._start_empty()
         if self.ended:
             return
@@ -382,10 +387,12 @@ class TopicView:
         self.first, self.first_message = first, first_message
 
     def _append(self, revision: Revision, key: TailKey) -> None:
-        known = self._sequences.get(key.session)
+        known = self._sequences.pop(key.session, None)
         if known is not None and key.sequence != known + 1:
             raise ViewBroken(f"session {key.session:x} went from append {known} to {key.sequence}")
         self._sequences[key.session] = key.sequence
+        if len(self._sequences) > SEQUENCES_LIMIT:
+            del self._sequences[next(iter(self._sequences))]
         entry = TailEntry(revision, self.end, self.messages, key)
         self._entries.append(entry)
         self._starts.append(entry.start)

@@ -204,6 +204,7 @@ class Appender:
         """Commit until cancelled."""
         async with trio.open_nursery() as nursery:
             nursery.start_soon(self._patience.run)
+            nursery.start_soon(self._committer.run)
             for _ in range(COMMITTERS):
                 nursery.start_soon(self._commit_forever)
 

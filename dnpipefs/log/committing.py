@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Sequence
+from functools import partial
 from typing import Final
 
 import trio
@@ -39,6 +40,9 @@ TOPICS_WITH_PREVIOUS: Final = 30
 """In a transaction of so many topics there is room for a read beside the three puts of each."""
 NOT_REMEMBERED: Final = UNKNOWN_SEQUENCE - 1
 """In the place of the last sequence number taken, so that the next one is UNKNOWN_SEQUENCE."""
+LARGE_SHARE: Final = 16
+"""A byte of a large batch counts so much less towards sealing: that writes nothing of it anew, but has to be
+done before retention can remove it."""
 _SLOWEST_PER_S: Final = 500_000
 """Bytes that etcd takes in a second if it is slow: large transactions have longer to be answered."""
 
@@ -88,6 +92,10 @@ class Committer:
         floor = max(self._seen, self._sessions.began)
         return Batch.of(writer, pushes, session, fence, self._clock.now_ns(), floor)
 
+    async def run(self) -> None:
+        """Remove what is left of batches that failed, until cancelled."""
+        await self._stager.run()
+
     async def commit(self, batches: list[Batch]) -> None:
         """Send until every batch is settled: committed, failed, or out of time."""
         staged = [batch for batch in batches if batch.staged]
@@ -113,7 +121,7 @@ class Committer:
             try:
                 for batch in batches:
                     if batch.staged:
-                        await self._stager.stage(batch, timeout=self._time_for(batches, backoff, now))
+                        await self._stager.stage(batch, timeout=partial(self._time_left, batches, backoff))
                         now = trio.current_time()
                 sent, timeout = True, self._time_for(batches, backoff, now)
                 result = await self._client.commit(self._transaction(batches, now), timeout=timeout)
@@ -164,8 +172,12 @@ class Committer:
     @staticmethod
     def _time_for(batches: Sequence[Batch], backoff: Backoff, now: float) -> float:
         """Return how long one transaction for *batches* may take, seconds."""
-        left = max([batch.deadline for batch in batches]) - now
+        left = max(0.001, max([batch.deadline for batch in batches]) - now)
         return min(backoff.answer_s + sum([batch.payload.stored for batch in batches]) / _SLOWEST_PER_S, left)
+
+    def _time_left(self, batches: Sequence[Batch], backoff: Backoff) -> float:
+        """As `_time_for`, of now."""
+        return self._time_for(batches, backoff, trio.current_time())
 
     async def _begin_generations(self, batches: list[Batch], backoff: Backoff) -> list[Batch]:
         """Give those topics of *batches* a generation that have none; return what is to be sent."""
@@ -288,7 +300,7 @@ class Committer:
         ]
         with trio.move_on_at(max(batch.deadline for batch in batches)):
             try:
-                session = await self._sessions.get()
+                session = await self._sessions.get(unless_full=True)
             except etcd.EtcdError as error:
                 for batch in still_open:
                     self._refuse(batch, error)
@@ -376,7 +388,7 @@ class Committer:
         pushes.batches += 1
         pushes.messages += payload.messages
         pushes.bytes += payload.size
-        in_tail = 0 if batch.large else payload.size
+        in_tail = payload.size // LARGE_SHARE if batch.large else payload.size
         self._tails.appended(batch.writer.topic, in_tail, now)
         if batch.staged:
             batch.orders.discard((batch.fence.generation, batch.body))

@@ -111,7 +111,7 @@ class Log:
         op_timeout: float,
         cache_limit: int = CACHE_LIMIT,
         policy: Callable[[FileId], Policy] = lambda _: Policy(),
-        aging: Callable[[], Iterable[FileId]] = tuple,
+        retained: Callable[[], Iterable[FileId]] = tuple,
     ) -> None:
         self._client: Final = client
         self._keys: Final = keys
@@ -133,7 +133,7 @@ class Log:
         )
         self.sealer: Final = Sealer(client, keys, clock, self.content, policy)
         self.schedule: Final = SealSchedule(
-            client, keys, self.sealer, sessions, self._tails, self._appender.newest, aging
+            client, keys, self.sealer, sessions, self._tails, self._appender.newest, retained
         )
 
     async def append(

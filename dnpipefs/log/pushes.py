@@ -177,7 +177,7 @@ class Batch:
         time_ns: int,
         floor: Revision,
     ) -> Batch:
-        """Make a batch of *pushes*, which came in this order and all wait equally long."""
+        """Make a batch of *pushes*, which came in this order."""
         chunks = [push.chunk for push in pushes]
         large = sum([len(chunk.data) for chunk in chunks]) >= LARGE_BYTES
         # Small ones wait for their segment, which compresses better.
@@ -186,7 +186,7 @@ class Batch:
         return cls(
             writer,
             pushes,
-            pushes[-1].deadline,
+            max([push.deadline for push in pushes]),
             payload,
             large or staged,
             staged,

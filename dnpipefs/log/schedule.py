@@ -26,8 +26,9 @@ import trio
 from dnpipefs import etcd
 from dnpipefs.core.keys import KeySchema
 from dnpipefs.core.names import FileId, Revision, SessionId
+from dnpipefs.core.sealing import Retention
 from dnpipefs.core.tails import Due, Tails
-from dnpipefs.errors import DnpError, TopicGone
+from dnpipefs.errors import CorruptData, DnpError, TopicGone
 from dnpipefs.log.sealer import Sealer
 from dnpipefs.log.session import SessionKeeper
 
@@ -48,11 +49,13 @@ LOOK_S: Final = 0.25
 SEALERS: Final = 2
 """Topics sealed at once."""
 ROUND_S: Final = 60.0
-"""Between two rounds: for what has grown too old, and for tails that nobody seals."""
+"""Between two rounds: for what retention does not keep any more, and for tails that nobody seals."""
 PAGE_KEYS: Final = 1_000
 """Keys read at once in a round."""
 PAUSE_S: Final = 0.01
 """Pause after each idle topic and each page of a round, so that writers get their turn."""
+TOPICS_AT_ONCE: Final = 100
+"""Topics with retention of which it is read together whether they have changed."""
 LEFT_OVER_PAUSE_S: Final = 0.1
 """Pause after each tail that nobody has sealed: there may be many, and there is no hurry."""
 
@@ -76,15 +79,18 @@ class SealSchedule:
         sessions: SessionKeeper,
         tails: Tails,
         newest: Callable[[FileId], Revision],
-        aging: Callable[[], Iterable[FileId]],
+        retained: Callable[[], Iterable[FileId]],
     ) -> None:
+        """*retained*: the topics of which retention removes something."""
         self._client: Final = client
         self._keys: Final = keys
         self._sealer: Final = sealer
         self._sessions: Final = sessions
         self._tails: Final = tails
         self._newest: Final = newest
-        self._aging: Final = aging
+        self._retained: Final = retained
+        self._right: dict[FileId, tuple[Revision, Retention]] = {}
+        """Topics that the last round has trimmed, with what had changed them last and what was to be kept."""
         self._waited_for: dict[FileId, bool] = {}
         """Tails that others were given the time to seal, and whether they are of many bytes."""
         self._left_over: set[tuple[FileId, SessionId, int]] = set()
@@ -96,7 +102,7 @@ class SealSchedule:
         async with trio.open_nursery() as nursery:
             for _ in range(SEALERS):
                 nursery.start_soon(self._seal_forever, receive)
-            nursery.start_soon(self._every_round, self.trim_aged)
+            nursery.start_soon(self._every_round, self.trim_all)
             nursery.start_soon(self._every_round, self.seal_left_over)
             while True:
                 for due in self._tails.take_due(trio.current_time()):
@@ -178,12 +184,29 @@ class SealSchedule:
             except DnpError as error:  # the next round comes
                 logger.info("a round through all topics broke off: %s", error)
 
-    async def trim_aged(self) -> None:
-        """Remove what has grown too old."""
-        for topic in list(self._aging()):
-            with _one_of_many(topic):
-                await self._sealer.trim(topic)
+    async def trim_all(self) -> None:
+        """Remove what retention does not keep: what has grown too old, and what no sealing was followed by.
+
+        A topic that has not changed since it was found right is not read again, unless its age counts.
+        """
+        topics, keys = list(self._retained()), self._keys
+        right: dict[FileId, tuple[Revision, Retention]] = {}
+        for first in range(0, len(topics), TOPICS_AT_ONCE):
+            some = topics[first : first + TOPICS_AT_ONCE]
+            reads = [etcd.get(keys.last(topic), keys_only=True) for topic in some]
+            found = (await self._client.transaction((), reads)).responses
+            for topic, last in zip(some, found, strict=True):
+                if not (isinstance(last, etcd.RangeResult) and last.kvs):
+                    continue
+                retention = self._sealer.policy(topic).retention
+                now = (Revision(last.kvs[0].mod_revision), retention)
+                if self._right.get(topic) != now or retention.age_ns is not None:
+                    with _one_of_many(topic):
+                        await self._sealer.trim(topic)
+                    await trio.sleep(PAUSE_S)
+                right[topic] = now
             await trio.sleep(PAUSE_S)
+        self._right = right
 
     async def seal_left_over(self) -> None:
         """Seal the tails that are as this host's last round found them."""
@@ -195,6 +218,7 @@ class SealSchedule:
                     continue
                 with _one_of_many(found[0]):
                     await self._sealer.seal(found[0])
+                    await self._sealer.trim(found[0])
                 await trio.sleep(LEFT_OVER_PAUSE_S)
         self._left_over = left_over
 
@@ -206,8 +230,12 @@ class SealSchedule:
             for kv in result.kvs:
                 if kv.key < start:
                     continue  # of a topic that was yielded
-                topic = self._keys.parse_tail_topic(kv.key)
-                key = self._keys.parse_tail(topic, kv.key)
+                try:
+                    topic = self._keys.parse_tail_topic(kv.key)
+                    key = self._keys.parse_tail(topic, kv.key)
+                except CorruptData as error:
+                    logger.info("a tail is not sealed, run dnpipefs fsck: %s", error)
+                    continue
                 if key is not None:
                     yield topic, key.session, key.sequence
                     start = self._keys.tail(topic).end
@@ -229,9 +257,13 @@ def _one_of_many(topic: FileId) -> Iterator[None]:
     """Go on with the next topic if there is something wrong with this one, but not if there is with etcd."""
     try:
         yield
+    except (etcd.RequestTooLarge, etcd.InvalidRequest) as error:
+        logger.info("topic %x is not sealed or trimmed: %s", topic, error, extra={"topic": topic})
     except etcd.EtcdError:
         raise
     except TopicGone:
         pass
     except DnpError as error:
         logger.info("topic %x is not sealed or trimmed: %s", topic, error, extra={"topic": topic})
+    except Exception:  # a fault of ours in one topic must not take the others along
+        logger.exception("topic %x: sealing it failed unexpectedly", topic, extra={"topic": topic})

@@ -77,19 +77,25 @@ class Sealer:
         self._keys: Final = keys
         self._clock: Final = clock
         self._content: Final = content
-        self._policy: Final = policy
+        self.policy: Final = policy
+        """What the settings of a topic say of its log."""
         self.at: Callable[[Step], Awaitable[None]] = _go_on
         """Called at each step; for tests."""
 
     async def seal(self, topic: FileId, *, down_to: int = 0) -> TopicView:
         """Seal until the tail has at most *down_to* batches; return the topic as it was then.
 
-        Raises TopicGone, an EtcdError, or what is wrong with what is stored.
+        What comes meanwhile is left: of a topic that is always written to, sealing would never end. Raises
+        TopicGone, an EtcdError, or what is wrong with what is stored.
         """
+        begun: TopicView | None = None
         while True:
             state = await read_topic(self._client, self._keys, topic)
             view = view_of(state)
-            if len(view.entries) <= down_to:
+            begun = begun or view
+            if len(view.entries) <= down_to or view.generation != begun.generation:
+                return view
+            if view.entries[0].first_message >= begun.messages:
                 return view
             await self.seal_step(topic, state, view)
 
@@ -100,7 +106,7 @@ class Sealer:
         """
         await self.at(Step.LOOKED)
         head, segment_bytes = state.snapshot.head, SEGMENT_BYTES
-        policy = self._policy(topic)
+        policy = self.policy(topic)
         while True:
             plan = plan_seal(
                 view,
@@ -135,7 +141,7 @@ class Sealer:
         while True:
             state = await read_topic(self._client, self._keys, topic)
             view = view_of(state)
-            retention = self._policy(topic).retention
+            retention = self.policy(topic).retention
             old = plan_trim(view, retention, now_ns=self._clock.now_ns())[:TRIM_STEP]
             if not old:
                 return removed
@@ -225,7 +231,9 @@ class Sealer:
         writers |= {f"{session:x}": sequence for session, sequence in plan.sealed_through().items()}
         if len(writers) <= KEPT_WRITERS:
             return replace(head, writers=writers)
-        names = list(writers)[:SESSIONS_LOOKED_AT]
+        names = sorted(writers)
+        first = state.snapshot.revision % len(names)  # others each time: the first ones may all be alive
+        names = [*names[first:], *names[:first]][:SESSIONS_LOOKED_AT]
         reads = [etcd.get(self._keys.session(SessionId(int(name, 16))), keys_only=True) for name in names]
         found = (await self._client.transaction((), reads)).responses
         for name, response in zip(names, found, strict=True):

@@ -118,14 +118,17 @@ class SessionKeeper:
         """Why there will be no session until somebody gives this host's user another role."""
         return self.failure if self._session is None and isinstance(self.failure, _REFUSALS) else None
 
-    async def get(self) -> SessionId:
+    async def get(self, *, unless_full: bool = False) -> SessionId:
         """Wait until there is a session. The caller sets the deadline.
 
-        Raises PermissionDenied, AuthenticationFailed when etcd does not allow one.
+        Raises PermissionDenied, AuthenticationFailed when etcd does not allow one, and with *unless_full*
+        SpaceExceeded when it has no room for one.
         """
         while self._session is None:
             if self.refused is not None:
                 raise self.refused
+            if unless_full and isinstance(self.failure, etcd.SpaceExceeded):
+                raise self.failure
             await self._changed.wait()
         return self._session
 

@@ -14,6 +14,7 @@ absent one looks like that of a session's first append.
 from __future__ import annotations
 
 import logging
+from collections.abc import Callable
 from typing import Final
 
 import trio
@@ -26,7 +27,7 @@ from dnpipefs.log.pushes import Batch
 logger: Final = logging.getLogger(__name__)
 
 CLEAR_TIMEOUT_S: Final = 5.0
-"""How long a host tries to remove the parts of a batch that failed."""
+"""How long callers of a batch that failed wait for its parts to be removed; and between two tries later."""
 
 
 class Stager:
@@ -36,12 +37,15 @@ class Stager:
         self._client: Final = client
         self._keys: Final = keys
         self._left: Final[set[tuple[FileId, Revision, BodyKey]]] = set()
-        """What could not be removed: tried again after the next large batch, and swept in the end."""
+        """What is to be removed; at the latest it is swept when the session has ended."""
+        self._later: Final = trio.lowlevel.ParkingLot()
+        """The task that removes it, when there is nothing."""
 
-    async def stage(self, batch: Batch, *, timeout: float) -> None:
+    async def stage(self, batch: Batch, *, timeout: Callable[[], float]) -> None:
         """Put what is not there yet. Raises EtcdError; a part that went unanswered is put again.
 
         If the batch cannot be committed any more, or somebody has removed the order, the commit finds out.
+        *timeout*: how long the next part may take, seconds.
         """
         order, parts = batch.pending(self._keys), batch.parts(self._keys)
         while batch.parts_put < len(parts):
@@ -50,7 +54,7 @@ class Stager:
             if batch.parts_put == 0:
                 guards, puts = self._still_open(batch), [etcd.put(order, b"{}"), *puts]
                 batch.orders.add((batch.fence.generation, batch.body))
-            result = await self._client.transaction(guards, puts, timeout=timeout)
+            result = await self._client.transaction(guards, puts, timeout=timeout())
             if not result.succeeded:
                 return
             batch.parts_put += 1
@@ -64,19 +68,35 @@ class Stager:
         ]
 
     async def clear(self, batch: Batch) -> None:
-        """Remove what was put for a settled batch and is not committed; later, if etcd does not answer."""
+        """Remove what was put for a settled batch and is not committed; later, if its callers' time is up."""
         if not all(push.settled for push in batch.pushes):
             return  # cut short: the process ends, its session with it, and the sweeper removes them
         topic = batch.writer.topic
         self._left.update((topic, generation, body) for generation, body in batch.orders)
-        with trio.move_on_after(CLEAR_TIMEOUT_S, shield=True):
-            try:
-                while self._left:
-                    order = next(iter(self._left))
-                    await remove_pending(self._client, self._keys, *order)
-                    self._left.discard(order)
-            except etcd.EtcdError as error:
-                logger.info("parts of a push that failed are not removed yet: %s", error)
+        if not self._left:
+            return
+        with trio.move_on_at(min(trio.current_time() + CLEAR_TIMEOUT_S, batch.deadline), shield=True):
+            await self._clear()
+        if self._left:
+            self._later.unpark()
+
+    async def run(self) -> None:
+        """Remove what could not be removed at once, until cancelled."""
+        while True:
+            if not self._left:
+                await self._later.park()
+            await self._clear()
+            if self._left:
+                await trio.sleep(CLEAR_TIMEOUT_S)
+
+    async def _clear(self) -> None:
+        try:
+            while self._left:
+                order = next(iter(self._left))
+                await remove_pending(self._client, self._keys, *order)
+                self._left.discard(order)
+        except etcd.EtcdError as error:
+            logger.info("parts of a push that failed are not removed yet: %s", error)
 
 
 async def remove_pending(

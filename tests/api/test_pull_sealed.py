@@ -66,7 +66,7 @@ async def test_a_topic_of_which_nothing_is_retained(dnp: Dnp, other: Dnp, follow
     for number in range(3):
         await dnp.push("t", f"{number}")
     await seal(dnp)
-    dnp._log.sealer._policy = lambda _: Policy(Retention(bytes=0))  # type: ignore[misc]
+    dnp._log.sealer.policy = lambda _: Policy(Retention(bytes=0))  # type: ignore[misc]
     assert await dnp._log.sealer.trim(await topic_of(dnp)) == 1
     with trio.fail_after(WITHIN_S):
         for start in (0, 3, 6):
@@ -82,7 +82,7 @@ async def test_a_topic_of_which_nothing_is_retained(dnp: Dnp, other: Dnp, follow
 
 async def test_what_is_retained_keeps_its_offsets(dnp: Dnp, other: Dnp) -> None:
     """Invariant 4; and a pull from the start, or from what was trimmed, begins with what is left."""
-    dnp._log.sealer._policy = lambda _: Policy(Retention(bytes=7_000))  # type: ignore[misc]
+    dnp._log.sealer.policy = lambda _: Policy(Retention(bytes=7_000))  # type: ignore[misc]
     for number in range(4):
         await dnp.push("t", f"{number}" * 6_000)
         await seal(dnp)

@@ -78,10 +78,16 @@ def test_inode_round_trip(inode: Inode) -> None:
     assert Inode.decode(KEY, inode.encode()) == inode
 
 
-@given(st.dictionaries(st.text(), times, max_size=3))
+@given(st.dictionaries(st.integers(0, 2**64 - 1).map("{:x}".format), times, max_size=3))
 def test_head_round_trip(writers: dict[str, int]) -> None:
     head = Head(writers=writers)
     assert Head.decode(KEY, head.encode()) == head
+
+
+@pytest.mark.parametrize("name", ["", "zz", "0x1", "7F", "1" * 17])
+def test_a_writer_is_named_by_its_session(name: str) -> None:
+    with pytest.raises(CorruptData, match="which is no session"):
+        Head.decode(KEY, Head(writers={name: 1}).encode())
 
 
 def test_the_empty_head() -> None:

@@ -34,7 +34,8 @@ class NoSession:
     def report_lost(self, session: SessionId) -> None:
         self.lost = session
 
-    async def get(self) -> SessionId:
+    async def get(self, *, unless_full: bool) -> SessionId:
+        assert unless_full
         await trio.sleep_forever()
         raise AssertionError("unreachable")
 

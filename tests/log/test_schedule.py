@@ -105,7 +105,7 @@ async def test_rounds_remove_what_has_grown_too_old(hosts: Hosts, mock_clock: Mo
     await hosts.pass_time(IDLE_S + 2 * LOOK_S, steps=5)
     assert len((await hosts.shown(topic)).sealed) == 1
     await hosts.pass_time(31, steps=4)
-    await hosts.carry_out(host.log.schedule.trim_aged)
+    await hosts.carry_out(host.log.schedule.trim_all)
     shown = await hosts.shown(topic)
     assert (shown.sealed, shown.first, shown.end) == ((), 2, 2)
 

@@ -15,7 +15,7 @@ from dnpipefs import etcd
 from dnpipefs.core import generation
 from dnpipefs.core.keys import KeySchema
 from dnpipefs.core.names import FileId
-from dnpipefs.core.sealing import Policy
+from dnpipefs.core.sealing import KEEP_ALL, Policy
 from dnpipefs.core.view import TopicView
 from dnpipefs.errors import CorruptData, UnsupportedFormat
 from dnpipefs.log.barrier import Barrier
@@ -79,8 +79,8 @@ class Host:
             op_timeout=cluster.op_timeout,
             cache_limit=cluster.cache_bytes,
             policy=lambda topic: cluster.policies[topic],
-            aging=lambda: [
-                topic.id for topic in cluster.live_topics() if topic.policy.retention.age_ns is not None
+            retained=lambda: [
+                topic.id for topic in cluster.live_topics() if topic.policy.retention != KEEP_ALL
             ],
         )
         self.log.sealer.at = self._at

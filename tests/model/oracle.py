@@ -291,7 +291,7 @@ class Oracle:
                     pages,
                 )
             )
-        except ViewBroken as broken:
+        except (ViewBroken, CorruptData) as broken:
             raise AssertionError(f"V4: what is stored does not fit: {broken}") from broken
 
     def between(self, start: bytes, end: bytes) -> list[bytes]:

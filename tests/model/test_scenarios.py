@@ -153,6 +153,6 @@ def test_a_planted_fault_is_found(mutant: Mutant) -> None:
         for seed in range(SEARCH):
             try:
                 in_memory(seed, STEPS_OF_ONE)
-            except AssertionError:
+            except (AssertionError, ExceptionGroup):  # the latter if a host's task found it
                 return
     pytest.fail(f"not found in {SEARCH * STEPS_OF_ONE} steps")
