@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from typing import Final
+from typing import Any, Final
 
 import pytest
 import trio
 from trio.testing import MockClock
 
+from dnpipefs import etcd
 from dnpipefs.core.batch import Chunk
-from dnpipefs.errors import TimedOut
+from dnpipefs.errors import OutOfSpace, TimedOut
 from dnpipefs.log.failures import deadline
 from tests.log.conftest import Hosts
 from tests.model.hosts import Host
@@ -107,3 +108,57 @@ async def test_a_deadline_bounds_those_within_it(autojump_clock: object) -> None
     with pytest.raises(TimedOut):
         await wait_for_three_things()
     assert trio.current_time() - began == pytest.approx(30)
+
+
+async def test_a_push_does_not_fail_with_one_that_has_less_time(hosts: Hosts, mock_clock: MockClock) -> None:
+    """They are of one batch; that of the longer call has begun earlier."""
+    host, topic = await hosts.start(), await hosts.topic()
+    await hosts.append(host, topic, b"before\n")
+    born = topic.generations[0].began
+    outcomes: dict[str, str] = {}
+
+    async def push(name: str, since: float) -> None:
+        chunk = Chunk.of_lines(name.encode() + b"\n")
+        try:
+            await host.log.append(topic.id, chunk, born=born, since=since)
+        except TimedOut:
+            outcomes[name] = "timed out"
+        else:
+            outcomes[name] = "ok"
+
+    hosts.cluster.network.open = False
+    for name, ago in (("first", 0.0), ("fresh", 0.0), ("part", 28.0)):
+        host.nursery.start_soon(push, name, trio.current_time() - ago)
+        await hosts.cluster.network.settle()
+    [first] = await hosts.gates("commit")
+    first.open()
+    await outage(hosts, 5)
+    assert outcomes == {"first": "ok", "part": "timed out"}
+    await recovery(hosts)
+    assert outcomes["fresh"] == "ok"
+
+
+async def test_a_push_whose_session_is_lost_is_told_that_there_is_no_room_for_another(
+    hosts: Hosts, mock_clock: MockClock
+) -> None:
+    host, topic = await hosts.start(), await hosts.topic()
+    await hosts.append(host, topic, b"before\n")
+    failed: list[float] = []
+
+    async def full(*_: Any, **__: Any) -> None:
+        raise etcd.SpaceExceeded("database space exceeded")
+
+    async def push() -> None:
+        with pytest.raises(OutOfSpace):
+            await hosts.append(host, topic, b"x\n")
+        failed.append(trio.current_time())
+
+    host._ways.lease_grant = full  # type: ignore[method-assign, assignment]
+    session = host.sessions.current()
+    assert session is not None
+    await hosts.cluster.store.lease_revoke(session)
+    began = trio.current_time()
+    host.nursery.start_soon(push)
+    await hosts.pass_time(3, steps=6)
+    assert failed
+    assert failed[0] - began < 3

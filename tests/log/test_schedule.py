@@ -9,6 +9,7 @@ import pytest
 from trio.testing import MockClock
 
 from dnpipefs import etcd
+from dnpipefs.core.names import FileId
 from dnpipefs.core.sealing import Policy, Retention
 from dnpipefs.core.tails import IDLE_S
 from dnpipefs.log.schedule import LOOK_S, PATIENCE_S, ROUND_S, STAGGER_S
@@ -185,3 +186,81 @@ async def test_a_topic_that_was_deleted_meanwhile_is_let_go(hosts: Hosts, mock_c
     await hosts.pass_time(IDLE_S + 2 * LOOK_S, steps=4)
     assert (await hosts.shown(other)).tail == ()
     assert hosts.complaints.found == []
+
+
+async def test_sealing_ends_though_the_topic_is_written_to(hosts: Hosts, mock_clock: MockClock) -> None:
+    """With another batch at each step: the sealer has others to look after, and trimming comes behind it."""
+    host, writer = await hosts.start(), await hosts.start()
+    topic = await hosts.topic(Policy(Retention(bytes=100)))
+    hosts.cluster.judges_each = False
+    steps = 0
+
+    async def push(step: Step) -> None:
+        nonlocal steps
+        if step is Step.LOOKED:
+            steps += 1
+            assert steps < 50, "there is no end of it"
+            await hosts.append(writer, topic, b"x" * 100 + b"\n")
+
+    await hosts.append(host, topic, *[b"x" * 100 + b"\n"] * 5)
+    host.log.sealer.at = push
+    view = await host.log.sealer.seal(topic.id)
+    assert steps >= 1
+    assert len(view.entries) == steps, "what came since it began"
+    assert await host.log.sealer.trim(topic.id) > 0
+
+
+async def test_retention_comes_to_a_topic_that_is_never_idle_nor_busy(
+    hosts: Hosts, mock_clock: MockClock
+) -> None:
+    host = await hosts.start()
+    topic = await hosts.topic(Policy(Retention(messages=5)))
+    hosts.cluster.judges_each = False
+    for number in range(150):
+        await hosts.append(host, topic, b"%d\n" % number)
+        await hosts.pass_time(2.0, steps=4)
+    await hosts.cluster.catch_up()
+    view, _ = await host.log.look(topic.id)
+    assert view.messages - view.first_message < 100, "two rounds' worth"
+
+
+async def test_retention_that_is_set_later_comes_to_a_quiet_topic(
+    hosts: Hosts, mock_clock: MockClock
+) -> None:
+    host = await hosts.start()
+    topic = await hosts.topic()
+    await hosts.append(host, topic, *[b"x" * 100 + b"\n"] * 4)
+    await host.log.sealer.seal(topic.id, down_to=2)
+    await host.log.sealer.seal(topic.id)
+    looks = 0
+    trim = host.log.sealer.trim
+
+    async def counted(one: FileId) -> int:
+        nonlocal looks
+        looks += 1
+        return await trim(one)
+
+    host.log.sealer.trim = counted  # type: ignore[method-assign, assignment]
+    for messages, expected in ((5, 1), (5, 1), (1, 2)):
+        topic.policy = hosts.cluster.policies[topic.id] = Policy(Retention(messages=messages))
+        await hosts.carry_out(host.log.schedule.trim_all)
+        assert looks == expected, "what has not changed is not read again"
+
+
+async def test_a_key_in_a_tail_that_does_not_parse_does_not_stop_the_rounds(
+    hosts: Hosts, mock_clock: MockClock
+) -> None:
+    dead, living = await hosts.start(), await hosts.start()
+    damaged, whole = await hosts.topic(), await hosts.topic()
+    for topic in (damaged, whole):
+        await hosts.append(dead, topic, b"b\n")
+    await hosts.kill(dead)
+    assert damaged.id < whole.id, "it is met first"
+    await hosts.shown(damaged)
+    del hosts.cluster.oracle.topics[damaged.id]  # what follows is meant to be wrong
+    await hosts.cluster.store.put(hosts.cluster.keys.tail_prefix(damaged.id) + b"0000", b"")
+    for _ in range(2):
+        await hosts.carry_out(living.log.schedule.seal_left_over)
+    hosts.complaints.found.clear()
+    view, _ = await living.log.look(whole.id)
+    assert not view.entries
