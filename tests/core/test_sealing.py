@@ -239,6 +239,18 @@ def test_retention_keeps_what_it_shall_and_little_more(retention: Retention) -> 
         assert log.now_ns - log.view.sealed[0].info.oldest_ns <= 1.2 * retention.age_ns
 
 
+@pytest.mark.parametrize("retention", [Retention(messages=5), Retention(bytes=1_000)])
+def test_what_retention_removes_at_once_is_sealed_in_few_steps(retention: Retention) -> None:
+    """Each step reads the whole tail: a step for each of many batches would never catch up."""
+    log = Log()
+    for _ in range(1_900):
+        log.append(100)
+    assert log.seal(retention) <= 15
+    assert len(plan_trim(log.view, retention, now_ns=log.now_ns)) >= 1
+    kept = log.view.sealed[len(plan_trim(log.view, retention, now_ns=log.now_ns)) :]
+    assert 5 <= sum(entry.info.messages for entry in kept) <= 55
+
+
 def _must_keep(log: Log, retention: Retention, trimmed: SegmentInfo) -> None:
     kept, messages = log.view.end - log.view.first, log.view.messages - log.view.first_message
     reasons: Sequence[bool] = (

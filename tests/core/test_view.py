@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 
 import pytest
 
+from dnpipefs.core import view as view_module
 from dnpipefs.core.keys import TailKey
 from dnpipefs.core.names import NO_GENERATION, Offset, Revision, SessionId
 from dnpipefs.core.records import Head, Index, SegmentInfo
@@ -237,6 +238,17 @@ def test_the_next_of_each_writer_keeps_the_view() -> None:
     assert [entry.key for entry in view.entries] == [key(TWO, 8)]
     with pytest.raises(ViewBroken, match="went from append 2 to 4"):
         view.apply(Revision(54), [Appended(key(ONE, 4), Revision(52), 1)])
+
+
+def test_of_many_sessions_those_are_remembered_that_appended_last(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A command is a session of its own, and a view may live for months."""
+    monkeypatch.setattr(view_module, "SEQUENCES_LIMIT", 3)
+    view, revision = TopicView(snapshot()), 60
+    for session in (1, 2, 1, 3, 4, 5, 1):
+        revision += 1
+        known = view._sequences.get(SessionId(session), 0)
+        view.apply(Revision(revision), [Appended(key(SessionId(session), known + 1), BIRTH, 1)])
+    assert list(view._sequences) == [4, 5, 1]
 
 
 def test_a_snapshot_with_a_gap_is_broken() -> None:
