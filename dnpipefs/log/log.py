@@ -321,10 +321,10 @@ class Log:
                         deletes = [etcd.delete(key) for key in generation.end(self._keys, topic)]
                         await self._guarded(topic, found, deletes)
             self._sizes.forget(topic, trio.current_time())
+            self.sweeper.wake(topic)
             if self._views.follows(topic):
                 async with self.reader(topic):
                     pass  # this host sees its own reset at once
-        self.sweeper.wake(topic)
 
     def _resetting(self, topic: FileId) -> list[etcd.Op]:
         now_ns = self._clock.now_ns()
