@@ -10,6 +10,9 @@ from trio.testing import MockClock
 
 from dnpipefs import etcd
 from dnpipefs.core.keys import KeySchema
+from dnpipefs.core.names import FileId
+from dnpipefs.errors import TimedOut
+from dnpipefs.log.barrier import TOPICS_PER_READ, Barrier
 from dnpipefs.log.session import SESSION_TTL_S, SessionKeeper
 
 LEASE: Final = 5
@@ -54,4 +57,40 @@ async def test_a_session_outlives_an_outage_that_is_shorter(
         nursery.start_soon(keeper.run)
         with trio.fail_after(SESSION_TTL_S):
             await client.confirmed.wait()
+        nursery.cancel_scope.cancel()
+
+
+class Silent:
+    """Etcd that hangs until it is `up`, and then refuses, which is an answer; counts what is asked."""
+
+    def __init__(self) -> None:
+        self.up = trio.Event()
+        self.asked: list[int] = []
+
+    async def transaction(self, compare: object, reads: list[etcd.Op]) -> None:
+        if not self.up.is_set():
+            await trio.sleep(5.0)
+            raise etcd.Unreachable("no")
+        self.asked.append(len(reads))
+        raise etcd.PermissionDenied("no")
+
+
+async def test_after_an_outage_only_those_who_still_wait_are_answered(autojump_clock: MockClock) -> None:
+    client = Silent()
+    barrier = Barrier(cast(etcd.Client, client), KeySchema(), op_timeout=3.0)
+
+    async def ask(topic: int) -> None:
+        with pytest.raises(TimedOut):
+            await barrier.topic(FileId(topic))
+
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(barrier.run)
+        for _ in range(10):
+            async with trio.open_nursery() as asking:
+                for topic in range(1, 3 * TOPICS_PER_READ):
+                    asking.start_soon(ask, topic)
+        client.up.set()
+        with pytest.raises(etcd.PermissionDenied):
+            await barrier.topic(FileId(1))
+        assert client.asked == [3], "for one topic, besides the namespace"
         nursery.cancel_scope.cancel()
