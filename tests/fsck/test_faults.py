@@ -1,6 +1,7 @@
 """Every fault is found and named; what is mended is not found again; no repair costs a message."""
 
 import re
+from collections.abc import Awaitable, Callable
 from contextlib import aclosing
 from dataclasses import replace
 
@@ -78,6 +79,44 @@ async def test_hosts_that_follow_the_topic_go_on(lab: Lab) -> None:
         await other.push("t", "anew")
         assert (await anext(pulled)).data == b"anew\n"
         assert (await lab.check()).verdicts == []
+
+
+async def _put_the_head_by_hand(lab: Lab) -> None:
+    await lab.client.put(lab.keys.head(lab.topic), await lab.value(lab.keys.head(lab.topic)))
+
+
+async def _spoil_last(lab: Lab) -> None:
+    await lab.put(lab.keys.last(lab.topic), b"now")
+
+
+async def _delete_the_head(lab: Lab) -> None:
+    await lab.delete(lab.keys.head(lab.topic))
+
+
+@pytest.mark.parametrize(
+    ("plant", "rule", "sealed"),
+    [(_put_the_head_by_hand, "T3", True), (_spoil_last, "T2", True), (_delete_the_head, "T4", False)],
+)
+async def test_hosts_that_follow_the_topic_are_told_of_what_is_put(
+    bare: Lab, plant: Callable[[Lab], Awaitable[None]], rule: str, *, sealed: bool
+) -> None:
+    """They wait for the revision of `last`, which only their watch can bring."""
+    if sealed:
+        await lay_down(bare)
+    else:
+        async with bare.connect() as dnp:
+            await dnp.push("t", "one", "two")
+    async with open_cluster(replace(bare.settings, op_timeout=5.0)) as cluster:
+        topic = await bare.id_of(cluster, b"t")
+        bare.topic = topic
+        async with cluster.log.reader(topic) as reader:
+            end = (await reader.confirm()).end
+            await plant(bare)
+            mended = await bare.check(repair=True)
+            assert (mended.left, mended.mended) == ([], [rule])
+            assert (await reader.read(end, 10)).data == b""
+            async with cluster.log.reader(topic) as other:
+                assert (await other.confirm()).end == end
 
 
 def test_there_is_a_fault_of_every_rule() -> None:
