@@ -7,13 +7,13 @@ from dataclasses import replace
 
 import pytest
 
-from dnpipefs import Dnp
+from dnpipefs import Dnp, etcd
 from dnpipefs.cluster import open_cluster
-from dnpipefs.core.findings import Rule
+from dnpipefs.core.findings import Repair, Rule
 from dnpipefs.core.keys import prefix_range
 from dnpipefs.core.names import ROOT, Offset, Revision
 from dnpipefs.errors import CorruptData
-from dnpipefs.fsck.run import TOPICS_AT_ONCE
+from dnpipefs.fsck.run import TOPICS_AT_ONCE, Checker
 from tests.docs.documents import FSCK
 from tests.fsck import faults_of_content, faults_of_groups, faults_of_leftovers, faults_of_records
 from tests.fsck.conftest import LINES, Lab, lay_down
@@ -117,6 +117,25 @@ async def test_hosts_that_follow_the_topic_are_told_of_what_is_put(
             assert (await reader.read(end, 10)).data == b""
             async with cluster.log.reader(topic) as other:
                 assert (await other.confirm()).end == end
+
+
+async def test_a_repair_that_etcd_refuses_is_not_the_end(
+    lab: Lab, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    for plant in (faults_of_records.no_mark, faults_of_records.no_last_of_the_namespace):
+        await plant(lab)
+    carry_out = Checker._carry_out
+
+    async def refuse_one(checker: Checker, repair: Repair) -> bool:
+        if repair.puts[0][0] == lab.keys.last_namespace:
+            raise etcd.InvalidRequest("too many operations")
+        return await carry_out(checker, repair)
+
+    monkeypatch.setattr(Checker, "_carry_out", refuse_one)
+    mended = await lab.check(repair=True)
+    assert (mended.left, mended.mended) == (["N7"], ["T5"])
+    assert "not mended: too many operations" in caplog.text
+    caplog.clear()
 
 
 def test_there_is_a_fault_of_every_rule() -> None:
