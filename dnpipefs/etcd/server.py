@@ -21,6 +21,7 @@ Who does what is settled by two lock files (``flock``, so a killed process holds
    *is* the data directory, so a pid that was given to another process since is never signalled.
 """
 
+import errno
 import fcntl
 import json
 import logging
@@ -289,6 +290,10 @@ def _endpoint(directory: Path, directory_fd: int) -> str:
     return f"unix:{path if plain else _socket(directory_fd)}"
 
 
+_EXHAUSTED = (errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.EACCES)
+"""Failures that say nothing of whether there is a server."""
+
+
 class _Membership:
     """This user's hold on the directory: its lock files and its way to the socket."""
 
@@ -343,7 +348,13 @@ class _Membership:
         try:
             pid, start_time = (int(field) for field in (self.directory / "etcd.pid").read_text().split())
             pidfd = os.pidfd_open(pid)
-        except (FileNotFoundError, ValueError, ProcessLookupError):
+        except (
+            OSError,
+            ValueError,
+            OverflowError,
+        ) as error:  # it may be no pid, but 0 or a thread
+            if isinstance(error, OSError) and error.errno in _EXHAUSTED:
+                raise
             return None
         # The identity is read between opening the pidfd and seeing it alive, so it is that process's own.
         if self._is_server(pid, start_time) and not _has_exited(pidfd):
