@@ -170,6 +170,18 @@ async def test_a_topic_that_lost_its_name_is_attached_again(lab: Lab) -> None:
     assert await lab.pull(f"lost+found-{lab.topic:x}") == lab.messages
 
 
+async def test_a_topic_whose_entry_cannot_be_read_gets_no_second_name(lab: Lab) -> None:
+    entry = lab.keys.entry(ROOT, b"t")
+    value = await lab.value(entry)
+    await lab.put(entry, b"{}")
+    await lab.client.put(lab.keys.last_namespace, await lab.value(lab.keys.last_namespace))
+    mended = await lab.check(repair=True)
+    assert (mended.left, mended.mended) == (["L3", "N2"], [])
+    await lab.put(entry, value)
+    await lab.client.put(lab.keys.last_namespace, await lab.value(lab.keys.last_namespace))
+    assert (await lab.check(repair=True)).verdicts == []
+
+
 async def test_faults_of_many_topics_are_told_topic_by_topic_and_all_mended(bare: Lab) -> None:
     """Topics are looked at side by side, and each repair is looked at once more."""
     names = [f"t{number:02}" for number in range(3 * TOPICS_AT_ONCE)]
