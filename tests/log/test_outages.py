@@ -10,10 +10,14 @@ from trio.testing import MockClock
 
 from dnpipefs import etcd
 from dnpipefs.core.keys import KeySchema
-from dnpipefs.core.names import FileId
+from dnpipefs.core.names import ROOT, FileId, Kind, Revision
+from dnpipefs.core.records import Inode
+from dnpipefs.core.tree import Entry, Tree
 from dnpipefs.errors import TimedOut
 from dnpipefs.log.barrier import TOPICS_PER_READ, Barrier
+from dnpipefs.log.clock import Clock
 from dnpipefs.log.session import SESSION_TTL_S, SessionKeeper
+from dnpipefs.namespace import Namespace
 
 LEASE: Final = 5
 
@@ -94,3 +98,26 @@ async def test_after_an_outage_only_those_who_still_wait_are_answered(autojump_c
             await barrier.topic(FileId(1))
         assert client.asked == [3], "for one topic, besides the namespace"
         nursery.cancel_scope.cancel()
+
+
+class Late:
+    """A barrier that answers just in time, with a revision that no watch brings."""
+
+    async def namespace(self) -> Revision:
+        await trio.sleep(2.8)
+        return Revision(10)
+
+    namespace_if_answered = namespace
+
+
+@pytest.mark.parametrize("way", ["sync", "sync_to_read"])
+async def test_a_name_is_waited_for_as_long_as_was_said(way: str, autojump_clock: MockClock) -> None:
+    namespace = Namespace(
+        cast(etcd.Client, None), KeySchema(), cast(Clock, None), cast(Barrier, Late()), op_timeout=3.0
+    )
+    root = Inode(ROOT, Kind.DIRECTORY, 0o755, 0, 0, 1, 1)
+    namespace._tree = Tree(Revision(1), [Entry(ROOT, b"", root, Revision(1))])
+    began = trio.current_time()
+    with pytest.raises(TimedOut):
+        await getattr(namespace, way)()
+    assert trio.current_time() - began == pytest.approx(3.0)
