@@ -21,7 +21,6 @@ Who does what is settled by two lock files (``flock``, so a killed process holds
    *is* the data directory, so a pid that was given to another process since is never signalled.
 """
 
-import errno
 import fcntl
 import json
 import logging
@@ -290,8 +289,8 @@ def _endpoint(directory: Path, directory_fd: int) -> str:
     return f"unix:{path if plain else _socket(directory_fd)}"
 
 
-_EXHAUSTED = (errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.EACCES)
-"""Failures that say nothing of whether there is a server."""
+_EINVAL = 22
+"""What Linux says of a pid that can be no process: 0, or a thread's."""
 
 
 class _Membership:
@@ -348,12 +347,10 @@ class _Membership:
         try:
             pid, start_time = (int(field) for field in (self.directory / "etcd.pid").read_text().split())
             pidfd = os.pidfd_open(pid)
-        except (
-            OSError,
-            ValueError,
-            OverflowError,
-        ) as error:  # it may be no pid, but 0 or a thread
-            if isinstance(error, OSError) and error.errno in _EXHAUSTED:
+        except (FileNotFoundError, ValueError, OverflowError, ProcessLookupError):
+            return None
+        except OSError as error:  # to have no descriptors left says nothing of the server
+            if error.errno != _EINVAL:
                 raise
             return None
         # The identity is read between opening the pidfd and seeing it alive, so it is that process's own.
