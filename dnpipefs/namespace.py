@@ -84,12 +84,16 @@ class Namespace:
 
     async def sync(self) -> Tree:
         """Return the tree once it holds every change that returned before the call. Raises TimedOut."""
-        return await self._catch_up(await self._barrier.namespace())
+        with deadline(self._op_timeout):
+            return await self._catch_up(await self._barrier.namespace())
+        raise AssertionError("unreachable: the deadline raises")
 
     async def sync_to_read(self) -> Tree:
         """Likewise, or as this host has it if that may be stale and etcd does not answer. Raises TimedOut."""
-        revision = await self._barrier.namespace_if_answered()
-        return self.tree if revision is None else await self._catch_up(revision)
+        with deadline(self._op_timeout):
+            revision = await self._barrier.namespace_if_answered()
+            return self.tree if revision is None else await self._catch_up(revision)
+        raise AssertionError("unreachable: the deadline raises")
 
     async def lookup(self, parent: FileId, name: bytes, *, to_change: bool = False) -> Entry:
         """Return a directory's entry. Raises NotFound, NotADirectory, NameTooLong, TimedOut.

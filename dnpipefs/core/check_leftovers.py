@@ -12,7 +12,7 @@ from typing import Final, NamedTuple
 from dnpipefs.core.check_names import Names
 from dnpipefs.core.check_records import Records, TopicState
 from dnpipefs.core.findings import Finding, Repair, Rule, Stored, absent, removal, unchanged
-from dnpipefs.core.keys import KeySchema
+from dnpipefs.core.keys import KeyRange, KeySchema
 from dnpipefs.core.names import FileId
 from dnpipefs.core.records import decode_time
 from dnpipefs.errors import CorruptData
@@ -79,7 +79,8 @@ def judge_pending(keys: KeySchema, pending: Pending, *, ordered: bool) -> list[F
         return []
     parts = keys.body_parts(topic, generation, body)
     guards = (*unchanged(stored), *absent(keys.session(body.session)))
-    repair = Repair("remove it with the parts", guards, deletes=(stored.key, *parts))
+    every = [KeyRange(parts[0], parts[-1] + b"\0")] if parts else []  # there can be thousands
+    repair = Repair("remove it with the parts", guards, deletes=(stored.key,), ranges=every)
     what = f"session {body.session:x} has ended before it committed {len(parts)} parts"
     return [Finding(Rule.DEAD_PENDING, stored.key, what, topic, repair=repair)]
 

@@ -113,9 +113,12 @@ class Names:
         return self.path(file).decode(errors="backslashreplace")
 
     def attach(self, topic: FileId, *guards: Guard) -> Repair | None:
-        """Return the repair that gives a topic a name again; None if there is no root."""
+        """Return the repair that gives a topic a name again; None if there is no root.
+
+        Nor while an entry cannot be read: it may be the topic's, which then had two names once it is mended.
+        """
         root = self._entries.get(ROOT)
-        if root is None:
+        if root is None or any(finding.rule is Rule.ENTRY_RECORD for finding in self.findings):
             return None
         inode = Inode(
             *(topic, Kind.TOPIC, FOUND_MODE, root.inode.uid, root.inode.gid, self._now_ns, self._now_ns)

@@ -7,7 +7,7 @@ leftovers of an old generation may be all there is, and is left alone.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Final, NamedTuple
 
 from dnpipefs.core.findings import Finding, Repair, Rule, Stored, absent, unchanged
@@ -69,7 +69,7 @@ class _Judge:
             return TopicState(NO_GENERATION, None, sound=False, ordered=ordered)
         sound = self._judge_epoch()
         head = self._judge_head()
-        self._judge_last()
+        self._judge_last(head)
         if epoch is not None and sound:
             self._judge_mark(head)
         guards = (
@@ -110,15 +110,17 @@ class _Judge:
                 # The mark of the generation's beginning is still there: nothing was ever sealed.
                 guards = unchanged(epoch, mark, *((stored,) if stored is not None else ()))
                 guards += absent(key) if stored is None else ()
+                what = "put it: nothing was sealed yet"
+                empty = Head.decode(key, EMPTY_HEAD_VALUE)
+                told = telling(self._keys, self._topic, empty, guards, what, self._now_ns)
                 touches = () if last is None else (last.key,)
-                puts = ((key, EMPTY_HEAD_VALUE),)
-                repair = Repair("put it: nothing was sealed yet", guards, puts=puts, touches=touches)
+                repair = replace(told, puts=(*told.puts, (key, EMPTY_HEAD_VALUE)), touches=touches)
             self._find(Rule.HEAD, key, f"{error}; the topic cannot be read", repair)
             return None
         return head
 
-    def _judge_last(self) -> None:
-        epoch, head, last, _, _ = self._records
+    def _judge_last(self, head: Head | None) -> None:
+        epoch, head_kv, last, _, _ = self._records
         key = self._keys.last(self._topic)
         if last is None:
             what, guards = "it is missing: the topic counts as deleted", absent(key)
@@ -135,8 +137,15 @@ class _Judge:
                 time_ns = self._now_ns if epoch is None else decode_time(epoch.key, epoch.value)
             except CorruptData:
                 time_ns = self._now_ns
-            guards += unchanged(head, *((epoch,) if epoch is not None else ()))
-            repair = Repair("put it", guards, puts=((key, encode_time(time_ns)),))
+            guards += unchanged(*(one for one in (head_kv, epoch) if one is not None))
+            put = (key, encode_time(time_ns))
+            told = _telling_again(
+                self._keys, self._topic, self._records, head, guards, "put it", self._now_ns
+            )
+            if told is None:
+                repair = Repair("put it", guards, puts=(put,))
+            else:
+                repair = replace(told, puts=(*told.puts, put), touches=(head_kv.key,) if head_kv else ())
         self._find(Rule.LAST, key, what, repair)
 
     def _judge_mark(self, head: Head | None) -> None:
@@ -166,7 +175,33 @@ def telling(
     return Repair(what, guards, puts=((keys.mark(topic), mark.encode()),), touches=touches)
 
 
-def judge_newest(keys: KeySchema, topic: FileId, records: Records, newest: Revision) -> list[Finding]:
+def _telling_again(
+    keys: KeySchema,
+    topic: FileId,
+    records: Records,
+    head: Head | None,
+    guards: tuple[Guard, ...],
+    what: str,
+    now_ns: int,
+) -> Repair | None:
+    """Likewise where the mark is sound; None if there is nobody to tell, or another finding is to tell.
+
+    A new revision of `last` is what readers wait for, and only the mark brings it to hosts that watch.
+    """
+    epoch, stored, _, mark, _ = records
+    if epoch is None or stored is None or mark is None or head is None:
+        return None
+    try:
+        _check_mark(mark.key, mark, head)
+    except (CorruptData, UnsupportedFormat):
+        return None
+    guards = tuple(dict.fromkeys((*guards, *unchanged(epoch, stored, mark))))
+    return telling(keys, topic, head, guards, what, now_ns)
+
+
+def judge_newest(
+    keys: KeySchema, topic: FileId, records: Records, head: Head | None, newest: Revision, now_ns: int
+) -> list[Finding]:
     """Judge whether `last` is as new as the newest change of the topic."""
     last = records.last
     if last is None:
@@ -175,7 +210,9 @@ def judge_newest(keys: KeySchema, topic: FileId, records: Records, newest: Revis
     if last.revision >= newest:
         return []
     what = f"it is of revision {last.revision}, the newest change of {newest}: readers may miss the end"
-    repair = Repair("touch it", unchanged(last), touches=(last.key,))
+    guards = unchanged(last)
+    repair = _telling_again(keys, topic, records, head, guards, "touch it", now_ns)
+    repair = repair or Repair("touch it", guards, touches=(last.key,))
     return [Finding(Rule.LAST_BEHIND, last.key, what, topic, repair=repair)]
 
 

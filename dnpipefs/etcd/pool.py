@@ -110,6 +110,7 @@ class Pool:
         self._finder = finder
         self._current = 0
         self._selecting = trio.Lock()
+        self._moved = trio.lowlevel.ParkingLot()
 
     def named(self, name: str) -> Endpoint:
         """Return the endpoint the user wrote as `name`, or the one beside them."""
@@ -149,15 +150,23 @@ class Pool:
             endpoint = self.endpoints[index]
             await probe(endpoint)
             if endpoint.healthy:
-                self._current = index
+                if index != self._current:
+                    self._current = index
+                    self._moved.unpark_all()
                 return True
         return False
+
+    async def left(self, endpoint: Endpoint) -> None:
+        """Wait until calls have failed at an endpoint and go to another one."""
+        while endpoint.healthy or self.endpoints[self._current] is endpoint:
+            await self._moved.park()
 
     async def _look_again(self) -> None:
         """Take other endpoints, if there is somebody to ask for them and they are others now."""
         found = tuple(await self._finder.look_again()) if self._finder is not None else self.endpoints
         if found != self.endpoints:
             self.endpoints, self._current = found, 0
+            self._moved.unpark_all()
 
     def unreachable(self) -> Unreachable:
         """Say why no endpoint works, in the words of the one that said most."""

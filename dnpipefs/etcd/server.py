@@ -289,6 +289,10 @@ def _endpoint(directory: Path, directory_fd: int) -> str:
     return f"unix:{path if plain else _socket(directory_fd)}"
 
 
+_EINVAL = 22
+"""What Linux says of a pid that can be no process: 0, or a thread's."""
+
+
 class _Membership:
     """This user's hold on the directory: its lock files and its way to the socket."""
 
@@ -343,7 +347,11 @@ class _Membership:
         try:
             pid, start_time = (int(field) for field in (self.directory / "etcd.pid").read_text().split())
             pidfd = os.pidfd_open(pid)
-        except (FileNotFoundError, ValueError, ProcessLookupError):
+        except (FileNotFoundError, ValueError, OverflowError, ProcessLookupError):
+            return None
+        except OSError as error:  # to have no descriptors left says nothing of the server
+            if error.errno != _EINVAL:
+                raise
             return None
         # The identity is read between opening the pidfd and seeing it alive, so it is that process's own.
         if self._is_server(pid, start_time) and not _has_exited(pidfd):

@@ -235,6 +235,8 @@ class WatchHub:
                 endpoint.failed(failure)
                 await trio.sleep(RECONNECT_PAUSE)
                 continue
+            if not endpoint.healthy:  # left meanwhile
+                continue
             stream, error = await self._follow(endpoint, metadata)
             log.info("etcd watch stream to %s ended: %s", endpoint.name, error)
             if isinstance(error, TokenRejected):
@@ -258,7 +260,7 @@ class WatchHub:
         try:
             for watch in self._by_id.values():
                 self._send_create(stream, watch, fresh=watch.asked == 0)
-            error = await stream.run(ask_for_progress=len(self._pool.endpoints) > 1)
+            error = await stream.run(self._pool.left, ask_for_progress=len(self._pool.endpoints) > 1)
         finally:
             self._stream = None
             stream.close()

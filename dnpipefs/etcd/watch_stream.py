@@ -9,7 +9,7 @@ HTTP/2's flow control then holds etcd back.
 
 import queue
 import threading
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 
 import grpc
 import trio
@@ -64,9 +64,14 @@ class WatchStream:
         self._room.set()
         self._call.cancel()
 
-    async def run(self, *, ask_for_progress: bool) -> EtcdError:
-        """Read until the stream ends, and return why it did."""
+    async def run(self, left: Callable[[Endpoint], Awaitable[None]], *, ask_for_progress: bool) -> EtcdError:
+        """Read until the stream ends, and return why it did.
+
+        It ends when calls have *left* the endpoint, too: what they bring is of a time that a stream to a
+        server that hangs comes to only once SILENCE_LIMIT is over.
+        """
         async with trio.open_nursery() as nursery:
+            nursery.start_soon(self._end_when_left, left)
             if ask_for_progress:
                 nursery.start_soon(self._stay_alive)
             error = await trio.to_thread.run_sync(
@@ -74,6 +79,10 @@ class WatchStream:
             )
             nursery.cancel_scope.cancel()
         return self._failure or error
+
+    async def _end_when_left(self, left: Callable[[Endpoint], Awaitable[None]]) -> None:
+        await left(self._endpoint)
+        self.close(Ambiguous(f"etcd at {self._endpoint.name} does not answer, calls go elsewhere"))
 
     async def _stay_alive(self) -> None:
         """End the stream when nothing comes any more, even if the connection looks well.

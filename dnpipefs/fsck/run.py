@@ -32,7 +32,6 @@ from dnpipefs.fsck.reading import Moment
 from dnpipefs.fsck.survey import Survey, read_names
 from dnpipefs.fsck.topic import TopicReader
 from dnpipefs.log.clock import Clock
-from dnpipefs.log.failures import TRANSIENT
 from dnpipefs.log.sweeper import Sweeper
 from dnpipefs.parallel import for_each
 
@@ -269,7 +268,9 @@ class Checker:
             return True
         try:
             return await self._carry_out(repair)
-        except (etcd.SpaceExceeded, *TRANSIENT) as error:
+        except (etcd.PermissionDenied, etcd.AuthenticationFailed):
+            raise
+        except etcd.EtcdError as error:  # the others may go well
             logger.warning("%s: not mended: %s", finding.key.decode(errors="backslashreplace"), error)
             return False
         finally:

@@ -54,7 +54,7 @@ class TopicReader:
         if state.generation and state.head is not None:
             await self._inspect_sealed(state)
         tail = await self._inspect_tail(state)
-        self._findings += judge_newest(keys, topic, records, tail.newest)
+        self._findings += judge_newest(keys, topic, records, state.head, tail.newest, self._now_ns)
         # Where anything else is wrong, how many messages there are is not certain.
         certain = state.head is not None and not self._findings
         messages = state.head.messages + tail.messages if state.head is not None and certain else None

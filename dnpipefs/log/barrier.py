@@ -147,7 +147,11 @@ class Barrier:
             if not self._asked:
                 await self._wake.park()
                 continue
-            questions, self._asked = self._asked[:TOPICS_PER_READ], self._asked[TOPICS_PER_READ:]
+            # After an outage only those who still wait are answered; nobody else is to be asked for first.
+            asked = [question for question in self._asked if not question.given_up]
+            questions, self._asked = asked[:TOPICS_PER_READ], asked[TOPICS_PER_READ:]
+            if not questions:
+                continue
             try:
                 await self._read(questions)
                 backoff, self._failure = Backoff(), None
@@ -155,7 +159,7 @@ class Barrier:
             except TRANSIENT as error:
                 # A read has no outcome to lose: ask again for those who still wait.
                 self._failure = error
-                self._asked = [*(question for question in questions if not question.given_up), *self._asked]
+                self._asked = [*questions, *self._asked]
                 await backoff.wait()
             except etcd.EtcdError as error:
                 self.staleness.end()

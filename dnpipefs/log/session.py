@@ -196,22 +196,25 @@ class SessionKeeper:
             return session
 
     async def _keep(self, session: SessionId) -> None:
+        """Confirm the session three times in its time to live, more often once that has failed."""
+        wait_s = interval_s = self._ttl / 3
         while True:
-            with trio.move_on_after(self._ttl / 3):
+            with trio.move_on_after(wait_s):
                 await self._lost.wait()
             if self._lost.is_set():
                 return
             asked_at = trio.current_time()
             try:
-                await self._client.lease_keepalive_once(session)
+                await self._client.lease_keepalive_once(session, timeout=interval_s)
             except etcd.LeaseNotFound:
                 raise
             except etcd.EtcdError as error:
                 logger.warning(
                     "the session was not confirmed, trying again: %s", error, extra={"session": session}
                 )
-                await trio.sleep(_RETRY_S)
+                wait_s = _RETRY_S
                 continue
+            wait_s = interval_s
             self._set(session, asked_at)
 
     async def _end(self) -> None:

@@ -1,5 +1,6 @@
 """The embedded server, with a real etcd: its life, its sharing between processes, its faults."""
 
+import errno
 import fcntl
 import logging
 import os
@@ -184,6 +185,28 @@ class TestSharing:
         (data_dir / "etcd.pid").write_text(f"{os.getpid()} 1\n")
         async with enter() as server:
             assert server.pid != os.getpid()
+
+    @pytest.mark.parametrize("pid", [0, -1, 2**31, 2**70])
+    async def test_a_recorded_pid_that_cannot_be_is_no_server(
+        self, enter: Enter, data_dir: Path, pid: int
+    ) -> None:
+        data_dir.mkdir(mode=0o700)
+        (data_dir / "etcd.pid").write_text(f"{pid} 1\n")
+        async with enter() as server:
+            assert server.pid != pid
+
+    @pytest.mark.parametrize("number", [errno.EMFILE, errno.ENFILE])
+    async def test_who_has_no_descriptors_left_does_not_start_another_server(
+        self, enter: Enter, data_dir: Path, monkeypatch: pytest.MonkeyPatch, number: int
+    ) -> None:
+        def fail(pid: int) -> int:
+            raise OSError(number, os.strerror(number))
+
+        data_dir.mkdir(mode=0o700)
+        (data_dir / "etcd.pid").write_text(f"{os.getpid()} 1\n")
+        monkeypatch.setattr(os, "pidfd_open", fail)
+        with pytest.raises(OSError, match=os.strerror(number)):
+            await enter().__aenter__()
 
     async def test_a_server_without_record_is_not_started_twice(self, enter: Enter, data_dir: Path) -> None:
         async with enter() as server:

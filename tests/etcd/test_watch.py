@@ -315,3 +315,21 @@ async def test_entering_waits_for_a_server(tmp_path: Path, etcd_binary: str) -> 
                     assert await read_until(watch, revision) == [(b"key", revision)]
     finally:
         server.kill()
+
+
+async def test_the_stream_leaves_a_server_that_hangs_as_soon_as_calls_do(
+    server: EtcdProcess, proxy: TcpProxy, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Otherwise what is read from one server and what is told by the other are seconds apart."""
+    monkeypatch.setattr(watch_stream, "SILENCE_LIMIT", 10 * ENOUGH)
+    async with open_client([proxy.endpoint, server.endpoint]) as client, client.watch(b"key") as watch:
+        await client.put(b"key", b"1")
+        assert [event.kv.value for event in (await watch.__anext__()).events] == [b"1"]
+        accepted = proxy.accepted
+        proxy.become(Mode.BLACK_HOLE)
+        assert await client.get(b"key", timeout=2) is not None
+        await client.put(b"key", b"2")
+        with trio.fail_after(watch_stream.PROGRESS_INTERVAL):
+            assert [event.kv.value for event in (await watch.__anext__()).events] == [b"2"]
+        # One failed call moves it once, and it stays there.
+        assert proxy.accepted == accepted

@@ -1,6 +1,7 @@
 """Leftovers that nobody will ever remove."""
 
 from dnpipefs import etcd
+from dnpipefs.core.findings import REPAIR_KEYS
 from dnpipefs.core.keys import Beside, BodyKey
 from dnpipefs.core.names import FileId, Offset, Revision, SessionId
 from dnpipefs.core.records import EMPTY_HEAD_VALUE, Mark
@@ -96,6 +97,16 @@ async def parts_of_a_session_that_died(lab: Lab) -> None:
 @fault("L5", mended=True)
 async def parts_of_a_session_that_died_in_a_deleted_topic(lab: Lab) -> None:
     await plant_pending(lab, DEAD)
+
+
+@fault("L5", mended=True)
+async def more_parts_than_a_transaction_has_operations(lab: Lab) -> None:
+    body = BodyKey(NOBODY, 1, Beside(1, 2**28))
+    parts = lab.keys.body_parts(lab.topic, await lab.generation(), body)
+    assert len(parts) > REPAIR_KEYS
+    await lab.client.put(lab.keys.pending(lab.topic, await lab.generation(), body), b"{}")
+    await lab.client.put(parts[0], b"part")
+    await lab.client.put(parts[-1], b"part")
 
 
 async def plant_pending(

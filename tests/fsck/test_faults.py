@@ -1,18 +1,19 @@
 """Every fault is found and named; what is mended is not found again; no repair costs a message."""
 
 import re
+from collections.abc import Awaitable, Callable
 from contextlib import aclosing
 from dataclasses import replace
 
 import pytest
 
-from dnpipefs import Dnp
+from dnpipefs import Dnp, etcd
 from dnpipefs.cluster import open_cluster
-from dnpipefs.core.findings import Rule
+from dnpipefs.core.findings import Repair, Rule
 from dnpipefs.core.keys import prefix_range
 from dnpipefs.core.names import ROOT, Offset, Revision
 from dnpipefs.errors import CorruptData
-from dnpipefs.fsck.run import TOPICS_AT_ONCE
+from dnpipefs.fsck.run import TOPICS_AT_ONCE, Checker
 from tests.docs.documents import FSCK
 from tests.fsck import faults_of_content, faults_of_groups, faults_of_leftovers, faults_of_records
 from tests.fsck.conftest import LINES, Lab, lay_down
@@ -80,6 +81,63 @@ async def test_hosts_that_follow_the_topic_go_on(lab: Lab) -> None:
         assert (await lab.check()).verdicts == []
 
 
+async def _put_the_head_by_hand(lab: Lab) -> None:
+    await lab.client.put(lab.keys.head(lab.topic), await lab.value(lab.keys.head(lab.topic)))
+
+
+async def _spoil_last(lab: Lab) -> None:
+    await lab.put(lab.keys.last(lab.topic), b"now")
+
+
+async def _delete_the_head(lab: Lab) -> None:
+    await lab.delete(lab.keys.head(lab.topic))
+
+
+@pytest.mark.parametrize(
+    ("plant", "rule", "sealed"),
+    [(_put_the_head_by_hand, "T3", True), (_spoil_last, "T2", True), (_delete_the_head, "T4", False)],
+)
+async def test_hosts_that_follow_the_topic_are_told_of_what_is_put(
+    bare: Lab, plant: Callable[[Lab], Awaitable[None]], rule: str, *, sealed: bool
+) -> None:
+    """They wait for the revision of `last`, which only their watch can bring."""
+    if sealed:
+        await lay_down(bare)
+    else:
+        async with bare.connect() as dnp:
+            await dnp.push("t", "one", "two")
+    async with open_cluster(replace(bare.settings, op_timeout=5.0)) as cluster:
+        topic = await bare.id_of(cluster, b"t")
+        bare.topic = topic
+        async with cluster.log.reader(topic) as reader:
+            end = (await reader.confirm()).end
+            await plant(bare)
+            mended = await bare.check(repair=True)
+            assert (mended.left, mended.mended) == ([], [rule])
+            assert (await reader.read(end, 10)).data == b""
+            async with cluster.log.reader(topic) as other:
+                assert (await other.confirm()).end == end
+
+
+async def test_a_repair_that_etcd_refuses_is_not_the_end(
+    lab: Lab, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    for plant in (faults_of_records.no_mark, faults_of_records.no_last_of_the_namespace):
+        await plant(lab)
+    carry_out = Checker._carry_out
+
+    async def refuse_one(checker: Checker, repair: Repair) -> bool:
+        if repair.puts[0][0] == lab.keys.last_namespace:
+            raise etcd.InvalidRequest("too many operations")
+        return await carry_out(checker, repair)
+
+    monkeypatch.setattr(Checker, "_carry_out", refuse_one)
+    mended = await lab.check(repair=True)
+    assert (mended.left, mended.mended) == (["N7"], ["T5"])
+    assert "not mended: too many operations" in caplog.text
+    caplog.clear()
+
+
 def test_there_is_a_fault_of_every_rule() -> None:
     planted = {rule for fault in FAULTS for rule in fault.rules} | {"L3"}  # see below
     assert planted == {rule.code for rule in Rule}
@@ -110,6 +168,18 @@ async def test_a_topic_that_lost_its_name_is_attached_again(lab: Lab) -> None:
     assert (mended.left, mended.mended) == ([], ["L3"])
     assert (await lab.check()).verdicts == []
     assert await lab.pull(f"lost+found-{lab.topic:x}") == lab.messages
+
+
+async def test_a_topic_whose_entry_cannot_be_read_gets_no_second_name(lab: Lab) -> None:
+    entry = lab.keys.entry(ROOT, b"t")
+    value = await lab.value(entry)
+    await lab.put(entry, b"{}")
+    await lab.client.put(lab.keys.last_namespace, await lab.value(lab.keys.last_namespace))
+    mended = await lab.check(repair=True)
+    assert (mended.left, mended.mended) == (["L3", "N2"], [])
+    await lab.put(entry, value)
+    await lab.client.put(lab.keys.last_namespace, await lab.value(lab.keys.last_namespace))
+    assert (await lab.check(repair=True)).verdicts == []
 
 
 async def test_faults_of_many_topics_are_told_topic_by_topic_and_all_mended(bare: Lab) -> None:
