@@ -32,7 +32,9 @@ CALL_TIMEOUT_S = 20.0
 LINES = 100
 LARGE_BYTES = 300_000
 MANY_PARTS_BYTES = 3_000_000
+SEALED_AT_ONCE = 7
 ONE_MESSAGE_A_SEGMENT = Policy(Retention(messages=8))
+"""If no more than that are sealed at once: what retention removes anyway is merged."""
 
 _numbers = itertools.count()
 
@@ -195,6 +197,8 @@ async def lay_down(lab: Lab, lines: int = LINES) -> None:
         lab.topic, lab.messages = await lab.id_of(cluster, b"t"), [b"first\n"]
         for number in range(lines):
             await push(lab, cluster, Chunk.of_lines(b"line %d\n" % number))
+            if (number + 1) % SEALED_AT_ONCE == 0:
+                await lab.sealer().seal(lab.topic)
         await push(lab, cluster, Chunk.of_message(random.randbytes(LARGE_BYTES)))
         await push(lab, cluster, Chunk.of_message(b"two\nlines\n"))
         await lab.sealer().seal(lab.topic)
