@@ -29,6 +29,7 @@ from dnpipefs.groups import Delivery, Groups, Member
 from dnpipefs.log.log import Log
 from dnpipefs.log.reader import Reader
 from dnpipefs.log.views import LiveView
+from dnpipefs.vfs.handles import SPLIT_SIZE
 
 VIEWS_LIMIT: Final = 100_000
 """Views whose ids are remembered; of those beyond, the one looked up longest ago has to be looked up."""
@@ -81,6 +82,15 @@ class ViewTable:
         return found
 
 
+def _short(size: int) -> int:
+    """Return how much may answer a read of *size* so that the kernel takes it for the end of a read(2).
+
+    A read(2) of more than 1 MiB comes in pieces, the next one as soon as one was filled: it would wait for
+    more while the process has not got what there was yet, and tell that it has.
+    """
+    return size - 1 if size > SPLIT_SIZE else size
+
+
 class SubscriptionHandle:
     """One open(2) of ``topic@``."""
 
@@ -121,7 +131,7 @@ class SubscriptionHandle:
                 self._generation, self._base = view.generation, START - offset
             start = Offset(max(self._base + offset, START))
             if view.end > start:
-                span = await self._reader.read(start, size)
+                span = await self._reader.read(start, _short(size))
                 if span.data and (await self._reader.view()).generation == self._generation:
                     self._base += span.offset - start  # retention was faster
                     self._read_to = span.offset + len(span.data)
@@ -229,13 +239,13 @@ class GroupHandle:
         self._end = max(self._end, offset)
         self._add(first)
         data = self._in_hand(offset, size)
-        more = self._config.batch - 1
-        while more and len(data) < size:
+        more, room = self._config.batch - 1, _short(size)
+        while more and len(data) < room:
             delivery = self._member.take_more()
             if delivery is None:
                 break
             self._add(delivery)
-            data += delivery.data[: size - len(data)]
+            data += delivery.data[: room - len(data)]
             more -= 1
         return data
 
@@ -258,8 +268,10 @@ class GroupHandle:
             self._member.acknowledge(self._parts.popleft().delivery)
 
     def _in_hand(self, offset: int, size: int) -> bytes:
-        start, delivery = next(part for part in self._parts if part.start <= offset < part.end)
-        return delivery.data[offset - start : offset - start + size]
+        part = next(part for part in self._parts if part.start <= offset < part.end)
+        if part.end <= offset + size:  # else the rest belongs to the same read(2), and acknowledges nothing
+            size = _short(size)
+        return part.delivery.data[offset - part.start : offset - part.start + size]
 
 
 class RewindHandle:
