@@ -24,7 +24,7 @@ import trio
 
 from dnpipefs.core.config import Ack, TopicConfig
 from dnpipefs.core.names import MAX_FILE_ID, START, VIEW_SEPARATOR, FileId, Offset
-from dnpipefs.errors import AccessDenied, TopicGone, WouldBlock
+from dnpipefs.errors import AccessDenied, InvalidArgument, TopicGone, WouldBlock
 from dnpipefs.groups import Delivery, Groups, Member
 from dnpipefs.log.log import Log
 from dnpipefs.log.reader import Reader
@@ -206,9 +206,12 @@ class GroupHandle:
     async def read(self, offset: Offset, size: int) -> bytes:
         """Acknowledge what ends at or before *offset*, and return a message, or the rest of one.
 
-        Waits for one. Raises TopicGone, WouldBlock, TimedOut.
+        Waits for one. Raises TopicGone, WouldBlock, TimedOut; InvalidArgument for an offset of what is
+        acknowledged already, which is not there any more.
         """
         async with self._lock:  # two threads that read at once: one after the other
+            if offset < (self._parts[0].start if self._parts else self._end):
+                raise InvalidArgument("what was at that offset is acknowledged already")
             self._acknowledge(offset)
             data = await self._read(offset, size)
             self._read_to = offset + len(data)

@@ -10,7 +10,7 @@ import pytest
 from dnpipefs.core.config import DEFAULTS
 from dnpipefs.core.group import NO_TERM
 from dnpipefs.core.names import Offset
-from dnpipefs.errors import WouldBlock
+from dnpipefs.errors import InvalidArgument, WouldBlock
 from dnpipefs.groups import Delivery, Groups, Member
 from dnpipefs.vfs.views import GroupHandle
 
@@ -80,3 +80,28 @@ async def test_a_message_larger_than_a_piece_is_read_at_once() -> None:
     member = StockedMember(message, b"next")
     assert await read_as_the_kernel(opened(member, batch=10), 0, 4 * MIB) == message
     assert member.done == []
+
+
+async def test_what_is_acknowledged_cannot_be_read_again_and_costs_no_message() -> None:
+    member = StockedMember(b"one\n", b"two\n", b"three\n")
+    handle = opened(member)
+    for offset in 0, 4:
+        await handle.read(Offset(offset), 100)
+    for offset in 0, 3:
+        with pytest.raises(InvalidArgument):
+            await handle.read(Offset(offset), 100)
+    assert await handle.read(Offset(5), 100) == b"wo\n", "it is in hand"
+    assert await handle.read(Offset(8), 100) == b"three\n"
+    assert member.done == [0, 1]
+
+
+async def test_nor_when_nothing_is_in_hand() -> None:
+    member = StockedMember(b"one\n")
+    handle = opened(member)
+    await handle.read(Offset(0), 100)
+    with pytest.raises(WouldBlock):
+        await handle.read(Offset(4), 100)
+    member.stock = StockedMember(b"two\n").stock
+    with pytest.raises(InvalidArgument):
+        await handle.read(Offset(0), 100)
+    assert await handle.read(Offset(4), 100) == b"two\n"
