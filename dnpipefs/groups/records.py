@@ -54,6 +54,10 @@ class Known:
     alive: bool = True
     """The member's session had not ended when they were read."""
 
+    def of(self, generation: Revision) -> Known:
+        """Return it for a topic that has come to another generation meanwhile."""
+        return replace(self, records=replace(self.records, generation=generation))
+
 
 class GroupKeys:
     """One group's keys and transactions. Every method raises EtcdError, those that read CorruptData."""

@@ -119,6 +119,21 @@ async def test_a_reset_rewinds(dnp: Dnp, other: Dnp) -> None:
     assert facts.name == b"w"
 
 
+@pytest.mark.parametrize("how", ["wait", "now"])
+async def test_after_a_reset_nobody_gets_what_its_host_had_claimed(dnp: Dnp, how: str) -> None:
+    await dnp.push("jobs", *map(str, range(5000)))
+    async with dnp.consumer("jobs", "w") as consumer:
+        for _ in range(2000):  # fast, so its host claims ahead of it
+            consumer.acknowledge(await consumer.take())
+            await trio.lowlevel.checkpoint()
+        await dnp.reset("jobs")
+        assert how == "wait" or await consumer.take_now() is None
+        await dnp.push("jobs", "new")
+        with trio.fail_after(10):
+            job = await consumer.take()
+        assert job.message.data == b"new\n"
+
+
 async def test_removing_a_group_ends_its_readers(dnp: Dnp, other: Dnp) -> None:
     await dnp.push("jobs", "1")
     async with dnp.consumer("jobs", "w") as consumer:
