@@ -112,11 +112,11 @@ class SubscriptionHandle:
 
     @property
     def readable(self) -> bool:
-        """Whether a read at the end of what was read would return at once; what a reset leaves counts."""
+        """Whether a read at the end of what was read would return at once."""
         view = self._live.view
-        return self._live.failure is not None or (
-            view is not None and (view.generation != self._generation or view.end > self._read_to)
-        )
+        if self._live.failure is not None or view is None:
+            return self._live.failure is not None
+        return view.end > (self._read_to if view.generation == self._generation else START)
 
     async def until_readable(self) -> None:
         """Wait until `readable`. Raises TopicGone."""
@@ -129,6 +129,7 @@ class SubscriptionHandle:
             if view.generation != self._generation:
                 # What was pushed after the reset is new to everybody.
                 self._generation, self._base = view.generation, START - offset
+                self._read_to = START
             start = Offset(max(self._base + offset, START))
             if view.end > start:
                 span = await self._reader.read(start, _short(size))

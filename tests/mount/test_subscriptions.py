@@ -97,6 +97,22 @@ def test_it_goes_on_after_a_reset(topic: Path, there: Path, programs: Programs) 
     assert listener.communicate(timeout=WITHIN_S)[0] == "before\nafter\nagain\n"
 
 
+def test_poll_after_a_reset_waits_for_what_is_pushed_then(topic: Path) -> None:
+    push(topic, "old")
+    with listening(topic.parent / "topic@") as descriptor:
+        push(topic, "long" * 100)
+        assert hear(descriptor)
+        poller = select.poll()
+        poller.register(descriptor, select.POLLIN)
+        os.truncate(topic, 0)
+        assert poller.poll(0) == [], "there is nothing to read"
+        assert hear(descriptor) == ""
+        assert poller.poll(0) == []
+        push(topic, "new")
+        assert poller.poll(1000 * WITHIN_S)
+        assert hear(descriptor) == "new\n"
+
+
 def test_a_slow_reader_loses_nothing(topic: Path) -> None:
     """The log has it, when the reader comes so far."""
     push(topic, "old")
