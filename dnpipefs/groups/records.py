@@ -204,7 +204,9 @@ class GroupKeys:
                 back = [
                     (kv, letter)
                     for kv, letter in zip(kvs, letters, strict=True)
-                    if letter.term == records.cursor.term and letter.message >= first
+                    if letter.term == records.cursor.term
+                    and letter.message >= first
+                    and not records.returned.stretches.covers(letter.message, letter.message + 1)
                 ]
                 if not back:
                     break
