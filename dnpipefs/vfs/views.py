@@ -198,7 +198,8 @@ class GroupHandle:
     @property
     def readable(self) -> bool:
         """Whether a read at the end of what was read would return at once."""
-        return self._read_to < self._end or self._member.readable
+        in_hand = bool(self._parts) and self._read_to < self._parts[-1].end
+        return in_hand or self._member.readable
 
     async def until_readable(self) -> None:
         """Wait until `readable`. Raises TopicGone."""

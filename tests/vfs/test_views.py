@@ -105,3 +105,12 @@ async def test_nor_when_nothing_is_in_hand() -> None:
     with pytest.raises(InvalidArgument):
         await handle.read(Offset(0), 100)
     assert await handle.read(Offset(4), 100) == b"two\n"
+
+
+async def test_what_was_acknowledged_unread_is_not_readable() -> None:
+    handle = opened(StockedMember(b"one\n"))
+    await handle.read(Offset(0), 2)
+    assert handle.readable, "the rest is in hand"
+    with pytest.raises(WouldBlock):
+        await handle.read(Offset(4), 100)
+    assert not handle.readable
