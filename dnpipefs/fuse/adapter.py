@@ -72,7 +72,7 @@ class _OpenFile:
     fate: Fate = Fate.UNKNOWN
     """Of the opener, at the last close of a descriptor; once seen failing it stays so."""
     ending: Ending | None = None
-    """Of the opener, watched from a close on."""
+    """Of the opener, watched from a close on until it reads again."""
     waker: trio.CancelScope | None = None
     """Of the task that waits for it to become readable, while there is one."""
 
@@ -341,6 +341,9 @@ class Adapter(pyfuse3.Operations):
         opened, requests = self._handles[fh], self.requests
         handle = opened.handle
         if handle.blocking:
+            if opened.ending is not None:  # that was a child of a loop; there are few that can be watched
+                self._endings.forget(opened.ending)
+                opened.ending = None
             requests.blocked_reads += 1
             try:
                 data = await self._interrupts.guard(opened.opener, lambda: handle.read(Offset(off), size))

@@ -468,7 +468,8 @@ class Groups:
             member.give_back(delivery, delivered=False)
             return
         self.counted.dead += 1
-        member.acknowledge(delivery)
+        if not member.acknowledge(delivery):
+            return  # somebody else has it by now, and nothing may be redriven that is in the group
         letter = DeadLetter(
             delivery.term,
             delivery.number,

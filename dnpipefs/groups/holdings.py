@@ -12,6 +12,7 @@ from typing import Final
 
 from dnpipefs.core.group import NO_TERM, GivenBack, Piece, Records, Term
 from dnpipefs.core.intervals import Stretch
+from dnpipefs.core.view import TopicView
 from dnpipefs.groups.delivery import Delivery
 from dnpipefs.groups.rate import Rate
 from dnpipefs.metrics import Deliveries
@@ -56,6 +57,12 @@ class Holdings:
         if added:  # what was returned may be older than what is there
             self.ahead = dict(sorted((self.ahead | added).items()))
 
+    def serves(self, view: TopicView | None) -> bool:
+        """Tell whether the stock has a message of the generation that a topic is in."""
+        if not self.stock or view is None or view.ended:
+            return False
+        return view.generation == self.term.generation
+
     def hand_out(self, now: float) -> Delivery:
         """Move the first message of the stock into a hand."""
         delivery = self.stock.popleft()
@@ -64,6 +71,11 @@ class Holdings:
         self._counted.delivered += 1
         self._counted.again += delivery.deliveries > 0
         return delivery
+
+    def bury(self, delivery: Delivery) -> None:
+        """Take in that a message is a dead letter."""
+        self.in_hand[delivery.number] = delivery
+        self.buried.add(delivery)
 
     def nothing_to_take(self, now: float) -> None:
         """Take in that a reader has to wait."""

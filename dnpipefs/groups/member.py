@@ -147,7 +147,12 @@ class Member:
     @property
     def readable(self) -> bool:
         """Whether a read would return at once."""
-        return bool(self._mine.stock) or self.failure is not None
+        return self._served or self.failure is not None or self._live.failure is not None
+
+    @property
+    def _served(self) -> bool:
+        """Whether the stock has a message for a reader: what was claimed before a reset is none."""
+        return self._live.failure is None and self._mine.serves(self._live.view)
 
     @property
     def lag(self) -> int:
@@ -159,7 +164,7 @@ class Member:
 
     async def take(self) -> Delivery:
         """Wait for a message and hand it out. Raises TopicGone when there is none to come any more."""
-        while not self._mine.stock:
+        while not self._served:
             self._check()
             await self._wait()
         return self._hand_out()
@@ -184,17 +189,17 @@ class Member:
 
     async def take_now(self) -> Delivery | None:
         """Hand out a message if the group has one that nobody has, anywhere. Raises TopicGone, TimedOut."""
-        if not self._mine.stock:
+        if not self._served:
             self._mine.nothing_to_take(trio.current_time())
             with deadline(self._op_timeout):
                 # The round under way may have begun too early.
-                await self._rounds_to_come(2, until=lambda: bool(self._mine.stock))
+                await self._rounds_to_come(2, until=lambda: self._served)
         self._check()
-        return self._hand_out() if self._mine.stock else None
+        return self._hand_out() if self._served else None
 
     def take_more(self) -> Delivery | None:
         """Hand out another message if there is one in stock."""
-        return self._hand_out() if self._mine.stock else None
+        return self._hand_out() if self._served else None
 
     def acknowledge(self, delivery: Delivery) -> bool:
         """Take a message as done; False if it is not this reader's any more."""
@@ -278,8 +283,8 @@ class Member:
         self._rounds.unpark_all()
 
     def _check(self) -> None:
-        if self.failure is not None:
-            raise self.failure
+        if (failure := self.failure or self._live.failure) is not None:
+            raise failure
 
     async def _rounds_to_come(self, count: int, until: Callable[[], bool] = lambda: False) -> None:
         """Let the task look at everything *count* times, or *until* enough is seen. Raises TopicGone."""
@@ -384,11 +389,9 @@ class Member:
             # Either knows of a reset before the other does; afterwards the view does. Else what is of a new
             # generation would be taken for void, or claimed for one that has ended.
             view = await self._reader.confirm()
-            known = replace(known, records=replace(known.records, generation=view.generation))
+            known = known.of(view.generation)
             if self._known is not None:
-                self._known = replace(
-                    self._known, records=replace(self._known.records, generation=view.generation)
-                )
+                self._known = self._known.of(view.generation)
         before = known.records.current()
         if before.cursor.term != self._mine.term:
             self._mine.drop_void(before)
@@ -409,9 +412,8 @@ class Member:
             self.stir()
             return
         self._mine.settled(len(done), len(back))
-        term = after.cursor.term
         self._mine.add_ahead(ahead)
-        self._stock_up([Delivery.of(term, *each) for each in claimed])
+        self._stock_up([Delivery.of(after.cursor.term, *each) for each in claimed])
         if ahead or (claimed and self._waiting > len(self._mine.stock)):
             # Some of it may have come meanwhile; after large messages, or ones for the dead letters, there
             # is more for the others, perhaps.
@@ -514,8 +516,7 @@ class Member:
         limit = self._config().max_deliveries
         for delivery in claimed:
             if limit is not None and delivery.deliveries >= limit:
-                self._mine.in_hand[delivery.number] = delivery
-                self._mine.buried.add(delivery)
+                self._mine.bury(delivery)
                 self._bury(delivery)
             else:
                 self._mine.stock.append(delivery)

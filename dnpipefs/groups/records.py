@@ -54,6 +54,10 @@ class Known:
     alive: bool = True
     """The member's session had not ended when they were read."""
 
+    def of(self, generation: Revision) -> Known:
+        """Return it for a topic that has come to another generation meanwhile."""
+        return replace(self, records=replace(self.records, generation=generation))
+
 
 class GroupKeys:
     """One group's keys and transactions. Every method raises EtcdError, those that read CorruptData."""
@@ -200,7 +204,9 @@ class GroupKeys:
                 back = [
                     (kv, letter)
                     for kv, letter in zip(kvs, letters, strict=True)
-                    if letter.term == records.cursor.term and letter.message >= first
+                    if letter.term == records.cursor.term
+                    and letter.message >= first
+                    and not records.returned.stretches.covers(letter.message, letter.message + 1)
                 ]
                 if not back:
                     break

@@ -24,11 +24,12 @@ import trio
 
 from dnpipefs.core.config import Ack, TopicConfig
 from dnpipefs.core.names import MAX_FILE_ID, START, VIEW_SEPARATOR, FileId, Offset
-from dnpipefs.errors import AccessDenied, TopicGone, WouldBlock
+from dnpipefs.errors import AccessDenied, InvalidArgument, TopicGone, WouldBlock
 from dnpipefs.groups import Delivery, Groups, Member
 from dnpipefs.log.log import Log
 from dnpipefs.log.reader import Reader
 from dnpipefs.log.views import LiveView
+from dnpipefs.vfs.handles import SPLIT_SIZE
 
 VIEWS_LIMIT: Final = 100_000
 """Views whose ids are remembered; of those beyond, the one looked up longest ago has to be looked up."""
@@ -81,6 +82,15 @@ class ViewTable:
         return found
 
 
+def _short(size: int) -> int:
+    """Return how much may answer a read of *size* so that the kernel takes it for the end of a read(2).
+
+    A read(2) of more than 1 MiB comes in pieces, the next one as soon as one was filled: it would wait for
+    more while the process has not got what there was yet, and tell that it has.
+    """
+    return size - 1 if size > SPLIT_SIZE else size
+
+
 class SubscriptionHandle:
     """One open(2) of ``topic@``."""
 
@@ -102,11 +112,11 @@ class SubscriptionHandle:
 
     @property
     def readable(self) -> bool:
-        """Whether a read at the end of what was read would return at once; what a reset leaves counts."""
+        """Whether a read at the end of what was read would return at once."""
         view = self._live.view
-        return self._live.failure is not None or (
-            view is not None and (view.generation != self._generation or view.end > self._read_to)
-        )
+        if self._live.failure is not None or view is None:
+            return self._live.failure is not None
+        return view.end > (self._read_to if view.generation == self._generation else START)
 
     async def until_readable(self) -> None:
         """Wait until `readable`. Raises TopicGone."""
@@ -119,9 +129,10 @@ class SubscriptionHandle:
             if view.generation != self._generation:
                 # What was pushed after the reset is new to everybody.
                 self._generation, self._base = view.generation, START - offset
+                self._read_to = START
             start = Offset(max(self._base + offset, START))
             if view.end > start:
-                span = await self._reader.read(start, size)
+                span = await self._reader.read(start, _short(size))
                 if span.data and (await self._reader.view()).generation == self._generation:
                     self._base += span.offset - start  # retention was faster
                     self._read_to = span.offset + len(span.data)
@@ -187,7 +198,8 @@ class GroupHandle:
     @property
     def readable(self) -> bool:
         """Whether a read at the end of what was read would return at once."""
-        return self._read_to < self._end or self._member.readable
+        in_hand = bool(self._parts) and self._read_to < self._parts[-1].end
+        return in_hand or self._member.readable
 
     async def until_readable(self) -> None:
         """Wait until `readable`. Raises TopicGone."""
@@ -196,9 +208,12 @@ class GroupHandle:
     async def read(self, offset: Offset, size: int) -> bytes:
         """Acknowledge what ends at or before *offset*, and return a message, or the rest of one.
 
-        Waits for one. Raises TopicGone, WouldBlock, TimedOut.
+        Waits for one. Raises TopicGone, WouldBlock, TimedOut; InvalidArgument for an offset of what is
+        acknowledged already, which is not there any more.
         """
         async with self._lock:  # two threads that read at once: one after the other
+            if offset < (self._parts[0].start if self._parts else self._end):
+                raise InvalidArgument("what was at that offset is acknowledged already")
             self._acknowledge(offset)
             data = await self._read(offset, size)
             self._read_to = offset + len(data)
@@ -229,13 +244,13 @@ class GroupHandle:
         self._end = max(self._end, offset)
         self._add(first)
         data = self._in_hand(offset, size)
-        more = self._config.batch - 1
-        while more and len(data) < size:
+        more, room = self._config.batch - 1, _short(size)
+        while more and len(data) < room:
             delivery = self._member.take_more()
             if delivery is None:
                 break
             self._add(delivery)
-            data += delivery.data[: size - len(data)]
+            data += delivery.data[: room - len(data)]
             more -= 1
         return data
 
@@ -258,8 +273,10 @@ class GroupHandle:
             self._member.acknowledge(self._parts.popleft().delivery)
 
     def _in_hand(self, offset: int, size: int) -> bytes:
-        start, delivery = next(part for part in self._parts if part.start <= offset < part.end)
-        return delivery.data[offset - start : offset - start + size]
+        part = next(part for part in self._parts if part.start <= offset < part.end)
+        if part.end <= offset + size:  # else the rest belongs to the same read(2), and acknowledges nothing
+            size = _short(size)
+        return part.delivery.data[offset - part.start : offset - part.start + size]
 
 
 class RewindHandle:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from contextlib import aclosing
+from typing import Any
 
 import pytest
 import trio
@@ -117,6 +118,41 @@ async def test_a_reset_rewinds(dnp: Dnp, other: Dnp) -> None:
         assert consumer.acknowledge(job)
     (facts,) = await other.groups("jobs")
     assert facts.name == b"w"
+
+
+@pytest.mark.parametrize("how", ["wait", "now"])
+async def test_after_a_reset_nobody_gets_what_its_host_had_claimed(dnp: Dnp, how: str) -> None:
+    await dnp.push("jobs", *map(str, range(5000)))
+    async with dnp.consumer("jobs", "w") as consumer:
+        for _ in range(2000):  # fast, so its host claims ahead of it
+            consumer.acknowledge(await consumer.take())
+            await trio.lowlevel.checkpoint()
+        await dnp.reset("jobs")
+        assert how == "wait" or await consumer.take_now() is None
+        await dnp.push("jobs", "new")
+        with trio.fail_after(10):
+            job = await consumer.take()
+        assert job.message.data == b"new\n"
+
+
+async def test_no_dead_letter_is_noted_that_is_in_the_group_again(
+    dnp: Dnp, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await dnp.push("jobs", "1")
+    await dnp.configure("jobs", max_deliveries="1")
+    put = dnp._groups._dead_letter
+
+    async def put_and_rewind(*args: Any) -> None:
+        await put(*args)
+        await dnp.seek("jobs", "w", "first")
+
+    monkeypatch.setattr(dnp._groups, "_dead_letter", put_and_rewind)
+    async with dnp.consumer("jobs", "w") as consumer:
+        consumer.give_back(await consumer.take())
+        with trio.fail_after(10):
+            assert consumer.acknowledge(await consumer.take())
+            await consumer._member.quiet()
+    assert await dnp.redrive("jobs", "w") == (0, 0)
 
 
 async def test_removing_a_group_ends_its_readers(dnp: Dnp, other: Dnp) -> None:

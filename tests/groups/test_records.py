@@ -1,6 +1,7 @@
 """What a transaction of a group does when somebody else was faster, between its planning and its arrival."""
 
 from collections.abc import Awaitable, Callable, Sequence
+from typing import Any
 
 import pytest
 
@@ -9,7 +10,7 @@ from dnpipefs.core.group_records import decode_returned, encode_cursor, encode_h
 from dnpipefs.core.intervals import Stretch, Stretches
 from dnpipefs.core.keys import KeySchema
 from dnpipefs.core.names import FileId, Offset, Revision, SessionId
-from dnpipefs.etcd import Compare, Op, TransactionResult
+from dnpipefs.etcd import Compare, Op, RangeResult, TransactionResult
 from dnpipefs.groups.records import GroupKeys
 from tests.support.memory_etcd import MemoryClient, MemoryEtcd
 
@@ -182,6 +183,24 @@ async def test_dead_letters_come_back_beside_what_is_claimed_meanwhile(world: Wo
     world.slow.meanwhile = world.claim_what_was_returned
     assert await world.slow_keys.redrive(0) == (1, 0)
     assert await world.returned() == stretches((8, 9, 0))
+
+
+async def test_dead_letters_that_came_back_while_they_were_looked_up(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for message in (4, 6):
+        await world.fast_keys.remember_dead(DeadLetter(world.term, message, Offset(0), 3, "gave up"))
+    looked_up = world.slow.range
+
+    async def overtaken(*args: Any, **options: Any) -> RangeResult:
+        found = await looked_up(*args, **options)
+        monkeypatch.undo()
+        assert await world.fast_keys.redrive(0) == (2, 0)
+        return found
+
+    monkeypatch.setattr(world.slow, "range", overtaken)
+    assert await world.slow_keys.redrive(0) == (0, 2)
+    assert await world.returned() == stretches((4, 5, 0), (5, 6, 1), (6, 7, 0))
 
 
 async def test_what_a_dead_host_left_that_cannot_be_understood_stays_and_keeps_no_other(

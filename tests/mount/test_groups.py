@@ -14,6 +14,7 @@ from pathlib import Path
 
 import pytest
 
+from dnpipefs.fuse.endings import WATCHED_LIMIT
 from tests.support.onlooker import Onlooker
 from tests.support.programs import Programs, readers, terminal
 from tests.support.waiting import WITHIN_S, eventually
@@ -113,6 +114,40 @@ def test_each_read_of_a_shell_has_a_message_in_hand_only_until_its_file_is_close
 ) -> None:
     assert programs.run("for i in 1 2 3; do read -r j < jobs@w; echo $j; done") == ALL[:3]
     assert onlooker.leftovers(view) == ALL[3:]
+
+
+MANY_LOOPS = """
+import os, subprocess, sys
+files = [os.open("loops@w", os.O_RDONLY) for _ in range(int(sys.argv[1]))]
+for file in files:
+    os.read(file, 100)
+    os.set_inheritable(file, True)
+subprocess.run(["true"], close_fds=False)
+for file in files:
+    os.read(file, 100)
+print("looping", flush=True)
+sys.stdin.read()
+"""
+"""As many loops, each of which has had a message and has called another program, are at their next one."""
+
+
+def test_loops_that_call_other_programs_keep_nobody_from_failing(
+    view: Path, programs: Programs, onlooker: Onlooker
+) -> None:
+    needs_exit_statuses()
+    push(view.with_name("loops"), *range(2 * WATCHED_LIMIT))
+    with subprocess.Popen(
+        [PYTHON, "-Ic", MANY_LOOPS, str(WATCHED_LIMIT)],
+        cwd=view.parent,
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+    ) as loops:
+        assert loops.stdout is not None
+        assert loops.stdout.readline() == "looping\n"
+        programs.run(["bash", "-c", "while read -r job; do exit 3; done < jobs@w"], expect=3)
+        assert onlooker.leftovers(view) == ALL
+        loops.kill()
 
 
 def test_a_child_that_outlives_the_opener_leaves_it_open_how_it_ended(

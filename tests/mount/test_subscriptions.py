@@ -8,6 +8,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+import pytest
+
 from tests.support.programs import Programs
 from tests.support.waiting import WITHIN_S, eventually
 
@@ -95,6 +97,22 @@ def test_it_goes_on_after_a_reset(topic: Path, there: Path, programs: Programs) 
     assert listener.communicate(timeout=WITHIN_S)[0] == "before\nafter\nagain\n"
 
 
+def test_poll_after_a_reset_waits_for_what_is_pushed_then(topic: Path) -> None:
+    push(topic, "old")
+    with listening(topic.parent / "topic@") as descriptor:
+        push(topic, "long" * 100)
+        assert hear(descriptor)
+        poller = select.poll()
+        poller.register(descriptor, select.POLLIN)
+        os.truncate(topic, 0)
+        assert poller.poll(0) == [], "there is nothing to read"
+        assert hear(descriptor) == ""
+        assert poller.poll(0) == []
+        push(topic, "new")
+        assert poller.poll(1000 * WITHIN_S)
+        assert hear(descriptor) == "new\n"
+
+
 def test_a_slow_reader_loses_nothing(topic: Path) -> None:
     """The log has it, when the reader comes so far."""
     push(topic, "old")
@@ -124,3 +142,14 @@ def test_a_for_loop_of_python(topic: Path, programs: Programs) -> None:
 def test_timeout_ends_it(topic: Path, programs: Programs) -> None:
     push(topic, "old")
     assert programs.run("timeout 0.5 cat topic@", 124) == []
+
+
+@pytest.mark.parametrize("view", ["topic@", "topic@w"])
+def test_what_fills_a_piece_of_a_read_is_not_kept_until_more_comes(
+    topic: Path, programs: Programs, view: str
+) -> None:
+    topic.touch()
+    reading = f"import mmap; print(open({view!r}, 'rb', 0).readinto(mmap.mmap(-1, 4 << 20)))"
+    listener = programs.reading([sys.executable, "-c", reading])
+    topic.write_bytes(b"a" * ((1 << 20) - 1) + b"\n")
+    assert int(listener.communicate(timeout=WITHIN_S)[0]) == (1 << 20) - 1
