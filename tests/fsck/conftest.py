@@ -186,6 +186,14 @@ async def push(lab: Lab, cluster: Cluster, chunk: Chunk) -> None:
     )
 
 
+async def push_and_seal(lab: Lab, cluster: Cluster, lines: int) -> None:
+    """Push lines, most of which become a segment each."""
+    for number in range(lines):
+        await push(lab, cluster, Chunk.of_lines(b"line %d\n" % number))
+        if (number + 1) % SEALED_AT_ONCE == 0:
+            await lab.sealer().seal(lab.topic)
+
+
 async def lay_down(lab: Lab, lines: int = LINES) -> None:
     """Make `t`: many segments and a large batch in the index, then lines and large batches in the tail."""
     random = Random(1)
@@ -195,10 +203,7 @@ async def lay_down(lab: Lab, lines: int = LINES) -> None:
         await dnp.push("team/other", "another topic")
         await dnp.push("t", "first")
         lab.topic, lab.messages = await lab.id_of(cluster, b"t"), [b"first\n"]
-        for number in range(lines):
-            await push(lab, cluster, Chunk.of_lines(b"line %d\n" % number))
-            if (number + 1) % SEALED_AT_ONCE == 0:
-                await lab.sealer().seal(lab.topic)
+        await push_and_seal(lab, cluster, lines)
         await push(lab, cluster, Chunk.of_message(random.randbytes(LARGE_BYTES)))
         await push(lab, cluster, Chunk.of_message(b"two\nlines\n"))
         await lab.sealer().seal(lab.topic)

@@ -26,7 +26,7 @@ from dnpipefs.core.keys import Beside, BodyKey
 from dnpipefs.core.names import ROOT, SessionId
 from dnpipefs.errors import CorruptData, UnsupportedFormat
 from tests.docs.documents import FORMAT
-from tests.fsck.conftest import CALL_TIMEOUT_S, Lab, push
+from tests.fsck.conftest import CALL_TIMEOUT_S, Lab, push, push_and_seal
 from tests.support.etcd_process import EtcdProcess
 from tests.support.mounts import Mount, Mounts
 
@@ -260,8 +260,7 @@ async def lay_down(lab: Lab) -> None:
         for name in ("other", "victim"):
             await Dnp(cluster).push(name, "line 0")
         lab.topic = await lab.id_of(cluster, b"victim")
-        for number in range(70):
-            await push(lab, cluster, Chunk.of_lines(b"line %d\n" % number))
+        await push_and_seal(lab, cluster, 70)
         await push(lab, cluster, Chunk.of_message(os.urandom(300_000)))
         await lab.sealer().seal(lab.topic)
         for number in range(3):
