@@ -200,11 +200,13 @@ class SealSchedule:
                     continue
                 retention = self._sealer.policy(topic).retention
                 now = (Revision(last.kvs[0].mod_revision), retention)
-                if self._right.get(topic) != now or retention.age_ns is not None:
-                    with _one_of_many(topic):
-                        await self._sealer.trim(topic)
-                    await trio.sleep(PAUSE_S)
-                right[topic] = now
+                if self._right.get(topic) == now and retention.age_ns is None:
+                    right[topic] = now
+                    continue
+                with _one_of_many(topic):
+                    await self._sealer.trim(topic)
+                    right[topic] = now  # not if that failed
+                await trio.sleep(PAUSE_S)
             await trio.sleep(PAUSE_S)
         self._right = right
 

@@ -9,6 +9,8 @@ That a committed batch has no order must also hold when a put of the first part 
 same put was sent again and the batch committed. So it requires what the append requires, which is over
 once that is committed; and that the session lives, since with its lease the writer key goes, and an
 absent one looks like that of a session's first append.
+
+Tasks: whoever commits, and `Stager.run`, which removes what could not be removed in the callers' time.
 """
 
 from __future__ import annotations

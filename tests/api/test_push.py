@@ -1,9 +1,11 @@
 """What push stores: messages, newlines, order, sizes, topics that come into being."""
 
 import os
+import random
 from collections.abc import Iterator
 
 import pytest
+import trio
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -15,10 +17,13 @@ from dnpipefs import (
     MessageTooLarge,
     NotADirectory,
     NotFound,
+    TimedOut,
     TopicGone,
+    connect,
     writer,
 )
 from dnpipefs.core.config import DEFAULTS
+from tests.support.etcd_process import EtcdProcess
 
 
 async def pulled(dnp: Dnp, topic: str) -> list[bytes]:
@@ -163,3 +168,14 @@ def test_chunks_hold_the_messages_in_order_and_within_the_limit(small_limit: int
         assert chunk.messages == len(parts)
         messages += parts
     assert messages == [(text if text.endswith("\n") else text + "\n").encode() for text in texts]
+
+
+async def test_a_message_of_several_parts_waits_no_longer_than_others(server: EtcdProcess) -> None:
+    """Removing its parts, which takes an answer, too, is left to later."""
+    async with connect(server.endpoint, op_timeout=1) as dnp:
+        await dnp.push("t", "x")
+        server.pause()
+        with trio.CancelScope(deadline=trio.current_time() + 5) as scope, pytest.raises(TimedOut):
+            await dnp.push("t", random.Random(1).randbytes(4 << 20).replace(b"\n", b""))
+        assert not scope.cancel_called, "it does not let itself be cancelled, but its time was up"
+        server.resume()

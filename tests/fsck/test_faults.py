@@ -11,7 +11,7 @@ from dnpipefs import Dnp, etcd
 from dnpipefs.cluster import open_cluster
 from dnpipefs.core.findings import Repair, Rule
 from dnpipefs.core.keys import prefix_range
-from dnpipefs.core.names import ROOT, Offset, Revision
+from dnpipefs.core.names import ROOT, FileId, Offset, Revision
 from dnpipefs.errors import CorruptData
 from dnpipefs.fsck.run import TOPICS_AT_ONCE, Checker
 from tests.docs.documents import FSCK
@@ -182,16 +182,23 @@ async def test_a_topic_whose_entry_cannot_be_read_gets_no_second_name(lab: Lab) 
     assert (await lab.check(repair=True)).verdicts == []
 
 
-async def test_faults_of_many_topics_are_told_topic_by_topic_and_all_mended(bare: Lab) -> None:
-    """Topics are looked at side by side, and each repair is looked at once more."""
-    names = [f"t{number:02}" for number in range(3 * TOPICS_AT_ONCE)]
-    async with open_cluster(bare.settings) as cluster:
+async def two_faults_each(lab: Lab, count: int) -> dict[str, FileId]:
+    """Make topics without a mark, and with something of an older generation; return their ids by name."""
+    async with open_cluster(lab.settings) as cluster:
+        names = [f"t{number:02}" for number in range(count)]
         for name in names:
             await Dnp(cluster).push(name, name)
-        topics = [await bare.id_of(cluster, name.encode()) for name in names]
-    for topic in topics:
-        await bare.delete(bare.keys.mark(topic))
-        await bare.client.put(bare.keys.segment(topic, Revision(1), Offset(0), 3), b"???")
+        topics = {name: await lab.id_of(cluster, name.encode()) for name in names}
+    for topic in topics.values():
+        await lab.delete(lab.keys.mark(topic))
+        await lab.client.put(lab.keys.segment(topic, Revision(1), Offset(0), 3), b"???")
+    return topics
+
+
+async def test_faults_of_many_topics_are_told_topic_by_topic_and_all_mended(bare: Lab) -> None:
+    """Topics are looked at side by side, and each repair is looked at once more."""
+    topics = await two_faults_each(bare, 3 * TOPICS_AT_ONCE)
+    names = list(topics)
     for repair in (False, True):
         checked = await bare.check(repair=repair)
         told = [(verdict.path or "", verdict.finding.rule.code) for verdict in checked.verdicts]
@@ -219,19 +226,12 @@ async def test_a_last_that_was_put_anew_says_nothing_of_the_size(bare: Lab) -> N
 
 
 async def test_a_key_that_cannot_be_swept_keeps_nothing_else_from_being_mended(bare: Lab) -> None:
-    names = [f"t{number:02}" for number in range(2 * TOPICS_AT_ONCE)]
-    async with open_cluster(bare.settings) as cluster:
-        for name in names:
-            await Dnp(cluster).push(name, name)
-        topics = [await bare.id_of(cluster, name.encode()) for name in names]
-    for topic in topics:
-        await bare.delete(bare.keys.mark(topic))
-        await bare.client.put(bare.keys.segment(topic, Revision(1), Offset(0), 3), b"???")
-    await bare.client.put(bare.keys.tail(topics[3]).start + b"zzz", b"")
+    topics = await two_faults_each(bare, 2 * TOPICS_AT_ONCE)
+    await bare.client.put(bare.keys.tail(topics["t03"]).start + b"zzz", b"")
     mended = await bare.check(repair=True)
     assert mended.left == ["B1"]
     assert mended.mended == ["L1", "T5"]
-    assert mended.report.mended == 2 * len(names)
+    assert mended.report.mended == 2 * len(topics)
     assert (await bare.check()).left == ["B1"]
 
 
