@@ -117,9 +117,12 @@ class FileSystem:
         with self.in_time():
             found = self._log.peek(file, self._fresh_s(entry))
             if found is None:
-                listing = self._listings.showing(entry, trio.current_time())
+                now = trio.current_time()
+                listing = self._listings.showing(entry, now)
                 if listing is not None and not self._cluster.stale:
-                    await listing.expect_stats(entry)
+                    await listing.expect_stats(entry, now)
+                    found = self._log.peek(file, listing.fresh_s)
+            if found is None:
                 found = await self._log.stat(file)
         opened = self._open.get(file)
         if opened is not None:

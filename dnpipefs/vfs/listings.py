@@ -8,8 +8,9 @@ surveys (`log/survey.py`) once somebody stats what a listing shows:
 ======================================  ================================================
 event                                   read ahead
 ======================================  ================================================
-a stat of a size that is not known,     the listing's next WINDOW topics from there on
-of a topic that a listing shows
+a stat of a size that is not known,     the listing's next topics from there on: FEWEST at
+of a topic that a listing shows         first, twice as many as last time if all of them were
+                                        used, at most WINDOW; as many as were used in time
 a page of that listing from then on     the page's topics and those of the AHEAD pages
                                         after it, before it is answered
 ======================================  ================================================
@@ -18,6 +19,8 @@ A directory of more than BY_NAME entries is listed in the order of ids, which is
 so the topics of a page lie in one range that few others are in.
 
 What was read ahead is shown for PAGE_FRESH_S: as long as it takes to come to its end, one after another.
+Who reads each file between its stat and the next one (`grep -r`, `cp -r`) comes to a few topics in that
+time, and to read ahead of more would take longer than what it saves.
 """
 
 from __future__ import annotations
@@ -26,7 +29,7 @@ from bisect import bisect_left
 from collections import OrderedDict
 from collections.abc import Sequence
 from operator import attrgetter
-from typing import Final
+from typing import Final, NamedTuple
 
 from dnpipefs.core.names import FileId
 from dnpipefs.core.sizes import FRESH_S
@@ -40,19 +43,43 @@ PAGE: Final = 250
 """Entries shown at once, and whose sizes are read together. The kernel would take thousands, and `ls -l`
 would come too late to the last ones: what is shown may be used for milliseconds only."""
 WINDOW: Final = PAGE
-"""Topics read ahead of a stat: what is asked for by one stat after another while it is fresh."""
+"""Topics read ahead of a stat, at most: what is asked for by one stat after another while it is fresh."""
+FEWEST: Final = 16
+"""Topics read ahead of the first stat, and of one that comes much later than the last: one read."""
 AHEAD: Final = 3
 """Pages read ahead of the one that is shown, at most: as many as a `Surveyor` reads at once."""
 PAGE_FRESH_S: Final = 0.07
 """How old a size may be that a page of a listing shows, or a stat that was expected."""
 RECENT_S: Final = 5.0
-"""How long after its last page a listing still tells which stats are to be expected."""
+"""How long after its last page, or the last stat that it expected, a listing tells which ones follow."""
 RECENT_LISTINGS: Final = 16
 """Listings that are remembered, one a directory."""
 
 
 _NAME: Final = attrgetter("name")
 _ID: Final = attrgetter("inode.id")
+
+
+class _Window(NamedTuple):
+    """Topics read ahead of a stat."""
+
+    first: int
+    """With which entry of the listing it begins."""
+    length: int
+    survey: Survey
+    begun_at: float
+
+    def __contains__(self, index: object) -> bool:
+        return isinstance(index, int) and self.first <= index < self.first + self.length
+
+    def next_length(self, index: int, now: float) -> int:
+        """Return how many to read ahead of a stat that this window does not serve."""
+        used = index - self.first
+        if not 0 <= used < 2 * self.length:  # stats do not come in the order of the listing
+            return FEWEST
+        if used >= self.length and now - self.begun_at <= PAGE_FRESH_S:
+            return min(2 * self.length, WINDOW)
+        return max(min(used, self.length), FEWEST)
 
 
 class Listing:
@@ -65,13 +92,14 @@ class Listing:
         self._by_name: Final = len(children) <= BY_NAME
         self.entries: Final = sorted(children.values(), key=_NAME if self._by_name else _ID)
         self.shown_at = now
+        """When a page of it was read last, or a stat was expected."""
         self.stats_follow = False
         """Somebody stats what is listed."""
         self._pages: dict[int, tuple[float, Survey]] = {}
         """When the sizes of each were begun to be read, and the survey."""
         self._ahead = AHEAD
-        self._window = (0, Survey(0))
-        """With which entry the last one begins, and its survey."""
+        self._window = _Window(0, 0, Survey(0), now)
+        """The last one."""
 
     @property
     def fresh_s(self) -> float:
@@ -86,17 +114,18 @@ class Listing:
             await self._read_ahead(number, now).wait()
         return self.entries[start : (number + 1) * PAGE]
 
-    async def expect_stats(self, entry: Entry) -> None:
+    async def expect_stats(self, entry: Entry, now: float) -> None:
         """Read ahead of a stat of an entry whose size is not known."""
         index = self._index(entry)
         if index is None:
             return
+        self.shown_at = now
         self.stats_follow = True
-        first, survey = self._window
-        if survey.done or not first <= index < first + WINDOW:
-            survey = self._survey(index, index + WINDOW)
-            self._window = index, survey
-        await survey.wait()
+        window = self._window
+        if window.survey.done or index not in window:
+            length = window.next_length(index, now)
+            window = self._window = _Window(index, length, self._survey(index, index + length), now)
+        await window.survey.wait()
 
     def _read_ahead(self, page: int, now: float) -> Survey:
         """See to it that a page and those after it are read; those before it are done with."""

@@ -11,14 +11,17 @@ from dnpipefs import etcd
 from dnpipefs.bench.fill import fill_directory
 from dnpipefs.cluster import Cluster, Settings, open_cluster
 from dnpipefs.core.names import ROOT, FileId, Kind
+from dnpipefs.log.log import TopicStat
 from dnpipefs.vfs import Attributes, FileSystem, listings
 from dnpipefs.vfs.listings import (
     AHEAD,
     BY_NAME,
+    FEWEST,
     PAGE,
     PAGE_FRESH_S,
     RECENT_LISTINGS,
     RECENT_S,
+    WINDOW,
     Listings,
 )
 from tests.etcd.conftest import server, shared_server
@@ -157,6 +160,48 @@ async def test_stats_after_the_listing_are_answered_by_few_reads(
     reads.count = 0
     assert {topic: (await files.attributes(topic)).size for topic in listed} == sizes
     assert reads.count <= 5 * READS_OF_ALL, "some are old before they are asked for"
+
+
+async def test_who_reads_each_file_after_its_stat_has_few_read_ahead(
+    cluster: Cluster, sizes: dict[FileId, int]
+) -> None:
+    """As grep -r does it: what would be old before it is asked for is not read."""
+    listing = Listings(cluster.log).open(cluster.namespace.tree, await directory_of(FileSystem(cluster)), 0)
+
+    async def read_ahead(index: int, now: float) -> range:
+        await listing.expect_stats(listing.entries[index], now)
+        return range(listing._window.first, listing._window.first + listing._window.length)
+
+    soon = PAGE_FRESH_S / 2
+    assert await read_ahead(0, 1.0) == range(FEWEST)
+    assert await read_ahead(FEWEST, 1.0 + soon) == range(FEWEST, 3 * FEWEST), "all used in time"
+    assert await read_ahead(3 * FEWEST, 1.0 + 2 * soon) == range(3 * FEWEST, 7 * FEWEST)
+    slow = 4 * FEWEST + FEWEST // 2
+    assert await read_ahead(slow, 2.0) == range(slow, slow + FEWEST + FEWEST // 2), "as many as were used"
+    assert await read_ahead(slow + 1, 3.0) == range(slow + 1, slow + 1 + FEWEST), "hardly any was used"
+    assert await read_ahead(1, 3.0 + soon) == range(1, 1 + FEWEST), "somewhere else"
+    index, now = 1, 4.0
+    while listing._window.length < WINDOW:
+        index, now = index + listing._window.length, now + soon
+        await read_ahead(index, now)
+    assert index < TOPICS
+    assert listing._window.length == WINDOW
+    assert listing.shown_at == now, "who still stats what it shows still uses it"
+
+
+async def test_a_size_read_ahead_of_a_stat_is_not_asked_for_again(
+    cluster: Cluster, sizes: dict[FileId, int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """However long reading ahead took."""
+
+    async def asked(*_: object) -> TopicStat:
+        raise AssertionError("its size was read")
+
+    monkeypatch.setattr(listings, "PAGE_FRESH_S", 5.0)
+    files = FileSystem(cluster)
+    listed = [each.id async for page in pages(files, await directory_of(files)) for _, each in page]
+    monkeypatch.setattr(cluster.log, "stat", asked)
+    assert (await files.attributes(listed[0])).size == sizes[listed[0]]
 
 
 async def test_a_lone_stat_reads_its_topic_alone(
