@@ -213,7 +213,7 @@ class Namespace:
         """Move an entry, atomically replacing what stands at the target; return a topic that this ended.
 
         Raises NotFound, AlreadyExists (without *replace*), IsADirectory, NotADirectory, NotEmpty,
-        InvalidArgument (a directory into itself).
+        InvalidArgument (a directory into itself), NameTooLong (a directory to a place too deep).
         """
         entry = await self.lookup(*source, to_change=True)
         doomed: FileId | None = None

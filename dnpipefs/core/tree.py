@@ -30,6 +30,7 @@ from dnpipefs.errors import (
     InvalidArgument,
     InvalidName,
     IsADirectory,
+    NameTooLong,
     NotADirectory,
     NotEmpty,
     NotFound,
@@ -37,6 +38,8 @@ from dnpipefs.errors import (
 
 ABSENT: Final = Revision(0)
 """mod_revision of a key that does not exist, as etcd's compares have it."""
+DEEPEST_MOVE: Final = 120
+"""Directories above the new place of a directory: all are compared, and etcd compares 128 keys at most."""
 _DIRECTORY: Final = Kind.DIRECTORY  # looking up a member of an enumeration takes as long as all the rest
 
 
@@ -362,7 +365,8 @@ class Planner:
     ) -> Mutation | None:
         """Plan a move; None if source and target are the same entry (nothing to do).
 
-        Raises AlreadyExists if *replace* is false and the target exists, were it the source itself.
+        Raises AlreadyExists if *replace* is false and the target exists, were it the source itself, and
+        NameTooLong for a directory that would lie too deep to be sure that it does not get below itself.
         """
         entry = tree.lookup(*source)
         new_parent = tree.directory(target[0])
@@ -378,6 +382,8 @@ class Planner:
                 if ancestor.id == entry.id:
                     raise InvalidArgument("a directory cannot be moved into itself")
                 guards |= {guard.key: guard for guard in self._guard(ancestor)}
+            if len(guards) > 1 + DEEPEST_MOVE:
+                raise NameTooLong(f"a directory cannot be moved below more than {DEEPEST_MOVE} others")
         guards |= {guard.key: guard for guard in self._guard(new_parent)}
         moved = entry.inode.changed(now_ns)
         puts = [(self._keys.entry(*target), moved.encode())]
