@@ -152,7 +152,13 @@ class Inode:
             raise CorruptData(f"{key!r}: {error} in a directory entry") from None
 
     def changed(self, ctime_ns: int, **changes: Any) -> Inode:
-        """Return a copy with *changes* and a new status-change time."""
+        """Return a copy with *changes* and a new status-change time.
+
+        A time that no number of 64 bits can tell becomes the nearest one, as Linux has it: utimensat(2) takes
+        any, and an entry with one that `decode` refuses would be lost.
+        """
+        if "mtime_ns" in changes:
+            changes["mtime_ns"] = max(-LIMIT, min(changes["mtime_ns"], LIMIT - 1))
         return replace(self, ctime_ns=ctime_ns, **changes)
 
 

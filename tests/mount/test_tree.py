@@ -208,6 +208,20 @@ def test_modes_and_times_are_stored(here: Path, there: Path) -> None:
     eventually(lambda: (there / "topic").stat().st_mtime_ns == future_ns)
 
 
+@pytest.mark.parametrize("year", ["1600", "2300", "9999"])
+def test_a_time_out_of_range_becomes_the_nearest(here: Path, there: Path, year: str) -> None:
+    (here / "topic").write_bytes(b"line\n")
+    (here / "directory").mkdir()
+    for name in ("topic", "directory"):
+        subprocess.run(["touch", "-d", f"{year}-01-01", here / name], check=True)
+    shown = [directory / name for directory in (here, there) for name in ("topic", "directory")]
+    if year != "1600":  # what is older than the last push does not show
+        eventually(lambda: all(path.stat().st_mtime_ns == 2**63 - 1 for path in shown))
+    (here / "end").touch()
+    assert sorted(os.listdir(there)) == ["directory", "end", "topic"]
+    assert (there / "topic").read_bytes() == b"line\n"
+
+
 def current_umask() -> int:
     mask = os.umask(0o022)
     os.umask(mask)
