@@ -1,8 +1,7 @@
 """A protocol adapter only: FUSE requests in, calls of the file system, FUSE answers out.
 
-Everything uses direct I/O. The kernel keeps attributes and names of directories for FRESH_S at most,
-what a listing shows for LISTED_S, other names not at all: what it does not remember cannot be stale. Any
-exception that is not one of ours is logged with its traceback and answered with EIO; the mount lives on.
+Everything uses direct I/O; what else the kernel may keep, `entries.py` says. Any exception that is not one of
+ours is logged with its traceback and answered with EIO; the mount lives on.
 """
 
 from __future__ import annotations
@@ -38,6 +37,7 @@ from dnpipefs.core.names import FileId, Offset
 from dnpipefs.fuse import processes, readiness
 from dnpipefs.fuse.answers import answers, answers_at_length
 from dnpipefs.fuse.endings import Ending, Endings
+from dnpipefs.fuse.entries import FRESH_S, blank, entry_of, fill, fill_listed
 from dnpipefs.fuse.interrupts import Interrupts
 from dnpipefs.fuse.nodes import NodeId, NodeTable
 from dnpipefs.fuse.polls import Poll
@@ -46,16 +46,8 @@ from dnpipefs.vfs import Attributes, ControlListing, FileSystem, Listing, OpenHa
 
 logger: Final = logging.getLogger(__name__)
 
-FRESH_S: Final = 0.01
-"""How long the kernel may use attributes of directories, and of topics it has just looked up, where this
-host has them in memory: about as long as a watch takes. It saves two requests of five in each open."""
-LISTED_S: Final = 0.03
-"""The same for what a listing shows, and for its names: `ls -l` stats them within a few milliseconds, on a
-busy machine some more. It saves two or three requests for each."""
 ASKED_AGAIN_S: Final = 0.1
 """How soon the kernel asks again, at most."""
-BLOCK_SIZE: Final = 1 << 20
-"""st_blksize: how much programs like cat read and write at once."""
 
 _WRITABLE: Final = select.POLLOUT | select.POLLWRNORM
 
@@ -78,10 +70,20 @@ class _OpenFile:
 
 
 @dataclass(frozen=True, slots=True)
-class _OpenDirectory:
+class _Listed:
+    """What a directory holds at one moment."""
+
     dots: tuple[tuple[bytes, Attributes], tuple[bytes, Attributes]]
     """The directory itself and the one above: of these the kernel takes no reference."""
     listing: Listing | ControlListing
+
+
+@dataclass(slots=True, eq=False)
+class _OpenDirectory:
+    file: FileId
+    listed: _Listed
+    begun: bool = False
+    """Somebody has read of it."""
 
 
 class Adapter(pyfuse3.Operations):
@@ -238,7 +240,7 @@ class Adapter(pyfuse3.Operations):
     @answers
     async def getattr(self, inode: InodeT, ctx: RequestContext) -> EntryAttributes:
         """Answer current attributes."""
-        return _entry(await self._files.attributes(self._file(inode)))
+        return entry_of(await self._files.attributes(self._file(inode)))
 
     @answers
     async def setattr(
@@ -264,8 +266,8 @@ class Adapter(pyfuse3.Operations):
             if fields.update_size:
                 await self._files.truncate(file, attr.st_size)
             if changes:
-                return _entry(await self._files.change(file, **changes))
-            return _entry(await self._files.attributes(file))
+                return entry_of(await self._files.change(file, **changes))
+            return entry_of(await self._files.attributes(file))
 
     # Extended attributes. pyfuse3 itself heeds XATTR_CREATE and XATTR_REPLACE, by a getxattr before.
 
@@ -461,24 +463,26 @@ class Adapter(pyfuse3.Operations):
     async def opendir(self, inode: InodeT, ctx: RequestContext) -> FileHandleT:
         """Take the listing: what is created meanwhile belongs to the next one."""
         file = self._file(inode)
-        with self._files.in_time():
-            own, above = await self._files.attributes(file), await self._files.parent(file)
-            listing = await self._files.open_directory(file)
+        listed = await self._list(file)
         fh = next(self._next_handle)
-        self._listings[fh] = _OpenDirectory(((b".", own), (b"..", above)), listing)
+        self._listings[fh] = _OpenDirectory(file, listed)
         return fh
 
     @answers
     async def readdir(self, fh: FileHandleT, start_id: int, token: pyfuse3.ReaddirToken) -> None:
-        """Fill one reply."""
+        """Fill one reply; rewinddir(3) takes the listing anew."""
         opened = self._listings[fh]
-        entry = _blank_entry()  # one for all: each reply copies it
-        for number, (name, attributes) in enumerate(opened.dots[start_id:], start_id + 1):
-            pyfuse3.readdir_reply(token, name, _fill(entry, attributes, attributes.id), number)
-        start = max(start_id, len(opened.dots))
-        page = await self._files.page(opened.listing, start - len(opened.dots))
+        if not start_id and opened.begun:
+            opened.listed = await self._list(opened.file)
+        opened.begun = True
+        dots, listing = opened.listed.dots, opened.listed.listing
+        entry = blank()  # one for all: each reply copies it
+        for number, (name, attributes) in enumerate(dots[start_id:], start_id + 1):
+            pyfuse3.readdir_reply(token, name, fill(entry, attributes, attributes.id), number)
+        start = max(start_id, len(dots))
+        page = await self._files.page(listing, start - len(dots))
         for number, (name, attributes) in enumerate(page, start + 1):
-            if not pyfuse3.readdir_reply(token, name, _fill_listed(entry, attributes), number):
+            if not pyfuse3.readdir_reply(token, name, fill_listed(entry, attributes), number):
                 return
             self._nodes.listed(attributes.id)
 
@@ -486,6 +490,12 @@ class Adapter(pyfuse3.Operations):
     async def releasedir(self, fh: FileHandleT) -> None:
         """Drop the listing."""
         del self._listings[fh]
+
+    async def _list(self, directory: FileId) -> _Listed:
+        with self._files.in_time():
+            own, above = await self._files.attributes(directory), await self._files.parent(directory)
+            return _Listed(((b".", own), (b"..", above)), await self._files.open_directory(directory))
+        raise AssertionError("unreachable: the deadline raises")
 
     def _file(self, inode: InodeT) -> FileId:
         return self._nodes.file(NodeId(inode))
@@ -495,50 +505,10 @@ class Adapter(pyfuse3.Operations):
             node = self._nodes.listed(attributes.id)
         else:
             node = self._nodes.looked_up(attributes.id, pid=ctx.pid, now=trio.current_time())
-        entry = _entry(attributes, node)
+        entry = entry_of(attributes, node)
         if attributes.is_directory:
             entry.entry_timeout = FRESH_S
         return entry
-
-
-def _entry(attributes: Attributes, node: int | None = None) -> EntryAttributes:
-    return _fill(_blank_entry(), attributes, node)
-
-
-def _blank_entry() -> EntryAttributes:
-    """Return what all files have in common."""
-    entry = EntryAttributes()
-    entry.generation = 0
-    entry.entry_timeout = 0
-    entry.st_rdev = 0
-    entry.st_blksize = BLOCK_SIZE
-    return entry
-
-
-def _fill(entry: EntryAttributes, attributes: Attributes, node: int | None) -> EntryAttributes:
-    """Set what differs between one file and another."""
-    entry.st_ino = attributes.id if node is None else node
-    # An alias shows its own number in the answer to a lookup; the kernel must ask for the topic's.
-    fresh = attributes.is_directory or (attributes.exact and node == attributes.id)
-    entry.attr_timeout = FRESH_S if fresh else 0
-    entry.st_mode = attributes.mode | (stat.S_IFDIR if attributes.is_directory else stat.S_IFREG)
-    entry.st_nlink = attributes.nlink
-    entry.st_uid = attributes.uid
-    entry.st_gid = attributes.gid
-    entry.st_size = attributes.size
-    entry.st_blocks = attributes.blocks
-    entry.st_atime_ns = entry.st_mtime_ns = attributes.mtime_ns
-    entry.st_ctime_ns = attributes.ctime_ns
-    return entry
-
-
-def _fill_listed(entry: EntryAttributes, attributes: Attributes) -> EntryAttributes:
-    """Set what a listing shows: the name may be used, too, or each stat of `ls -l` would look it up."""
-    _fill(entry, attributes, attributes.id)
-    entry.entry_timeout = LISTED_S
-    if attributes.exact:
-        entry.attr_timeout = LISTED_S
-    return entry
 
 
 MIN_IDLE_TASKS: Final = 64

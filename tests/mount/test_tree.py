@@ -192,6 +192,18 @@ def test_a_long_listing_is_whole(here: Path, there: Path) -> None:
     assert sorted(os.listdir(there)) == sorted(os.listdir(here)) == names
 
 
+def test_a_directory_that_stays_open_is_read_anew_from_its_beginning(here: Path, there: Path) -> None:
+    (here / "gone").touch()
+    directory = os.open(here, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        assert os.listdir(directory) == ["gone"]  # and rewinds
+        (there / "gone").unlink()
+        (there / "new").mkdir()
+        assert os.listdir(directory) == ["new"]
+    finally:
+        os.close(directory)
+
+
 # Modes and owners
 
 
