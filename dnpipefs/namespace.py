@@ -198,29 +198,37 @@ class Namespace:
 
     async def unlink(self, parent: FileId, name: bytes) -> FileId:
         """Delete a topic and return its id, also when etcd is full. Raises NotFound, IsADirectory."""
-        entry = await self.lookup(parent, name, to_change=True)
-        await self._remove(entry, lambda tree: self._planner.unlink(tree, parent, name, self._clock.now_ns()))
-        return entry.id
+        return await self._remove(parent, name, self._planner.unlink)
 
-    async def rmdir(self, parent: FileId, name: bytes) -> None:
-        """Remove an empty directory, also when etcd is full. Raises NotFound, NotADirectory, NotEmpty."""
-        entry = await self.lookup(parent, name, to_change=True)
-        await self._remove(entry, lambda tree: self._planner.rmdir(tree, parent, name, self._clock.now_ns()))
+    async def rmdir(self, parent: FileId, name: bytes, *, known: FileId | None = None) -> None:
+        """Remove an empty directory, also when etcd is full.
+
+        Raises NotFound, NotADirectory, NotEmpty; TopicGone if it is another one than the caller has *known*.
+        """
+        await self._remove(parent, name, self._planner.rmdir, known)
 
     async def rename(
-        self, source: tuple[FileId, bytes], target: tuple[FileId, bytes], *, replace: bool
+        self,
+        source: tuple[FileId, bytes],
+        target: tuple[FileId, bytes],
+        *,
+        replace: bool,
+        known: FileId | None = None,
     ) -> FileId | None:
         """Move an entry, atomically replacing what stands at the target; return a topic that this ended.
 
         Raises NotFound, AlreadyExists (without *replace*), IsADirectory, NotADirectory, NotEmpty,
-        InvalidArgument (a directory into itself), NameTooLong (a directory to a place too deep).
+        InvalidArgument (a directory into itself), NameTooLong (a directory to a place too deep); TopicGone if
+        the caller has *known* a directory at the target that is not there.
         """
         entry = await self.lookup(*source, to_change=True)
         doomed: FileId | None = None
 
         def plan(tree: Tree) -> Mutation | None:
-            nonlocal doomed
+            nonlocal entry, doomed
             mutation = self._planner.rename(tree, source, target, self._clock.now_ns(), replace=replace)
+            _check_known(tree.find(*target), known)
+            entry = tree.lookup(*source)  # it may be another one than in a tree that was behind
             doomed = mutation.doomed if mutation is not None else None
             return mutation
 
@@ -231,12 +239,28 @@ class Namespace:
         await self._mutate(plan, moved)
         return doomed
 
-    async def _remove(self, entry: Entry, plan: Callable[[Tree], Mutation]) -> None:
+    async def _remove(
+        self,
+        parent: FileId,
+        name: bytes,
+        planned: Callable[[Tree, FileId, bytes, int], Mutation],
+        known: FileId | None = None,
+    ) -> FileId:
+        entry = await self.lookup(parent, name, to_change=True)
+
+        def plan(tree: Tree) -> Mutation:
+            nonlocal entry
+            mutation = planned(tree, parent, name, self._clock.now_ns())
+            entry = tree.lookup(parent, name)  # as above
+            _check_known(entry, known)
+            return mutation
+
         def gone(tree: Tree) -> bool:
-            found = tree.find(entry.parent, entry.name)
+            found = tree.find(parent, name)
             return found is None or found.id != entry.id
 
         await self._mutate(plan, gone)
+        return entry.id
 
     async def _mutate(self, plan: Callable[[Tree], Mutation | None], done: Callable[[Tree], bool]) -> Tree:
         """Plan against the tree and carry it out, again if others were faster.
@@ -406,3 +430,8 @@ class Namespace:
                     for complaint in found.inode.config.complaints:
                         logger.warning("%s: %s", event.kv.key.decode(errors="backslashreplace"), complaint)
         return translated
+
+
+def _check_known(entry: Entry | None, known: FileId | None) -> None:
+    if known is not None and (entry is None or entry.id != known):
+        raise TopicGone("another host has put something else in the directory's place")

@@ -36,6 +36,7 @@ from dnpipefs import errors
 from dnpipefs.core.names import FileId, Offset
 from dnpipefs.fuse import processes, readiness
 from dnpipefs.fuse.answers import answers, answers_at_length
+from dnpipefs.fuse.dentries import Dentries
 from dnpipefs.fuse.endings import Ending, Endings
 from dnpipefs.fuse.entries import FRESH_S, blank, entry_of, fill, fill_listed
 from dnpipefs.fuse.interrupts import Interrupts
@@ -105,6 +106,7 @@ class Adapter(pyfuse3.Operations):
         self._interrupts: Final = interrupts
         self._endings: Final = Endings()
         self._nodes: Final = NodeTable()
+        self._dentries: Final = Dentries()
         self._handles: dict[FileHandleT, _OpenFile] = {}
         self._listings: dict[FileHandleT, _OpenDirectory] = {}
         self._next_handle: Final = count(1)
@@ -128,8 +130,13 @@ class Adapter(pyfuse3.Operations):
         now = trio.current_time()
         if now - self._unanswered.pop(question, -math.inf) < ASKED_AGAIN_S:
             raise errors.TimedOut("etcd has not answered; the kernel asked again")
+        parent = self._file(parent_inode)
+        self._dentries.forget(parent, name)
         try:
-            return self._found(await self._files.lookup(self._file(parent_inode), name), ctx)
+            found = await self._files.lookup(parent, name)
+            if found.is_directory:
+                self._dentries.tell(parent, name, found.id, trio.current_time())
+            return self._found(found, ctx)
         except errors.TimedOut:
             self._note_unanswered(question)
             raise
@@ -156,7 +163,9 @@ class Adapter(pyfuse3.Operations):
         """Make a directory."""
         permissions = mode & ~ctx.umask
         parent = self._file(parent_inode)
-        return self._found(await self._files.make_directory(parent, name, permissions, ctx.uid, ctx.gid), ctx)
+        made = await self._files.make_directory(parent, name, permissions, ctx.uid, ctx.gid)
+        self._dentries.tell(parent, name, made.id, trio.current_time())
+        return self._found(made, ctx)
 
     @answers
     async def mknod(
@@ -198,8 +207,10 @@ class Adapter(pyfuse3.Operations):
     @answers
     async def rmdir(self, parent_inode: InodeT, name: bytes, ctx: RequestContext) -> None:
         """Remove an empty directory."""
+        parent = self._file(parent_inode)
         with self._files.in_time():
-            await self._files.remove_directory(self._file(parent_inode), name)
+            await self._files.remove_directory(parent, name, known=self._dentries.find(parent, name))
+        self._dentries.forget(parent, name)
 
     @answers
     async def rename(
@@ -214,12 +225,16 @@ class Adapter(pyfuse3.Operations):
         """Move; RENAME_NOREPLACE is honoured, RENAME_EXCHANGE is EINVAL."""
         if flags & ~pyfuse3.RENAME_NOREPLACE:
             raise errors.InvalidArgument("two names cannot be exchanged")
+        source = self._file(parent_inode_old), name_old
+        target = self._file(parent_inode_new), name_new
         with self._files.in_time():
             await self._files.rename(
-                (self._file(parent_inode_old), name_old),
-                (self._file(parent_inode_new), name_new),
+                source,
+                target,
                 replace=not flags & pyfuse3.RENAME_NOREPLACE,
+                known=self._dentries.find(*target),
             )
+        self._dentries.move(source, target)
 
     @answers
     async def link(
@@ -476,7 +491,7 @@ class Adapter(pyfuse3.Operations):
             opened.listed = await self._list(opened.file)
         opened.begun = True
         dots, listing = opened.listed.dots, opened.listed.listing
-        entry = blank()  # one for all: each reply copies it
+        entry, now = blank(), trio.current_time()  # one for all: each reply copies it
         for number, (name, attributes) in enumerate(dots[start_id:], start_id + 1):
             pyfuse3.readdir_reply(token, name, fill(entry, attributes, attributes.id), number)
         start = max(start_id, len(dots))
@@ -485,6 +500,8 @@ class Adapter(pyfuse3.Operations):
             if not pyfuse3.readdir_reply(token, name, fill_listed(entry, attributes), number):
                 return
             self._nodes.listed(attributes.id)
+            if attributes.is_directory:
+                self._dentries.tell(opened.file, name, attributes.id, now)
 
     @answers
     async def releasedir(self, fh: FileHandleT) -> None:

@@ -190,18 +190,23 @@ class FileSystem:
             return
         self._log.forget(await self._namespace.unlink(parent, name))
 
-    async def remove_directory(self, parent: FileId, name: bytes) -> None:
-        """Remove an empty directory. Raises NotFound, NotADirectory, NotEmpty."""
+    async def remove_directory(self, parent: FileId, name: bytes, *, known: FileId | None) -> None:
+        """Remove an empty directory. Raises as `Namespace.rmdir` does."""
         self._refuse_control(parent, name)
-        await self._namespace.rmdir(parent, name)
+        await self._namespace.rmdir(parent, name, known=known)
 
     async def rename(
-        self, source: tuple[FileId, bytes], target: tuple[FileId, bytes], *, replace: bool
+        self,
+        source: tuple[FileId, bytes],
+        target: tuple[FileId, bytes],
+        *,
+        replace: bool,
+        known: FileId | None,
     ) -> None:
         """Move a topic or directory, O(1). Raises as `Namespace.rename` does."""
         self._refuse_control(*source)
         self._refuse_control(*target)
-        ended = await self._namespace.rename(source, target, replace=replace)
+        ended = await self._namespace.rename(source, target, replace=replace, known=known)
         if ended is not None:
             self._log.forget(ended)
 

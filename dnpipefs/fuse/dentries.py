@@ -1,0 +1,51 @@
+"""Which directory the kernel has under a name: what it was told of that name last.
+
+It may use what it was told for a moment, so when it asks to remove a directory, or to replace one, another
+host may have put another one there. It would mark *its* directory as dead, and if that lives on under another
+name nobody could use it on this host any more. So these requests say what it has, and fail with ESTALE if
+that is not there: the kernel looks the name up and tries once more.
+
+Pure: the time is an argument.
+"""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from typing import Final
+
+from dnpipefs.core.names import FileId
+
+REMEMBERED_S: Final = 1.0
+"""How long at least a name is remembered: many times as long as the kernel may use it."""
+
+
+class Dentries:
+    """Directories by the names under which the kernel has them, as far as it was told of late."""
+
+    def __init__(self) -> None:
+        self._told: OrderedDict[tuple[FileId, bytes], tuple[FileId, float]] = OrderedDict()
+
+    def __len__(self) -> int:
+        return len(self._told)
+
+    def tell(self, parent: FileId, name: bytes, directory: FileId, now: float) -> None:
+        """Note that the kernel is told, *now* (seconds, monotonic), of a directory."""
+        self._told.pop((parent, name), None)
+        self._told[parent, name] = directory, now
+        while now - next(iter(self._told.values()))[1] > REMEMBERED_S:
+            self._told.popitem(last=False)
+
+    def forget(self, parent: FileId, name: bytes) -> None:
+        """Note that the kernel has no directory under a name."""
+        self._told.pop((parent, name), None)
+
+    def find(self, parent: FileId, name: bytes) -> FileId | None:
+        """Return the directory that the kernel has under a name; None if it has none, or nobody knows."""
+        found = self._told.get((parent, name))
+        return found[0] if found is not None else None
+
+    def move(self, source: tuple[FileId, bytes], target: tuple[FileId, bytes]) -> None:
+        """Note that the kernel has moved what it has under a name."""
+        self._told.pop(target, None)
+        if (moved := self._told.pop(source, None)) is not None:
+            self._told[target] = moved
