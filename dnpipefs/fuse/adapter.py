@@ -316,8 +316,8 @@ class Adapter(pyfuse3.Operations):
         answer.f_bsize = answer.f_frsize = 4096
         answer.f_blocks = usage.total // 4096
         answer.f_bfree = answer.f_bavail = usage.free // 4096
-        answer.f_files = usage.files
-        answer.f_ffree = answer.f_favail = 0
+        answer.f_files = usage.files + usage.files_free
+        answer.f_ffree = answer.f_favail = usage.files_free
         answer.f_namemax = 255
         return answer
 

@@ -22,6 +22,7 @@ from dnpipefs.log.budget import Budget
 from dnpipefs.log.failures import deadline
 from dnpipefs.log.log import TopicStat
 from dnpipefs.metrics import Requests
+from dnpipefs.namespace import ENTRIES_LIMIT
 from dnpipefs.vfs.attributes import Attributes
 from dnpipefs.vfs.control import (
     ControlDirectory,
@@ -53,11 +54,13 @@ BLOCK: Final = 512
 
 @dataclass(frozen=True, slots=True)
 class Usage:
-    """What statfs(2) shows, bytes."""
+    """What statfs(2) shows."""
 
     total: int
+    """Bytes."""
     free: int
     files: int
+    files_free: int
 
 
 OpenHandle = TopicHandle | ViewHandle | ControlHandle
@@ -340,7 +343,8 @@ class FileSystem:
     async def usage(self) -> Usage:
         """Return how full the cluster is: etcd's quota and use."""
         space = await self._cluster.space()
-        return Usage(space.quota, max(0, space.quota - space.used), len(self._namespace.tree))
+        files = len(self._namespace.tree)
+        return Usage(space.quota, max(0, space.quota - space.used), files, max(0, ENTRIES_LIMIT - files))
 
     def _fresh_s(self, entry: Entry) -> float:
         """Return how old a topic's size may be that is shown."""

@@ -15,6 +15,7 @@ from pathlib import Path
 import pytest
 
 from dnpipefs.etcd.server import DEFAULT_QUOTA_BYTES
+from dnpipefs.namespace import ENTRIES_LIMIT
 from tests.mount.conftest import Hosts
 from tests.support.waiting import WITHIN_S, eventually
 
@@ -185,6 +186,9 @@ def test_df_shows_etcds_quota_and_use(here: Path) -> None:
     total, used = (int(field) for field in shell("df -B1 --output=size,used .", here).splitlines()[1].split())
     assert total == DEFAULT_QUOTA_BYTES
     assert 0 < used < total
+    limit, left = (int(field) for field in shell("df --output=itotal,iavail .", here).splitlines()[1].split())
+    assert limit == ENTRIES_LIMIT
+    assert 0 < left < limit
 
 
 def test_a_changed_file_may_be_moved_into_place(here: Path, there: Path) -> None:
