@@ -16,6 +16,7 @@ Invariants:
 
 from __future__ import annotations
 
+import stat
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import Final
@@ -307,12 +308,18 @@ class Planner:
         self._keys: Final = keys
 
     def create(self, tree: Tree, parent: FileId, name: bytes, inode: Inode) -> Mutation:
-        """Plan a new topic or directory; it takes over its directory's settings."""
+        """Plan a new topic or directory; it takes over its directory's settings.
+
+        And its group, if the directory hands that down (set-group-ID), as on other Linux file systems.
+        """
         directory = tree.directory(parent)
         check_new_name(name)
         if tree.find(parent, name) is not None:
             raise AlreadyExists(f"{name.decode(errors='backslashreplace')!r} exists")
         inode = replace(inode, config=directory.inode.config)
+        if directory.inode.mode & stat.S_ISGID:
+            mode = inode.mode | stat.S_ISGID if inode.kind is Kind.DIRECTORY else inode.mode
+            inode = replace(inode, gid=directory.inode.gid, mode=mode)
         guards = [Guard(self._keys.entry(parent, name), ABSENT), *self._guard(directory)]
         puts = [(self._keys.entry(parent, name), inode.encode())]
         if inode.kind is Kind.TOPIC:

@@ -287,6 +287,21 @@ def test_owners_are_stored(here: Path, there: Path) -> None:
     assert as_nobody("cat theirs/topic", there)[0] != 0
 
 
+@needs_root
+def test_a_directory_may_hand_its_group_down(here: Path, there: Path) -> None:
+    (here / "team").mkdir()
+    os.chown(here / "team", -1, 34)
+    (here / "team").chmod(0o2777)
+    eventually(lambda: (there / "team").stat().st_mode & stat.S_ISGID)
+    status, _, complaint = as_nobody("umask 002; echo line > team/topic; mkdir -p team/sub/d", there)
+    assert status == 0, complaint
+    found = {name: (here / "team" / name).stat() for name in ("topic", "sub", "sub/d")}
+    assert {each.st_gid for each in found.values()} == {34}
+    assert {each.st_uid for each in found.values()} == {NOBODY}
+    modes = [stat.S_IMODE(each.st_mode) for each in found.values()]
+    assert modes == [0o664, 0o2775, 0o2775], "directories go on with it"
+
+
 # What there is not
 
 
