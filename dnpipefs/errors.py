@@ -94,6 +94,10 @@ class TooManyReaders(DnpError):
     """As many reads wait on this mount as it lets wait: more would leave no room for other requests."""
 
 
+class TooManyFiles(DnpError):
+    """As much is open on this mount as it keeps in memory: files, directories, or large ones of them."""
+
+
 class ClusterError(DnpError):
     """The fault lies with etcd, the network, or what is stored there."""
 

@@ -11,7 +11,7 @@ import math
 import os
 import select
 import stat
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from itertools import count
@@ -34,7 +34,7 @@ from pyfuse3 import (
 
 from dnpipefs import errors
 from dnpipefs.core.names import FileId, Offset
-from dnpipefs.fuse import processes, readiness
+from dnpipefs.fuse import processes
 from dnpipefs.fuse.answers import answers, answers_at_length
 from dnpipefs.fuse.dentries import Dentries
 from dnpipefs.fuse.endings import Ending, Endings
@@ -43,10 +43,16 @@ from dnpipefs.fuse.interrupts import Interrupts
 from dnpipefs.fuse.nodes import NodeId, NodeTable
 from dnpipefs.fuse.polls import Poll
 from dnpipefs.fuse.processes import Fate, Opener
+from dnpipefs.log.budget import Budget
 from dnpipefs.vfs import Attributes, ControlListing, FileSystem, Listing, OpenHandle
 
 logger: Final = logging.getLogger(__name__)
 
+KEPT_LIMIT: Final = 256 << 20
+"""Bytes that all open files and directories may take, about; beyond it no more are opened. Any user may take
+of it: a file of the control directory is kept whole, a directory with all its entries."""
+OPEN_BYTES: Final = 2048
+"""What any open file or directory takes, about."""
 ASKED_AGAIN_S: Final = 0.1
 """How soon the kernel asks again, at most."""
 
@@ -109,6 +115,7 @@ class Adapter(pyfuse3.Operations):
         self._dentries: Final = Dentries()
         self._handles: dict[FileHandleT, _OpenFile] = {}
         self._listings: dict[FileHandleT, _OpenDirectory] = {}
+        self._kept: Final = Budget(KEPT_LIMIT)
         self._next_handle: Final = count(1)
         self._unanswered: dict[tuple[InodeT, bytes, int], float] = {}
         """Lookups of the last moment for which etcd gave no answer, and when that was said: the oldest first,
@@ -343,6 +350,11 @@ class Adapter(pyfuse3.Operations):
             append=bool(flags & os.O_APPEND),
             wait=not flags & os.O_NONBLOCK,
         )
+        try:
+            self._keep(handle)
+        except errors.TooManyFiles:
+            await self._files.close(handle)
+            raise
         self._nodes.opened(node, pid=ctx.pid)
         fh = next(self._next_handle)
         opener = processes.resolve(ctx.pid) if handle.blocking else None
@@ -439,6 +451,7 @@ class Adapter(pyfuse3.Operations):
         """The last close. Nobody waits for its answer, but the kernel sends few at a time without it."""
         opened = self._handles.pop(fh)
         self.requests.open_files -= 1
+        self._kept.give_back(OPEN_BYTES + opened.handle.size)
         if opened.counted:
             self._nodes.stopped_writing(opened.node)
         if opened.waker is not None:
@@ -479,6 +492,7 @@ class Adapter(pyfuse3.Operations):
         """Take the listing: what is created meanwhile belongs to the next one."""
         file = self._file(inode)
         listed = await self._list(file)
+        self._keep(listed.listing)
         fh = next(self._next_handle)
         self._listings[fh] = _OpenDirectory(file, listed)
         return fh
@@ -488,7 +502,10 @@ class Adapter(pyfuse3.Operations):
         """Fill one reply; rewinddir(3) takes the listing anew."""
         opened = self._listings[fh]
         if not start_id and opened.begun:
-            opened.listed = await self._list(opened.file)
+            listed = await self._list(opened.file)
+            self._keep(listed.listing)
+            self._kept.give_back(OPEN_BYTES + opened.listed.listing.size)
+            opened.listed = listed
         opened.begun = True
         dots, listing = opened.listed.dots, opened.listed.listing
         entry, now = blank(), trio.current_time()  # one for all: each reply copies it
@@ -506,13 +523,18 @@ class Adapter(pyfuse3.Operations):
     @answers
     async def releasedir(self, fh: FileHandleT) -> None:
         """Drop the listing."""
-        del self._listings[fh]
+        opened = self._listings.pop(fh)
+        self._kept.give_back(OPEN_BYTES + opened.listed.listing.size)
 
     async def _list(self, directory: FileId) -> _Listed:
         with self._files.in_time():
             own, above = await self._files.attributes(directory), await self._files.parent(directory)
             return _Listed(((b".", own), (b"..", above)), await self._files.open_directory(directory))
         raise AssertionError("unreachable: the deadline raises")
+
+    def _keep(self, opened: OpenHandle | Listing | ControlListing) -> None:
+        if not self._kept.take_nowait(OPEN_BYTES + opened.size):
+            raise errors.TooManyFiles("as much is open on this mount as it keeps: close some, or mount anew")
 
     def _file(self, inode: InodeT) -> FileId:
         return self._nodes.file(NodeId(inode))
@@ -526,57 +548,3 @@ class Adapter(pyfuse3.Operations):
         if attributes.is_directory:
             entry.entry_timeout = FRESH_S
         return entry
-
-
-MIN_IDLE_TASKS: Final = 64
-STOP_GRACE_S: Final = 3.0
-"""How long a stopping mount waits for requests under way."""
-MAX_TASKS: Final = 10_000
-"""Requests under way at once; beyond it the whole mount waits, so fewer reads may wait (`BLOCKED_LIMIT`)."""
-
-
-async def serve(
-    files: FileSystem,
-    mountpoint: str,
-    options: Iterable[str],
-    *,
-    ready: Callable[[], None],
-    stop: trio.Event,
-) -> None:
-    """Mount, call *ready*, and answer requests until unmounted, or *stop* is set; then unmount.
-
-    On *stop* blocked reads end (EINTR) and requests under way are answered, for at most STOP_GRACE_S; what
-    has not been answered by then fails at its caller (a write that was not acknowledged may be in the
-    topic, once).
-    Lines without newline that open handles hold are committed.
-
-    Raises RuntimeError when the kernel refuses the mount.
-    """
-    interrupts = Interrupts()
-    adapter = Adapter(files, interrupts)
-    operations = readiness.install(adapter, on_silent=interrupts.hint)
-    pyfuse3.init(operations, mountpoint, {*pyfuse3.default_options, *options})
-    try:
-        ready()
-        async with trio.open_nursery() as nursery:
-
-            async def end_on_stop() -> None:
-                await stop.wait()
-                interrupts.close()
-                pyfuse3.terminate()
-                await trio.sleep(STOP_GRACE_S)
-                files.give_up()
-                nursery.cancel_scope.cancel()
-
-            adapter.nursery = nursery
-            nursery.start_soon(interrupts.run)
-            nursery.start_soon(end_on_stop)
-            await pyfuse3.main(min_tasks=MIN_IDLE_TASKS, max_tasks=MAX_TASKS)
-            await adapter.all_closed()
-            nursery.cancel_scope.cancel()
-    finally:
-        with trio.move_on_after(STOP_GRACE_S, shield=True) as last_chance:
-            await files.flush()
-        if last_chance.cancelled_caught:
-            logger.warning("etcd did not take the lines without newline of all open handles in time")
-        pyfuse3.close(unmount=True)  # libfuse sees to it that nothing else is unmounted

@@ -37,6 +37,7 @@ ERRNO: Final[tuple[tuple[type[Exception], int], ...]] = (
     (errors.OutOfSpace, errno.ENOSPC),
     (errors.Interrupted, errno.EINTR),
     (errors.TooManyReaders, errno.ENOBUFS),
+    (errors.TooManyFiles, errno.ENFILE),
     (errors.TimedOut, errno.ETIMEDOUT),
     (etcd.PermissionDenied, errno.EACCES),
     (etcd.AuthenticationFailed, errno.EACCES),

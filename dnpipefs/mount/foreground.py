@@ -16,7 +16,7 @@ import trio
 from dnpipefs.cluster import Settings, open_cluster
 from dnpipefs.core.addresses import ListenAddress
 from dnpipefs.errors import SetupError
-from dnpipefs.fuse.adapter import serve
+from dnpipefs.fuse.serving import serve
 from dnpipefs.mount.mountpoint import FILE_SYSTEM_NAME, clear_mountpoint
 from dnpipefs.mount.scrapes import serve_metrics
 from dnpipefs.mount.supervision import ServiceManager, supervise

@@ -44,6 +44,8 @@ GROUPS_LIMIT: Final = 100_000
 """Groups whose ids are remembered; of those beyond, the one looked up longest ago has to be looked up."""
 PAGE: Final = 1_000
 """Entries of a directory shown at once."""
+_LISTED_BYTES: Final = 100
+"""Of memory for an entry that is listed."""
 _FIRST_ID: Final = 16 * MAX_FILE_ID
 """Views (`vfs/views.py`) lie below."""
 _FILE_MODE: Final = 0o444
@@ -93,6 +95,11 @@ class ControlListing:
     names: Sequence[bytes]
     attributes_of: Callable[[bytes], Attributes]
 
+    @property
+    def size(self) -> int:
+        """Bytes that it takes, about."""
+        return len(self.names) * _LISTED_BYTES
+
     def page(self, start: int) -> Iterator[tuple[bytes, Attributes]]:
         """Yield entries from number *start* on; none only if there are no more."""
         return ((name, self.attributes_of(name)) for name in self.names[start : start + PAGE])
@@ -107,6 +114,7 @@ class ControlHandle:
 
     def __init__(self, content: bytes) -> None:
         self._content: Final = content
+        self.size: Final = len(content)
 
     async def until_readable(self) -> None:
         """Return: a read returns at once."""

@@ -66,6 +66,8 @@ class TopicHandle:
     """It makes a difference how the last close comes about."""
     readable: Final = True
     """A read would return at once."""
+    size: Final = 0
+    """Bytes that it takes beyond what any open file does."""
 
     async def until_readable(self) -> None:
         """Wait until a read would return at once."""

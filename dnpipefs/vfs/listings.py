@@ -106,6 +106,11 @@ class Listing:
         """How old the sizes of its topics may be that are shown."""
         return PAGE_FRESH_S if self.stats_follow else FRESH_S
 
+    @property
+    def size(self) -> int:
+        """Bytes that it takes, about: the entries themselves are those of the tree."""
+        return len(self.entries) * 8
+
     async def page(self, start: int, now: float) -> Sequence[Entry]:
         """Return what a page from entry *start* on may show, with sizes known if stats follow."""
         self.shown_at = now

@@ -96,6 +96,7 @@ class SubscriptionHandle:
 
     blocking: Final = True
     in_hand: Final = False
+    size: Final = 0
 
     def __init__(self, log: Log, reader: Reader, live: LiveView, *, wait: bool) -> None:
         self._log: Final = log
@@ -177,6 +178,7 @@ class GroupHandle:
     """
 
     blocking: Final = True
+    size: Final = 0
 
     def __init__(self, groups: Groups, member: Member, config: TopicConfig, *, wait: bool) -> None:
         self._groups: Final = groups
@@ -285,6 +287,7 @@ class RewindHandle:
     blocking: Final = False
     in_hand: Final = False
     readable: Final = False
+    size: Final = 0
 
     async def until_readable(self) -> None:
         """Return: a read fails at once."""

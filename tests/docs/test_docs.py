@@ -47,11 +47,11 @@ from dnpipefs.etcd.watch import WATCH_BACKLOG_LIMIT
 from dnpipefs.etcd.watch_stream import INBOX_LIMIT
 from dnpipefs.fsck.reading import READ_BYTES
 from dnpipefs.fsck.run import TOPICS_AT_ONCE, TRIES
-from dnpipefs.fuse.adapter import MAX_TASKS, STOP_GRACE_S
 from dnpipefs.fuse.answers import ERRNO
 from dnpipefs.fuse.entries import FRESH_S, LISTED_S
 from dnpipefs.fuse.nodes import MAX_ALIASES
 from dnpipefs.fuse.readiness import IN_A_ROW
+from dnpipefs.fuse.serving import MAX_TASKS, STOP_GRACE_S
 from dnpipefs.log.appender import BATCH_LIMIT, QUEUE_LIMIT, TOPICS_PER_TRANSACTION, WRITERS_LIMIT
 from dnpipefs.log.content import CACHE_LIMIT, FETCH_LIMIT, FETCHING_LIMIT
 from dnpipefs.log.failures import DEFAULT_OP_TIMEOUT_S

@@ -16,9 +16,9 @@ import trio
 import trio.testing
 
 from dnpipefs.errors import Interrupted, TooManyReaders
-from dnpipefs.fuse.adapter import MAX_TASKS
 from dnpipefs.fuse.interrupts import BLOCKED_LIMIT, LOOKING_S, PAUSE_FACTOR, TICK_S, Interrupts
 from dnpipefs.fuse.processes import Opener
+from dnpipefs.fuse.serving import MAX_TASKS
 from tests.fuse.conftest import MountMaker
 from tests.support.blocking_mount import BlockingMount
 from tests.support.waiting import WITHIN_S, eventually
