@@ -86,6 +86,10 @@ class TopicGone(DnpError):
     """The topic of an open handle was deleted; open the name again."""
 
 
+class Outdated(DnpError):
+    """What the caller knew of a name is not so any more: it is to look it up and ask once more."""
+
+
 class Interrupted(DnpError):
     """A signal for the caller, or the end of the mount, ended a wait. Not raised for timeouts."""
 

@@ -34,7 +34,7 @@ from dnpipefs.core.tree import (
     parse_inode,
     parse_name,
 )
-from dnpipefs.errors import CorruptData, DnpError, NotFound, OutOfSpace, TopicGone
+from dnpipefs.errors import CorruptData, DnpError, NotFound, Outdated, OutOfSpace, TopicGone
 from dnpipefs.log.barrier import Barrier
 from dnpipefs.log.clock import Clock
 from dnpipefs.log.failures import TRANSIENT, Backoff, deadline
@@ -203,7 +203,7 @@ class Namespace:
     async def rmdir(self, parent: FileId, name: bytes, *, known: FileId | None = None) -> None:
         """Remove an empty directory, also when etcd is full.
 
-        Raises NotFound, NotADirectory, NotEmpty; TopicGone if it is another one than the caller has *known*.
+        Raises NotFound, NotADirectory, NotEmpty; Outdated if it is another one than the caller has *known*.
         """
         await self._remove(parent, name, self._planner.rmdir, known)
 
@@ -218,7 +218,7 @@ class Namespace:
         """Move an entry, atomically replacing what stands at the target; return a topic that this ended.
 
         Raises NotFound, AlreadyExists (without *replace*), IsADirectory, NotADirectory, NotEmpty,
-        InvalidArgument (a directory into itself), NameTooLong (a directory to a place too deep); TopicGone if
+        InvalidArgument (a directory into itself), NameTooLong (a directory to a place too deep); Outdated if
         the caller has *known* a directory at the target that is not there.
         """
         entry = await self.lookup(*source, to_change=True)
@@ -434,4 +434,4 @@ class Namespace:
 
 def _check_known(entry: Entry | None, known: FileId | None) -> None:
     if known is not None and (entry is None or entry.id != known):
-        raise TopicGone("another host has put something else in the directory's place")
+        raise Outdated("another host has put something else in the directory's place")

@@ -188,7 +188,11 @@ class Adapter(pyfuse3.Operations):
     async def create(
         self, parent_inode: InodeT, name: bytes, mode: ModeT, flags: FlagT, ctx: RequestContext
     ) -> tuple[FileInfo, EntryAttributes]:
-        """Make and open a topic; without O_EXCL one that another host just made will do."""
+        """Make and open a topic.
+
+        Without O_EXCL one that another host just made will do, if the caller may open it: the kernel has not
+        looked at its mode yet. With ESTALE it does, and opens it as any other.
+        """
         parent = self._file(parent_inode)
         with self._files.in_time():
             try:
@@ -196,7 +200,7 @@ class Adapter(pyfuse3.Operations):
             except errors.AlreadyExists:
                 if flags & os.O_EXCL:
                     raise
-                made = await self._files.lookup(parent, name)
+                raise errors.Outdated("another host has made it") from None
             entry = self._found(made, ctx)
             node = NodeId(entry.st_ino)
             try:

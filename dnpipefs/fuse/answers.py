@@ -34,6 +34,7 @@ ERRNO: Final[tuple[tuple[type[Exception], int], ...]] = (
     (errors.IsADirectory, errno.EISDIR),
     (errors.NotEmpty, errno.ENOTEMPTY),
     (errors.TopicGone, errno.ESTALE),
+    (errors.Outdated, errno.ESTALE),
     (errors.OutOfSpace, errno.ENOSPC),
     (errors.Interrupted, errno.EINTR),
     (errors.TooManyReaders, errno.ENOBUFS),
@@ -55,6 +56,7 @@ _QUIET: Final = (
     errors.NotEmpty,
     errors.NotADirectory,
     errors.WouldBlock,
+    errors.Outdated,
     errors.Interrupted,
 )
 """What a caller did and sees in its errno; not worth a line in the log."""

@@ -9,7 +9,7 @@ import trio
 from dnpipefs import etcd
 from dnpipefs.core.keys import KeySchema
 from dnpipefs.core.names import ROOT, FileId, Kind
-from dnpipefs.errors import TopicGone
+from dnpipefs.errors import Outdated
 from dnpipefs.log.barrier import Barrier
 from dnpipefs.log.clock import SystemClock
 from dnpipefs.log.format import ensure_format
@@ -105,6 +105,6 @@ async def test_a_rename_that_was_not_answered_is_done(pair: Pair) -> None:
 async def test_a_directory_that_nobody_meant_is_not_removed(pair: Pair) -> None:
     known = await pair.make(b"d", Kind.DIRECTORY)
     pair.replace_meanwhile(b"d", Kind.DIRECTORY)
-    with pytest.raises(TopicGone):
+    with pytest.raises(Outdated):
         await pair.slow.rmdir(ROOT, b"d", known=known)
     assert (await pair.slow.lookup(ROOT, b"d")).is_directory

@@ -11,12 +11,12 @@ import pyfuse3
 import pytest
 import trio
 
-from dnpipefs.errors import AlreadyExists
+from dnpipefs.core.names import FileId
 from dnpipefs.fuse.adapter import Adapter
 from dnpipefs.fuse.interrupts import Interrupts
 from dnpipefs.log.failures import deadline
 from dnpipefs.metrics import Requests
-from dnpipefs.vfs import FileSystem
+from dnpipefs.vfs import Attributes, FileSystem
 
 OP_TIMEOUT_S = 1.0
 ROOT: Any = pyfuse3.ROOT_INODE
@@ -34,14 +34,16 @@ class SlowFiles:
     def in_time(self) -> Any:
         return deadline(OP_TIMEOUT_S)
 
-    async def make_topic(self, *_: Any) -> None:
-        await trio.sleep(0.9)
-        raise AlreadyExists("another host was faster")
+    async def make_topic(self, *_: Any) -> Attributes:
+        await self._slow()
+        return Attributes(
+            FileId(2), False, 0o644, 0, 0, nlink=1, size=0, blocks=0, mtime_ns=0, ctime_ns=0, exact=False
+        )
 
     async def _slow(self, *_: Any, **__: Any) -> None:
         await trio.sleep(0.9)
 
-    lookup = attributes = parent = open_directory = truncate = change = _slow
+    open = attributes = parent = open_directory = truncate = change = _slow
 
 
 @pytest.mark.parametrize(

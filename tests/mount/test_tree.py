@@ -5,8 +5,10 @@ import errno
 import os
 import stat
 import subprocess
+import sys
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from textwrap import dedent
 
 import pytest
 
@@ -270,6 +272,36 @@ def test_permissions_are_enforced(here: Path, there: Path) -> None:
     status, _, complaint = as_nobody("touch new; rm -f topic; chmod 777 topic", here)
     assert status != 0
     assert sorted(os.listdir(here)) == ["topic"], complaint
+
+
+@needs_root
+def test_a_topic_that_another_host_makes_at_that_moment_is_as_private(here: Path, there: Path) -> None:
+    here.chmod(0o1777)
+    eventually(lambda: there.stat().st_mode & stat.S_ISVTX)
+    rounds = 60
+    script = f"""
+        import os, sys
+        for number in range({rounds}):
+            while True:
+                try:
+                    descriptor = os.open(f"private{{number}}", os.O_CREAT | os.O_RDWR, 0o600)
+                except PermissionError:
+                    break
+                if os.fstat(descriptor).st_uid != {NOBODY}:
+                    sys.exit("private to somebody else")
+                os.close(descriptor)
+                os.unlink(f"private{{number}}")
+    """
+    become = ["setpriv", f"--reuid={NOBODY}", f"--regid={NOBODY}", "--clear-groups"]
+    with subprocess.Popen([*become, sys.executable, "-c", dedent(script)], cwd=there) as intruder:
+        for number in range(rounds):
+            while intruder.poll() is None:
+                try:
+                    os.close(os.open(here / f"private{number}", os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o600))
+                except FileExistsError:
+                    continue
+                break
+    assert intruder.returncode == 0
 
 
 @needs_root
