@@ -28,6 +28,9 @@ DEAD_SUFFIX: Final = ".dead"
 """Of the name of a topic's dead letters."""
 MESSAGE_LIMIT: Final = 16 << 20
 """Bytes that `max_message` can be at most."""
+PATH_LIMIT: Final = 4096
+"""Bytes of a path that is a value, and Linux' of any, exclusive: each topic has a copy of its directory's
+settings, which all hosts keep in memory."""
 _NUMBER_LIMIT: Final = 2**63
 """Exclusive."""
 
@@ -229,6 +232,8 @@ class _Path:
         try:
             *_, name = parse_path(stored)
             check_new_name(name)
+            if len(stored.encode("utf-8", "surrogateescape")) >= PATH_LIMIT:
+                raise ValueError
         except InvalidName:
             raise ValueError from None
         return stored.strip("/")

@@ -83,6 +83,8 @@ def test_what_is_shown_can_be_set(config: TopicConfig) -> None:
         ("retention.messages", "1000", 1000, "1000"),
         ("max_message", "16MiB", 16 << 20, "16MiB"),
         ("max_message", "1", 1, "1"),
+        ("dead_letter", "/team/broken", "team/broken", "team/broken"),
+        ("dead_letter", "d/" * 2047 + "a", "d/" * 2047 + "a", "d/" * 2047 + "a"),
     ],
 )
 def test_values(name: str, text: str, value: object, shown: str) -> None:
@@ -106,6 +108,8 @@ def test_values(name: str, text: str, value: object, shown: str) -> None:
         ],
         *[("retention.age", text, "such as 30s, 15m") for text in ("30", "1h30m", "7 days", "0s", "\\xff")],
         *[("retention.messages", text, "a number such as 1000") for text in ("1k", "0", "many")],
+        *[("dead_letter", text, "path of a topic") for text in ("/", "a@b", "n" * 256)],
+        *[("dead_letter", text, "path of a topic") for text in ("d/" * 2047 + "ab", "/" * 4095 + "a")],
         *[("max_message", text, "from 1 to 16MiB") for text in ("0", "none", "", "16777217", "17MiB")],
     ],
 )
