@@ -190,7 +190,8 @@ class TopicHandle:
         except DnpError as error:
             unknown = isinstance(error, (TimedOut, UnknownOutcome))
             if not accepted:
-                self._in_doubt = error if unknown else None
+                if unknown and framed.pieces:  # else nothing was sent, and an older doubt is as it was
+                    self._in_doubt = error
                 raise
             if unknown:
                 self._unheard = error

@@ -183,6 +183,33 @@ async def test_a_held_part_survives_a_definite_failure(handle: TopicHandle, log:
     assert log.pushed == [b"begin"]
 
 
+async def test_a_held_part_survives_a_write_that_waited_in_vain(
+    handle: TopicHandle, log: FakeLog, autojump_clock: object
+) -> None:
+    """For a healthy session: nothing was sent that could have the part."""
+    await handle.write(0, b"begin")
+    log.sessions.wait_healthy = trio.sleep_forever
+    with pytest.raises(TimedOut):
+        await handle.write(5, b" and more")
+    await handle.close()
+    assert log.pushed == [b"begin"]
+
+
+@pytest.mark.parametrize("failure", [OutOfSpace("planted"), MessageTooLarge("planted")])
+async def test_a_held_part_stays_in_doubt_when_another_write_fails(
+    handle: TopicHandle, log: FakeLog, failure: Exception
+) -> None:
+    await handle.write(0, b"begin")
+    log.failures = [TimedOut("planted"), failure]
+    with pytest.raises(TimedOut):
+        await handle.write(5, b" end\n")
+    with pytest.raises(type(failure)):
+        await handle.write(5, b" end\n")
+    with pytest.raises(TimedOut):
+        await handle.close()
+    assert log.pushed == []
+
+
 WRITE = TopicConfig(Framing.WRITE)
 
 
