@@ -10,7 +10,7 @@ holds nothing but its own plan across awaits, and plans again if the tree has mo
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from itertools import groupby
 from typing import Any, Final
@@ -148,13 +148,15 @@ class Namespace:
         ENTRIES_LIMIT).
         """
         now_ns = self._clock.now_ns()
-        inode = Inode(self._clock.new_file_id(), kind, mode & 0o7777, uid, gid, now_ns, now_ns)
+        tried: list[FileId] = []
+        """An id of its own for each try: what one made may have been moved, or deleted, by another host."""
 
-        def made(tree: Tree) -> bool:
-            entry = tree.find(parent, name)
-            return entry is not None and entry.id == inode.id
+        def found(tree: Tree) -> Iterator[Entry]:
+            return (entry for file in tried if (entry := tree.find_id(file)) is not None)
 
         def plan(tree: Tree) -> Mutation:
+            inode = Inode(self._clock.new_file_id(), kind, mode & 0o7777, uid, gid, now_ns, now_ns)
+            tried.append(inode.id)
             mutation = self._planner.create(tree, parent, name, inode)
             if len(tree) >= ENTRIES_LIMIT:
                 raise OutOfSpace(
@@ -163,8 +165,8 @@ class Namespace:
                 )
             return mutation
 
-        tree = await self._mutate(plan, made)
-        return tree.get(inode.id)
+        tree = await self._mutate(plan, lambda tree: any(found(tree)))
+        return next(found(tree), None) or tree.get(tried[-1])
 
     async def change(self, file: FileId, **changes: Any) -> Entry:
         """Change fields of an inode (mode, uid, gid, mtime_ns) and return the entry."""

@@ -9,7 +9,7 @@ import trio
 from dnpipefs import etcd
 from dnpipefs.core.keys import KeySchema
 from dnpipefs.core.names import ROOT, FileId, Kind
-from dnpipefs.errors import Outdated
+from dnpipefs.errors import NotFound, Outdated
 from dnpipefs.log.barrier import Barrier
 from dnpipefs.log.clock import SystemClock
 from dnpipefs.log.format import ensure_format
@@ -27,6 +27,8 @@ class SlowClient:
         self._client = client
         self.meanwhile: Callable[[], Awaitable[None]] | None = None
         self.answers_to_lose = 0
+        self.then: Callable[[], Awaitable[object]] | None = None
+        """What happens elsewhere once an answer was lost."""
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._client, name)
@@ -38,6 +40,8 @@ class SlowClient:
         result = await self._client.transaction(*arguments, **options)
         if result.succeeded and self.answers_to_lose:
             self.answers_to_lose -= 1
+            if self.then is not None:
+                await self.then()
             raise etcd.Ambiguous("lost")
         return result
 
@@ -108,3 +112,30 @@ async def test_a_directory_that_nobody_meant_is_not_removed(pair: Pair) -> None:
     with pytest.raises(Outdated):
         await pair.slow.rmdir(ROOT, b"d", known=known)
     assert (await pair.slow.lookup(ROOT, b"d")).is_directory
+
+
+@pytest.mark.parametrize("kind", list(Kind))
+async def test_what_was_made_without_an_answer_and_moved_is_not_made_twice(pair: Pair, kind: Kind) -> None:
+    async def move() -> None:
+        await pair.fast.sync()
+        await pair.fast.rename((ROOT, b"new"), (ROOT, b"elsewhere"), replace=False)
+
+    pair.client.answers_to_lose, pair.client.then = 1, move
+    made = await pair.slow.create(ROOT, b"new", kind, mode=0o755, uid=0, gid=0)
+    assert (await pair.slow.lookup(ROOT, b"elsewhere")).id == made.id
+    with pytest.raises(NotFound):
+        await pair.slow.lookup(ROOT, b"new")
+
+
+async def test_what_was_made_without_an_answer_and_deleted_is_made_anew(pair: Pair) -> None:
+    """With another id: what is left of the deleted one is yet to be swept."""
+    deleted: list[FileId] = []
+
+    async def delete() -> None:
+        await pair.fast.sync()
+        deleted.append(await pair.fast.unlink(ROOT, b"new"))
+
+    pair.client.answers_to_lose, pair.client.then = 1, delete
+    made = await pair.slow.create(ROOT, b"new", Kind.TOPIC, mode=0o755, uid=0, gid=0)
+    assert [made.id] != deleted
+    assert (await pair.slow.lookup(ROOT, b"new")).id == made.id
