@@ -28,6 +28,8 @@ DEAD_SUFFIX: Final = ".dead"
 """Of the name of a topic's dead letters."""
 MESSAGE_LIMIT: Final = 16 << 20
 """Bytes that `max_message` can be at most."""
+SHOWN_TEXT: Final = 100
+"""Characters of a wrong value that an error repeats: any user may set one of 64 KiB, and the log has each."""
 PATH_LIMIT: Final = 4096
 """Bytes of a path that is a value, and Linux' of any, exclusive: each topic has a copy of its directory's
 settings, which all hosts keep in memory."""
@@ -270,6 +272,8 @@ class Setting:
         try:
             return self.form.parse(text.strip())
         except ValueError:
+            if len(text) > SHOWN_TEXT:
+                text = text[:SHOWN_TEXT] + "…"
             raise InvalidSetting(f"{self.name}: {text!r} is not {self.form.allowed}") from None
 
 

@@ -13,6 +13,7 @@ from dnpipefs.core.config import (
     MESSAGE_LIMIT,
     READ_ONLY,
     SETTINGS,
+    SHOWN_TEXT,
     Compression,
     Framing,
     StoredConfig,
@@ -116,7 +117,9 @@ def test_values(name: str, text: str, value: object, shown: str) -> None:
 def test_bad_values_are_told_what_is_allowed(name: str, text: str, allowed: str) -> None:
     with pytest.raises(InvalidSetting, match=allowed) as caught:
         parse_change({name: text})
-    assert str(caught.value).startswith(f"{name}: {text!r} is not")
+    shown = text if len(text) <= SHOWN_TEXT else text[:SHOWN_TEXT] + "…"
+    assert str(caught.value).startswith(f"{name}: {shown!r} is not")
+    assert len(str(caught.value)) < 2 * SHOWN_TEXT + 100
 
 
 @given(st.sampled_from(list(SETTINGS)), st.text())
