@@ -198,9 +198,12 @@ class Namespace:
         )
         return tree.get(file)
 
-    async def unlink(self, parent: FileId, name: bytes) -> FileId:
-        """Delete a topic and return its id, also when etcd is full. Raises NotFound, IsADirectory."""
-        return await self._remove(parent, name, self._planner.unlink)
+    async def unlink(self, parent: FileId, name: bytes, *, known: FileId | None = None) -> FileId:
+        """Delete a topic and return its id, also when etcd is full.
+
+        Raises NotFound, IsADirectory; Outdated if it is another one than the caller has *known*.
+        """
+        return await self._remove(parent, name, self._planner.unlink, known)
 
     async def rmdir(self, parent: FileId, name: bytes, *, known: FileId | None = None) -> None:
         """Remove an empty directory, also when etcd is full.
@@ -215,13 +218,13 @@ class Namespace:
         target: tuple[FileId, bytes],
         *,
         replace: bool,
-        known: FileId | None = None,
+        known: tuple[FileId | None, FileId | None] = (None, None),
     ) -> FileId | None:
         """Move an entry, atomically replacing what stands at the target; return a topic that this ended.
 
         Raises NotFound, AlreadyExists (without *replace*), IsADirectory, NotADirectory, NotEmpty,
         InvalidArgument (a directory into itself), NameTooLong (a directory to a place too deep); Outdated if
-        the caller has *known* a directory at the target that is not there.
+        the caller has *known* something at the source, or the target, that is not there.
         """
         entry = await self.lookup(*source, to_change=True)
         doomed: FileId | None = None
@@ -229,7 +232,8 @@ class Namespace:
         def plan(tree: Tree) -> Mutation | None:
             nonlocal entry, doomed
             mutation = self._planner.rename(tree, source, target, self._clock.now_ns(), replace=replace)
-            _check_known(tree.find(*target), known)
+            _check_known(tree.find(*source), known[0])
+            _check_known(tree.find(*target), known[1])
             entry = tree.lookup(*source)  # it may be another one than in a tree that was behind
             doomed = mutation.doomed if mutation is not None else None
             return mutation
@@ -436,4 +440,4 @@ class Namespace:
 
 def _check_known(entry: Entry | None, known: FileId | None) -> None:
     if known is not None and (entry is None or entry.id != known):
-        raise Outdated("another host has put something else in the directory's place")
+        raise Outdated("another host has put something else in its place")

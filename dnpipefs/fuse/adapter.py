@@ -140,10 +140,7 @@ class Adapter(pyfuse3.Operations):
         parent = self._file(parent_inode)
         self._dentries.forget(parent, name)
         try:
-            found = await self._files.lookup(parent, name)
-            if found.is_directory:
-                self._dentries.tell(parent, name, found.id, trio.current_time())
-            return self._found(found, ctx)
+            return self._found(parent, name, await self._files.lookup(parent, name), ctx)
         except errors.TimedOut:
             self._note_unanswered(question)
             raise
@@ -171,8 +168,7 @@ class Adapter(pyfuse3.Operations):
         permissions = mode & ~ctx.umask
         parent = self._file(parent_inode)
         made = await self._files.make_directory(parent, name, permissions, ctx.uid, ctx.gid)
-        self._dentries.tell(parent, name, made.id, trio.current_time())
-        return self._found(made, ctx)
+        return self._found(parent, name, made, ctx)
 
     @answers
     async def mknod(
@@ -180,9 +176,8 @@ class Adapter(pyfuse3.Operations):
     ) -> EntryAttributes:
         """Make a topic; anything but a regular file is EPERM."""
         parent = self._file(parent_inode)
-        return self._found(
-            await self._files.make_topic(parent, name, mode & ~ctx.umask, ctx.uid, ctx.gid), ctx
-        )
+        made = await self._files.make_topic(parent, name, mode & ~ctx.umask, ctx.uid, ctx.gid)
+        return self._found(parent, name, made, ctx)
 
     @answers
     async def create(
@@ -201,7 +196,7 @@ class Adapter(pyfuse3.Operations):
                 if flags & os.O_EXCL:
                     raise
                 raise errors.Outdated("another host has made it") from None
-            entry = self._found(made, ctx)
+            entry = self._found(parent, name, made, ctx)
             node = NodeId(entry.st_ino)
             try:
                 return await self._open(node, made.id, flags, ctx), entry
@@ -212,8 +207,10 @@ class Adapter(pyfuse3.Operations):
     @answers
     async def unlink(self, parent_inode: InodeT, name: bytes, ctx: RequestContext) -> None:
         """Delete a topic."""
+        parent = self._file(parent_inode)
         with self._files.in_time():
-            await self._files.unlink(self._file(parent_inode), name)
+            await self._files.unlink(parent, name, known=self._dentries.find(parent, name))
+        self._dentries.forget(parent, name)
 
     @answers
     async def rmdir(self, parent_inode: InodeT, name: bytes, ctx: RequestContext) -> None:
@@ -243,7 +240,7 @@ class Adapter(pyfuse3.Operations):
                 source,
                 target,
                 replace=not flags & pyfuse3.RENAME_NOREPLACE,
-                known=self._dentries.find(*target),
+                known=(self._dentries.find(*source), self._dentries.find(*target)),
             )
         self._dentries.move(source, target)
 
@@ -521,8 +518,7 @@ class Adapter(pyfuse3.Operations):
             if not pyfuse3.readdir_reply(token, name, fill_listed(entry, attributes), number):
                 return
             self._nodes.listed(attributes.id)
-            if attributes.is_directory:
-                self._dentries.tell(opened.file, name, attributes.id, now)
+            self._dentries.tell(opened.file, name, attributes.id, now)
 
     @answers
     async def releasedir(self, fh: FileHandleT) -> None:
@@ -543,11 +539,15 @@ class Adapter(pyfuse3.Operations):
     def _file(self, inode: InodeT) -> FileId:
         return self._nodes.file(NodeId(inode))
 
-    def _found(self, attributes: Attributes, ctx: RequestContext) -> EntryAttributes:
+    def _found(
+        self, parent: FileId, name: bytes, attributes: Attributes, ctx: RequestContext
+    ) -> EntryAttributes:
+        now = trio.current_time()
+        self._dentries.tell(parent, name, attributes.id, now)
         if attributes.is_directory:
             node = self._nodes.listed(attributes.id)
         else:
-            node = self._nodes.looked_up(attributes.id, pid=ctx.pid, now=trio.current_time())
+            node = self._nodes.looked_up(attributes.id, pid=ctx.pid, now=now)
         entry = entry_of(attributes, node)
         if attributes.is_directory:
             entry.entry_timeout = FRESH_S

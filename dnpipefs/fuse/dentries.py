@@ -1,9 +1,14 @@
-"""Which directory the kernel has under a name: what it was told of that name last.
+"""What the kernel has under a name: what it was told of that name last.
 
-It may use what it was told for a moment, so when it asks to remove a directory, or to replace one, another
-host may have put another one there. It would mark *its* directory as dead, and if that lives on under another
-name nobody could use it on this host any more. So these requests say what it has, and fail with ESTALE if
-that is not there: the kernel looks the name up and tries once more.
+It may use what it was told for a moment, so when it asks to remove, replace or move something, another host
+may have put something else there:
+
+- of a directory that it asked to remove or replace it would mark *its own* as dead, and if that lives on
+  under another name nobody could use it on this host any more;
+- where users may remove only what is theirs (sticky bit), it has looked whose *its own* is.
+
+So these requests say what it has, and fail with ESTALE if that is not there: the kernel looks the name up and
+tries once more.
 
 Pure: the time is an argument.
 """
@@ -15,12 +20,12 @@ from typing import Final
 
 from dnpipefs.core.names import FileId
 
-REMEMBERED_S: Final = 1.0
+REMEMBERED_S: Final = 0.5
 """How long at least a name is remembered: many times as long as the kernel may use it."""
 
 
 class Dentries:
-    """Directories by the names under which the kernel has them, as far as it was told of late."""
+    """Topics and directories by the names under which the kernel has them, as far as it was told of late."""
 
     def __init__(self) -> None:
         self._told: OrderedDict[tuple[FileId, bytes], tuple[FileId, float]] = OrderedDict()
@@ -28,19 +33,19 @@ class Dentries:
     def __len__(self) -> int:
         return len(self._told)
 
-    def tell(self, parent: FileId, name: bytes, directory: FileId, now: float) -> None:
-        """Note that the kernel is told, *now* (seconds, monotonic), of a directory."""
+    def tell(self, parent: FileId, name: bytes, file: FileId, now: float) -> None:
+        """Note that the kernel is told, *now* (seconds, monotonic), what stands under a name."""
         self._told.pop((parent, name), None)
-        self._told[parent, name] = directory, now
+        self._told[parent, name] = file, now
         while now - next(iter(self._told.values()))[1] > REMEMBERED_S:
             self._told.popitem(last=False)
 
     def forget(self, parent: FileId, name: bytes) -> None:
-        """Note that the kernel has no directory under a name."""
+        """Note that the kernel has nothing under a name."""
         self._told.pop((parent, name), None)
 
     def find(self, parent: FileId, name: bytes) -> FileId | None:
-        """Return the directory that the kernel has under a name; None if it has none, or nobody knows."""
+        """Return what the kernel has under a name; None if it has nothing, or nobody knows."""
         found = self._told.get((parent, name))
         return found[0] if found is not None else None
 

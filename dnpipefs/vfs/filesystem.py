@@ -182,8 +182,8 @@ class FileSystem:
         entry = await self._namespace.create(parent, name, Kind.TOPIC, mode=mode, uid=uid, gid=gid)
         return self._attributes(entry, None)
 
-    async def unlink(self, parent: FileId, name: bytes) -> None:
-        """Delete a topic, or a consumer group. Raises NotFound, IsADirectory."""
+    async def unlink(self, parent: FileId, name: bytes, *, known: FileId | None) -> None:
+        """Delete a topic, or a consumer group. Raises NotFound; for topics as `Namespace.unlink` does."""
         self._refuse_control(parent, name)
         if (parsed := parse_view(name)) is not None:
             topic = await self._namespace.lookup(parent, parsed[0], to_change=True)
@@ -191,7 +191,7 @@ class FileSystem:
                 raise NotPermitted("a subscription is not kept anywhere, so it cannot be removed")
             await self._cluster.groups.delete(topic.id, parsed[1])
             return
-        self._log.forget(await self._namespace.unlink(parent, name))
+        self._log.forget(await self._namespace.unlink(parent, name, known=known))
 
     async def remove_directory(self, parent: FileId, name: bytes, *, known: FileId | None) -> None:
         """Remove an empty directory. Raises as `Namespace.rmdir` does."""
@@ -204,7 +204,7 @@ class FileSystem:
         target: tuple[FileId, bytes],
         *,
         replace: bool,
-        known: FileId | None,
+        known: tuple[FileId | None, FileId | None],
     ) -> None:
         """Move a topic or directory, O(1). Raises as `Namespace.rename` does."""
         self._refuse_control(*source)

@@ -87,6 +87,32 @@ async def test_a_place_that_the_kernel_believes_taken_is_not_moved_to(
     await replace(adapter)
 
 
+@pytest.mark.parametrize(
+    "request_of",
+    [
+        lambda adapter: adapter.unlink(TOP, b"t", CONTEXT),
+        lambda adapter: adapter.rename(TOP, b"t", TOP, b"mine", 0, CONTEXT),
+        lambda adapter: adapter.rename(TOP, b"other", TOP, b"t", 0, CONTEXT),
+    ],
+    ids=["remove", "move", "replace"],
+)
+async def test_a_topic_that_the_kernel_does_not_know_is_left_alone(
+    adapter: Adapter, cluster: Cluster, request_of: Callable[[Adapter], Awaitable[None]]
+) -> None:
+    """The kernel has looked whether the caller may do that to another one."""
+    for name in (b"t", b"other"):
+        await adapter.mknod(TOP, name, 0o644, 0, CONTEXT)
+    names = cluster.namespace
+    await names.rename((ROOT, b"t"), (ROOT, b"elsewhere"), replace=False)
+    theirs = await names.create(ROOT, b"t", Kind.TOPIC, mode=0o644, uid=12, gid=0)
+    with pytest.raises(pyfuse3.FUSEError) as refusal:
+        await request_of(adapter)
+    assert refusal.value.errno == errno.ESTALE
+    assert (await names.lookup(ROOT, b"t")).id == theirs.id
+    await adapter.lookup(TOP, b"t", CONTEXT)
+    await request_of(adapter)
+
+
 async def test_what_the_kernel_moves_and_removes_itself_it_knows(adapter: Adapter) -> None:
     for name in (b"d", b"other"):
         await adapter.mkdir(TOP, name, 0o755, CONTEXT)
