@@ -10,6 +10,7 @@ import enum
 import json
 import logging
 import os
+import re
 import sys
 from collections.abc import Callable, Iterator, Mapping
 from datetime import UTC, datetime
@@ -35,6 +36,8 @@ FIELDS: Final[Mapping[str, Callable[[Any], object]]] = {
 _PRIORITIES: Final = ((logging.CRITICAL, 2), (logging.ERROR, 3), (logging.WARNING, 4), (logging.INFO, 6))
 """Of syslog, by the least level."""
 _DEBUG_PRIORITY: Final = 7
+_CONTROL: Final = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029]")
+"""What breaks a line, or moves a terminal's cursor."""
 
 
 class LogFormat(enum.StrEnum):
@@ -53,8 +56,17 @@ def start_logging(level: str, form: LogFormat) -> None:
         handler: logging.Handler = JournalHandler()
     else:
         handler = logging.StreamHandler()
-        handler.setFormatter(JsonFormatter() if form is LogFormat.JSON else logging.Formatter(TEXT_FORMAT))
+        handler.setFormatter(JsonFormatter() if form is LogFormat.JSON else TextFormatter(TEXT_FORMAT))
     logging.basicConfig(level=level.upper(), handlers=[handler])
+
+
+class TextFormatter(logging.Formatter):
+    """Makes one line of a record, and a traceback behind it if there is one."""
+
+    def formatMessage(self, record: logging.LogRecord) -> str:  # noqa: N802 - logging's name
+        """Return the line: a name that users give to a topic or group cannot begin another one."""
+        record.message = _CONTROL.sub(lambda found: ascii(found[0])[1:-1], record.message)
+        return super().formatMessage(record)
 
 
 class JsonFormatter(logging.Formatter):

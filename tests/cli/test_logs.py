@@ -12,7 +12,7 @@ from typing import Any
 import logging_journald
 import pytest
 
-from dnpipefs.cli.logs import FIELDS, JournalHandler, JsonFormatter
+from dnpipefs.cli.logs import FIELDS, TEXT_FORMAT, JournalHandler, JsonFormatter, TextFormatter
 from dnpipefs.core.names import FileId, SessionId
 from tests.cli.conftest import Command
 from tests.docs.documents import OBSERVABILITY
@@ -63,6 +63,13 @@ def test_json_is_a_line_for_each_record() -> None:
     said = json.loads(JsonFormatter().format(failure()))
     assert said["traceback"] == "ZeroDivisionError: planted"
     assert not set(FIELDS) & set(json.loads(JsonFormatter().format(record("about nothing"))))
+
+
+def test_text_is_a_line_for_each_record_and_its_traceback() -> None:
+    formatter = TextFormatter(TEXT_FORMAT)
+    line = formatter.format(record("two\nlines, \x1b[2J and \u2028 \udcff é"))
+    assert line.endswith("WARNING dnpipefs.test: two\\nlines, \\x1b[2J and \\u2028 \udcff é")
+    assert formatter.format(failure()).splitlines()[1:] == ["ZeroDivisionError: planted"]
 
 
 @pytest.fixture
