@@ -457,12 +457,13 @@ class Groups:
     async def _put_to_dead_letters(self, member: Member, delivery: Delivery) -> None:
         try:
             await self._dead_letter(member.keys.topic, member.keys.name, delivery)
-        except DnpError as error:
+        except Exception as error:  # a fault of ours in one message must not end all groups
             member.logger.warning(
                 "a message at offset %d was delivered %d times, and cannot be put to the dead letters: %s",
                 delivery.offset,
                 delivery.deliveries,
-                error,
+                error if isinstance(error, DnpError) else repr(error),
+                exc_info=None if isinstance(error, DnpError) else error,
             )
             await trio.sleep(1)
             member.give_back(delivery, delivered=False)
