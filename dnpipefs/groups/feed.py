@@ -10,11 +10,15 @@ from collections.abc import Iterator
 from itertools import chain
 from typing import Final
 
+from dnpipefs.core.group import Piece, Records, claim
+from dnpipefs.core.intervals import Stretch
 from dnpipefs.core.names import NO_GENERATION, Revision
 from dnpipefs.log.reader import Message, Reader
 
 READ_BYTES: Final = 256 << 10
 """How much is taken from the log at once, by whole blocks."""
+STOCK_BYTES: Final = 1 << 20
+"""Bytes taken in one claim, at most, or one message."""
 
 
 class Feed:
@@ -46,6 +50,29 @@ class Feed:
             start += 1
             size -= len(message.data)
         return found
+
+    async def claim(
+        self, records: Records, first: int, end: int, wanted: int
+    ) -> tuple[list[tuple[int, Message, int]], Records]:
+        """Claim *wanted* messages of those from number *first* to *end* that there are, returned ones first.
+
+        Returns number, message and how often it was delivered, and what it makes of *records*. It may be
+        fewer than wanted: STOCK_BYTES bounds them.
+        """
+        found: list[tuple[int, Message, int]] = []
+        size, cursor = STOCK_BYTES, records.cursor.message
+        fresh = max(cursor, first)
+        for start, stop, times in [*records.returned.stretches.within(first, end), Stretch(fresh, end, 0)]:
+            if wanted <= len(found) or size <= 0:
+                break
+            for number, message in await self.take(
+                records.generation, start, stop, count=wanted - len(found), size=size
+            ):
+                found.append((number, message, times))
+                size -= len(message.data)
+        again = [Piece(number, number + 1) for number, _, _ in found if number < cursor]
+        behind = [number for number, _, _ in found if number >= cursor]
+        return found, claim(records, again, Piece(behind[0], behind[-1] + 1) if behind else None)
 
     async def _next(self, generation: Revision, number: int) -> Message | None:
         if self._generation != generation or not self._at <= number < self._end:

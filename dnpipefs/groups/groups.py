@@ -13,6 +13,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Iterat
 from contextlib import asynccontextmanager, suppress
 from datetime import datetime
 from typing import Any, Final, NamedTuple, Protocol
+from weakref import WeakValueDictionary
 
 import trio
 
@@ -133,7 +134,8 @@ class Groups:
         self._op_timeout: Final = op_timeout
         self._members: dict[tuple[FileId, bytes], Member] = {}
         self.counted: Final = Deliveries()
-        self._opening: Final = trio.Lock()
+        self._opening: Final = WeakValueDictionary[tuple[FileId, bytes], trio.Lock]()
+        """Groups that somebody opens: one that takes long keeps no other waiting."""
         self._nursery: trio.Nursery | None = None
         self._gone = trio.lowlevel.ParkingLot()
         """Who looks for hosts that are gone."""
@@ -144,10 +146,11 @@ class Groups:
         Raises TopicGone, TimedOut, OutOfSpace.
         """
         with deadline(self._op_timeout):  # of all of it: each part would wait as long, and each before it
-            async with self._opening:
+            opening = self._opening.setdefault((topic, name), trio.Lock())
+            async with opening:
                 member = self._members.get((topic, name))
                 if member is not None and member.ending:
-                    await member.ended.wait()  # both would keep the one record of this session
+                    await member.over()  # both would keep the one record of this session
                     member = None
                 if member is None:
                     member = await self._begin(topic, name)
@@ -350,13 +353,16 @@ class Groups:
         at_end = self._config_of(keys.topic).start is Start.LAST
         while True:
             try:
-                if await keys.read(await self._log.sessions.get()) is not None:
+                if await keys.read(await self._log.sessions.get(unless_full=True)) is not None:
                     # Else who does not wait would miss what somebody has left just now.
-                    await keys.take_over()
+                    with suppress(etcd.SpaceExceeded):  # what is there already can be read all the same
+                        await keys.take_over()
                     return
                 # The view anew: one that was reset meanwhile, or is deleted, would never do.
                 if await keys.create(await reader.view(), at_end=at_end):
                     return
+            except etcd.SpaceExceeded:
+                raise
             except TRANSIENT as error:
                 logger.info("a group is not created yet: %s", error)
             await backoff.wait()
@@ -379,7 +385,7 @@ class Groups:
                 member.fail(TopicGone("this host does not take part in the group any more"))
             if self._members.get((member.keys.topic, member.keys.name)) is member:
                 del self._members[member.keys.topic, member.keys.name]
-            member.ended.set()
+            member.end()
 
     async def _watch(
         self, member: Member, key: bytes, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED

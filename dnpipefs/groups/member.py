@@ -30,7 +30,6 @@ from dnpipefs.core.group import (
     Records,
     available,
     backlog,
-    claim,
     claim_to_come,
     reconcile,
     settle,
@@ -45,6 +44,7 @@ from dnpipefs.groups.delivery import Delivery
 from dnpipefs.groups.feed import Feed
 from dnpipefs.groups.holdings import Holdings
 from dnpipefs.groups.records import GroupKeys, Known, moved
+from dnpipefs.groups.rounds import Rounds
 from dnpipefs.log.failures import TRANSIENT, Backoff, deadline
 from dnpipefs.log.reader import Message, Reader
 from dnpipefs.log.session import SessionKeeper
@@ -55,8 +55,6 @@ logger: Final = logging.getLogger(__name__)
 
 STOCK_MESSAGES: Final = 10_000
 """Messages that a host holds ahead of its readers, at most."""
-STOCK_BYTES: Final = 1 << 20
-"""Likewise, bytes taken in one claim."""
 STOCK_S: Final = 1.0
 """What nobody has taken from the stock for so long goes back to the group."""
 AHEAD_MESSAGES: Final = 16
@@ -90,7 +88,7 @@ class Member:
         self.failure: DnpError | None = None
         """Set once: the group or its topic was deleted."""
         self.ended: Final = trio.Event()
-        """`Groups` sets it when nothing of it is left."""
+        """Nothing of it is left."""
         self._shown: Final = keys.name.decode(errors="replace")
         self.logger: Final = logging.LoggerAdapter(logger, {"topic": keys.topic, "group": keys.name})
         self._sessions: Final = sessions
@@ -127,15 +125,7 @@ class Member:
         self._work: Final = trio.lowlevel.ParkingLot()
         """The task that makes changes, when it has nothing to do."""
         self._stirred = False
-        self._asked = 0
-        """How many callers want to know for certain whether there is something."""
-        self._hurried = 0
-        """How many callers wait until what was acknowledged is so in etcd."""
-        self._looks = 0
-        """How often everything was looked at."""
-        self._round = 0
-        """How often there was nothing to claim."""
-        self._rounds: Final = trio.lowlevel.ParkingLot()
+        self._rounds: Final = Rounds(self._check, self.stir)
 
     # For readers
 
@@ -147,7 +137,8 @@ class Member:
     @property
     def readable(self) -> bool:
         """Whether a read would return at once."""
-        return self._served or self.failure is not None or self._live.failure is not None
+        failure = self.failure or self._live.failure or self._rounds.claim_refused
+        return self._served or failure is not None
 
     @property
     def _served(self) -> bool:
@@ -162,10 +153,20 @@ class Member:
             self._lag = backlog(known.records.current(), view.first_message, view.messages)
         return self._lag
 
+    async def over(self) -> None:
+        """Wait until nothing of it is left. Raises OutOfSpace when etcd has no room for what is to be put."""
+        await self._rounds.until_over(self.ended)
+
     async def take(self) -> Delivery:
-        """Wait for a message and hand it out. Raises TopicGone when there is none to come any more."""
+        """Wait for a message and hand it out.
+
+        Raises TopicGone when there is none to come any more, OutOfSpace when there is one that etcd has no
+        room to claim.
+        """
+        refused = self._rounds.refused
         while not self._served:
             self._check()
+            self._rounds.check_room(refused)
             await self._wait()
         return self._hand_out()
 
@@ -188,12 +189,14 @@ class Member:
                 self.stir()
 
     async def take_now(self) -> Delivery | None:
-        """Hand out a message if the group has one that nobody has, anywhere. Raises TopicGone, TimedOut."""
+        """Hand out a message if the group has one that nobody has, anywhere.
+
+        Raises TopicGone, TimedOut; OutOfSpace as `take`.
+        """
         if not self._served:
             self._mine.nothing_to_take(trio.current_time())
             with deadline(self._op_timeout):
-                # The round under way may have begun too early.
-                await self._rounds_to_come(2, until=lambda: self._served)
+                await self._rounds.until_empty(unless=lambda: self._served)
         self._check()
         return self._hand_out() if self._served else None
 
@@ -216,22 +219,15 @@ class Member:
         return held
 
     async def settled(self) -> None:
-        """Wait until what was acknowledged and given back is so in etcd. The caller sets the deadline."""
-        await self._until(lambda: not self._mine.to_settle)
+        """Wait until what was acknowledged and given back is so in etcd. The caller sets the deadline.
+
+        Raises OutOfSpace when etcd has no room for it.
+        """
+        await self._rounds.until(lambda: not self._mine.to_settle)
 
     async def quiet(self) -> None:
         """Likewise, and until no dead letter is under way."""
-        await self._until(lambda: not (self._mine.to_settle or self._mine.buried))
-
-    async def _until(self, condition: Callable[[], bool]) -> None:
-        while not condition():
-            self._check()
-            self._hurried += 1
-            self.stir()
-            try:
-                await self._rounds.park()
-            finally:
-                self._hurried -= 1
+        await self._rounds.until(lambda: not (self._mine.to_settle or self._mine.buried))
 
     async def rewind_to(self, message: int, generation: int) -> None:
         """Begin again at the *message* of that number; all that is in hand is void.
@@ -243,8 +239,8 @@ class Member:
             # The next read on this host must not get what was in stock: nor what a change claims whose
             # answer is on its way, which may come before the watch tells of the rewind.
             self._stale = True
-            wanted = self._looks + 2  # not rounds: while readers are busy, there is always something to claim
-            await self._until(lambda: self._looks >= wanted)
+            wanted = self._rounds.looks + 2  # not empty ones: there may always be something to claim
+            await self._rounds.until(lambda: self._rounds.looks >= wanted)
 
     async def grown(self) -> None:
         """Take in that the topic has grown, or was trimmed or reset."""
@@ -274,29 +270,22 @@ class Member:
         self._stirred = True
         self._work.unpark()
 
+    def end(self) -> None:
+        """Tell that nothing of it is left."""
+        self.ended.set()
+        self._rounds.tell()
+
     def fail(self, error: DnpError) -> None:
         """End it: the group or its topic is gone."""
         self.failure = self.failure or error
         self._mine.return_all()
         self.scope.cancel()
         self._ready.unpark_all()
-        self._rounds.unpark_all()
+        self._rounds.tell()
 
     def _check(self) -> None:
         if (failure := self.failure or self._live.failure) is not None:
             raise failure
-
-    async def _rounds_to_come(self, count: int, until: Callable[[], bool] = lambda: False) -> None:
-        """Let the task look at everything *count* times, or *until* enough is seen. Raises TopicGone."""
-        wanted = self._round + count
-        self._asked += 1
-        try:
-            while self._round < wanted and not until():
-                self._check()
-                self.stir()
-                await self._rounds.park()
-        finally:
-            self._asked -= 1
 
     def _hand_out(self) -> Delivery:
         now = trio.current_time()
@@ -334,6 +323,8 @@ class Member:
                 self._backoff = Backoff()
             except (*TRANSIENT, TimedOut) as error:
                 self._not_through(error)
+                if isinstance(error, etcd.SpaceExceeded):
+                    self._refuse(error)
                 await self._backoff.wait()
             except DnpError as error:
                 if not isinstance(error, TopicGone):
@@ -356,7 +347,7 @@ class Member:
 
     def _urgent(self) -> bool:
         """Tell whether somebody waits for a change."""
-        return bool(self._asked or self._hurried or self._unserved > len(self._mine.ahead))
+        return bool(self._rounds.asked or self._rounds.hurried or self._unserved > len(self._mine.ahead))
 
     @property
     def _unserved(self) -> int:
@@ -369,8 +360,8 @@ class Member:
 
     async def _change(self) -> None:
         """Make one change if there is any to be made."""
-        asked = self._asked
-        session = await self._sessions.get()
+        asked = self._rounds.asked
+        session = await self._sessions.get(unless_full=True)
         if session != self._session:
             self._session, self._known = session, None
             self._mine.drop_all()
@@ -404,9 +395,9 @@ class Member:
         claimed, after = await self._claim(after, view)
         left = available(after, view.first_message, view.messages)
         ahead, after = ([], after) if left else self._claim_ahead(after, view, len(claimed))
-        empty = not (claimed or left)
+        self._rounds.left = bool(claimed or left)
         if not (done or back or claimed or ahead or trimmed or self._unsettled):
-            self._end_round(empty=empty)
+            self._rounds.end(empty=not self._rounds.left)
             return
         if not await self._put(session, replace(known, records=before), after):
             self.stir()
@@ -418,7 +409,7 @@ class Member:
             # Some of it may have come meanwhile; after large messages, or ones for the dead letters, there
             # is more for the others, perhaps.
             self.stir()
-        self._end_round(empty=empty)
+        self._rounds.end(empty=not self._rounds.left)
 
     async def _put(self, session: SessionId, before: Known, after: Records) -> bool:
         """Put a change; False if it did not come through."""
@@ -449,7 +440,7 @@ class Member:
         if view.generation == NO_GENERATION:
             return [], records
         # Exact counts of deliveries need claims that are delivered. Who has nothing in hand may have gone.
-        waiting, exact = self._waiting + self._asked, self._config().max_deliveries is not None
+        waiting, exact = self._waiting + self._rounds.asked, self._config().max_deliveries is not None
         ahead = not exact and (waiting or self._mine.in_hand)
         first, end = view.first_message, view.messages  # of one moment: the view lives
         wanted = share(
@@ -459,20 +450,7 @@ class Member:
             per_second=self._mine.taken.measure(trio.current_time()) if ahead else 0.0,
             bound=STOCK_MESSAGES,
         )
-        found: list[tuple[int, Message, int]] = []
-        size, cursor = STOCK_BYTES, records.cursor.message
-        fresh = max(cursor, first)
-        for start, stop, times in [*records.returned.stretches.within(first, end), Stretch(fresh, end, 0)]:
-            if wanted <= len(found) or size <= 0:
-                break
-            for number, message in await self._feed.take(
-                view.generation, start, stop, count=wanted - len(found), size=size
-            ):
-                found.append((number, message, times))
-                size -= len(message.data)
-        again = [Piece(number, number + 1) for number, _, _ in found if number < cursor]
-        behind = [number for number, _, _ in found if number >= cursor]
-        return found, claim(records, again, Piece(behind[0], behind[-1] + 1) if behind else None)
+        return await self._feed.claim(records, first, end, wanted)
 
     def _claim_ahead(self, records: Records, view: TopicView, claimed: int) -> tuple[list[Stretch], Records]:
         """Claim what readers wait for, when all that is there is claimed: return that, and the records."""
@@ -523,7 +501,7 @@ class Member:
         if claimed:
             self._stocked_at = trio.current_time()
             self._ready.unpark(count=len(self._mine.stock))
-            self._rounds.unpark_all()  # who asks whether there is something now has an answer
+            self._rounds.tell()  # who asks whether there is something now has an answer
 
     async def _adopt(self, session: SessionId) -> Known:
         """Read the records, and make what is known here agree with them."""
@@ -556,15 +534,18 @@ class Member:
             mine.return_ahead(unwanted)
         mine.return_late(now)
 
-    def _end_round(self, *, empty: bool) -> None:
-        self._looks += 1
-        self._round += empty
-        self._rounds.unpark_all()
-
     def _not_through(self, error: DnpError) -> None:
         self.logger.info("group %s: a change did not come through: %s", self._shown, error)
         self._known = None
         self.stir()
+
+    def _refuse(self, error: etcd.SpaceExceeded) -> None:
+        """Take in that etcd has no room for a change. Who waits for what is to come waits on."""
+        if self._sessions.current() is None:
+            self._rounds.left = True  # nobody can tell
+        self._rounds.refuse(error)
+        if self._rounds.left:
+            self._ready.unpark_all()
 
     async def _leave(self) -> None:
         """Put what is acknowledged and give the rest back: nobody takes it over while the session lives."""
@@ -574,6 +555,8 @@ class Member:
                     return
             except TRANSIENT as error:
                 self.logger.info("group %s is not left yet: %s", self._shown, error)
+                if isinstance(error, etcd.SpaceExceeded):
+                    self._refuse(error)
                 await self._backoff.wait()
             except DnpError as error:
                 if self.failure is None:

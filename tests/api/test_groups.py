@@ -13,6 +13,7 @@ import trio.testing
 from dnpipefs import CorruptData, Dnp, InvalidName, NotFound, TopicGone
 from dnpipefs.core.names import FileId, SessionId
 from dnpipefs.groups.rate import Rate
+from dnpipefs.groups.records import GroupKeys
 from tests.api.conftest import Connect
 
 
@@ -276,3 +277,49 @@ async def test_a_message_that_is_counted_and_not_there_keeps_nobody_else(dnp: Dn
             for _ in range(20):
                 await dnp.push("other", "goes on")
             nursery.cancel_scope.cancel()
+
+
+async def test_a_group_that_takes_long_to_open_holds_up_no_other(
+    dnp: Dnp, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await dnp.push("jobs", "1")
+    read, asked = GroupKeys.read, trio.Event()
+
+    async def read_slowly(self: GroupKeys, session: SessionId) -> object:
+        if self.name == b"slow":
+            asked.set()
+            await trio.sleep_forever()
+        return await read(self, session)
+
+    monkeypatch.setattr(GroupKeys, "read", read_slowly)
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(taken, dnp, "jobs", "slow")
+        await asked.wait()
+        with trio.fail_after(10):
+            assert await taken(dnp, "jobs", "w") == [b"1\n"]
+        nursery.cancel_scope.cancel()
+
+
+async def test_a_burial_that_fails_unexpectedly_ends_nothing(
+    dnp: Dnp, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    await dnp.push("jobs", "1", "2")
+    await dnp.configure("jobs", max_deliveries="1")
+    put, failures = dnp._groups._dead_letter, iter([ZeroDivisionError("of the test")])
+
+    async def fail_once(*args: Any) -> None:
+        for failure in failures:
+            raise failure
+        await put(*args)
+
+    monkeypatch.setattr(dnp._groups, "_dead_letter", fail_once)
+    await dnp.push("jobs.dead", "0")
+    async with dnp.consumer("jobs", "w") as consumer, trio.open_nursery() as nursery:
+        consumer.give_back(await consumer.take())
+        assert (await consumer.take()).message.data == b"2\n"
+        nursery.start_soon(consumer.take)
+        with trio.fail_after(10):
+            async with aclosing(dnp.pull("jobs.dead", follow=True)) as messages:
+                assert [(await anext(messages)).data for _ in range(2)] == [b"0\n", b"1\n"]
+        nursery.cancel_scope.cancel()
+    assert "ZeroDivisionError('of the test')" in caplog.text

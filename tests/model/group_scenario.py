@@ -45,7 +45,7 @@ _MORE_OR_LESS: Final = (0, 0.3, 1, 1, 1, 3)
 _RETENTIONS: Final = (Retention(), Retention(), Retention(messages=6), Retention(bytes=200))
 _LIMITS: Final = {
     "groups.member.STOCK_MESSAGES": 12,
-    "groups.member.STOCK_BYTES": 150,
+    "groups.feed.STOCK_BYTES": 150,
     "groups.feed.READ_BYTES": 200,
     "core.group.CHUNK_S": 1.0,
 }

@@ -52,3 +52,9 @@ def make_room(endpoint: str) -> None:
     _call(endpoint, "maintenance/defragment", {})
     for alarm in _call(endpoint, "maintenance/alarm", {"action": "GET"}).get("alarms", []):
         _call(endpoint, "maintenance/alarm", {"action": "DEACTIVATE", **alarm})
+
+
+def fill(endpoint: str) -> None:
+    """Let an etcd of one member be as one that has reached its quota, until `make_room`."""
+    member = _call(endpoint, "maintenance/status", {})["header"]["member_id"]
+    _call(endpoint, "maintenance/alarm", {"action": "ACTIVATE", "memberID": member, "alarm": "NOSPACE"})
