@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import AsyncGenerator
 from typing import Final
 
+from dnpipefs.errors import UnknownOutcome
 from dnpipefs.groups import Delivery, Member
 from dnpipefs.log.failures import deadline
 from dnpipefs.log.reader import Message
@@ -37,13 +38,21 @@ class Consumer:
         self._member: Final = member
         self._op_timeout: Final = op_timeout
         self._in_hand: Final[set[Job]] = set()
+        self._lost = member.lost
 
     async def take(self) -> Job:
-        """Wait for a message that nobody else has. Raises TopicGone if topic or group are deleted."""
+        """Wait for a message that nobody else has.
+
+        Raises TopicGone if topic or group are deleted, OutOfSpace if there is a message and etcd has no room
+        to claim it.
+        """
         return self._taken(await self._member.take())
 
     async def take_now(self) -> Job | None:
-        """Return a message, or None if the group has none that nobody has. Raises TopicGone, TimedOut."""
+        """Return a message, or None if the group has none that nobody has.
+
+        Raises TopicGone, TimedOut, OutOfSpace.
+        """
         delivery = await self._member.take_now()
         return self._taken(delivery) if delivery is not None else None
 
@@ -62,9 +71,20 @@ class Consumer:
         return self._member.give_back(job._delivery)
 
     async def settled(self) -> None:
-        """Wait until what was acknowledged and given back is so in etcd. Raises TopicGone, TimedOut."""
+        """Wait until what was acknowledged and given back is so in etcd.
+
+        Raises TopicGone, TimedOut, OutOfSpace; and UnknownOutcome if some of what was acknowledged since the
+        last call, here or by another consumer of this group in this process, may come again: the session
+        was lost, or the group was rewound, before it was in etcd.
+        """
         with deadline(self._op_timeout):
             await self._member.quiet()
+        before, self._lost = self._lost, self._member.lost
+        if before != self._lost:
+            raise UnknownOutcome(
+                "the session was lost, or the group rewound, before all that was acknowledged was in etcd: "
+                "some of it may come again"
+            )
 
     async def messages(self, *, wait: bool = True) -> AsyncGenerator[Message, None]:
         """Iterate over messages, each acknowledged when the next one is asked for.

@@ -36,6 +36,8 @@ class Holdings:
         """Dead letters on their way; they are in hand."""
         self.done: list[Piece] = []
         self.back: list[GivenBack] = []
+        self.lost = 0
+        """How many that were done were forgotten before it was so in etcd, as far as this host knows."""
 
     @property
     def to_settle(self) -> bool:
@@ -151,6 +153,7 @@ class Holdings:
 
     def drop_all(self) -> None:
         """Forget everything."""
+        self.lost += len(self.done)
         self.ahead.clear()
         self.stock.clear()
         self.in_hand.clear()

@@ -218,6 +218,11 @@ class Member:
             self.stir()
         return held
 
+    @property
+    def lost(self) -> int:
+        """How many acknowledgements came to nothing, as far as this host knows."""
+        return self._mine.lost
+
     async def settled(self) -> None:
         """Wait until what was acknowledged and given back is so in etcd. The caller sets the deadline.
 
@@ -575,6 +580,7 @@ class Member:
             after = settle(before, mine.done, mine.back)
             if not await self._put(session, replace(known, records=before), after):
                 return False
+            mine.settled(len(mine.done), len(mine.back))
             mine.drop_all()
             known = self._known
         # A change that comes late and was planned without a record must find one.

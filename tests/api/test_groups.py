@@ -10,7 +10,7 @@ import pytest
 import trio
 import trio.testing
 
-from dnpipefs import CorruptData, Dnp, InvalidName, NotFound, TopicGone
+from dnpipefs import CorruptData, Dnp, InvalidName, NotFound, TopicGone, UnknownOutcome
 from dnpipefs.core.names import FileId, SessionId
 from dnpipefs.groups.rate import Rate
 from dnpipefs.groups.records import GroupKeys
@@ -323,3 +323,26 @@ async def test_a_burial_that_fails_unexpectedly_ends_nothing(
                 assert [(await anext(messages)).data for _ in range(2)] == [b"0\n", b"1\n"]
         nursery.cancel_scope.cancel()
     assert "ZeroDivisionError('of the test')" in caplog.text
+
+
+async def test_what_was_acknowledged_and_is_lost_is_said_once(dnp: Dnp) -> None:
+    await dnp.push("jobs", "1", "2")
+    client, keys = dnp._groups._client, dnp._groups._keys
+    async with dnp.consumer("jobs", "w") as consumer, dnp.consumer("jobs", "other") as of_another_group:
+        job = await consumer.take()
+        found = await client.range(keys.sessions.start, keys.sessions.end)
+        [session] = [keys.parse_session(kv.key) for kv in found.kvs]
+        await client.lease_revoke(session)
+        assert consumer.acknowledge(job), "nobody knows yet"
+        with pytest.raises(UnknownOutcome):
+            await consumer.settled()
+        await consumer.settled()
+        await of_another_group.settled()
+        with trio.fail_after(10):
+            for data in b"1\n", b"2\n":
+                job = await consumer.take()
+                assert job.message.data == data
+                assert consumer.acknowledge(job)
+        await consumer.settled()
+    async with dnp.consumer("jobs", "w") as consumer:
+        await consumer.settled()
