@@ -152,11 +152,18 @@ class Groups:
                 if member is not None and member.ending:
                     await member.over()  # both would keep the one record of this session
                     member = None
+                begins = member is None
                 if member is None:
                     member = await self._begin(topic, name)
                 member.users += 1
                 member.scope.deadline = float("inf")
-                return member
+            if not begins:
+                try:
+                    await member.confirm()
+                except BaseException:  # whatever it is, the caller has nothing to close
+                    self.close(member)
+                    raise
+            return member
 
     def close(self, member: Member) -> None:
         """End what `open` began."""

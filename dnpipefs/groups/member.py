@@ -157,6 +157,10 @@ class Member:
         """Wait until nothing of it is left. Raises OutOfSpace when etcd has no room for what is to be put."""
         await self._rounds.until_over(self.ended)
 
+    async def confirm(self) -> None:
+        """Wait until nothing of before a reset is handed out that has returned. Raises TopicGone, TimedOut."""
+        await self._reader.confirm()
+
     async def take(self) -> Delivery:
         """Wait for a message and hand it out.
 

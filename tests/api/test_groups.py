@@ -136,6 +136,37 @@ async def test_after_a_reset_nobody_gets_what_its_host_had_claimed(dnp: Dnp, how
         assert job.message.data == b"new\n"
 
 
+async def test_invariant_5_who_opens_a_group_after_a_reset_gets_nothing_of_before(
+    dnp: Dnp, other: Dnp, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Though its host has claimed some of that, and its watch is late."""
+    await dnp.push("jobs", *map(str, range(5000)))
+    views, goes_on = other._groups._log._views, trio.Event()
+    watch = views._watch
+
+    async def watch_late(*args: Any) -> None:
+        await goes_on.wait()
+        await watch(*args)
+
+    monkeypatch.setattr(views, "_watch", watch_late)
+    got: list[object] = []
+
+    async def look() -> None:
+        async with other.consumer("jobs", "w") as late:
+            got.append(await late.take_now())
+
+    async with other.consumer("jobs", "w") as consumer, trio.open_nursery() as nursery:
+        for _ in range(2000):  # fast, so its host claims ahead of it
+            consumer.acknowledge(await consumer.take())
+            await trio.lowlevel.checkpoint()
+        assert consumer._member.readable
+        await dnp.reset("jobs")
+        nursery.start_soon(look)
+        await trio.testing.wait_all_tasks_blocked(0.2)
+        goes_on.set()
+    assert got == [None]
+
+
 async def test_no_dead_letter_is_noted_that_is_in_the_group_again(
     dnp: Dnp, monkeypatch: pytest.MonkeyPatch
 ) -> None:
