@@ -56,6 +56,8 @@ OPEN_BYTES: Final = 2048
 ASKED_AGAIN_S: Final = 0.1
 """How soon the kernel asks again, at most."""
 
+LOOK_S: Final = 0.1
+"""How long a poll that does not wait may take."""
 _WRITABLE: Final = select.POLLOUT | select.POLLWRNORM
 
 
@@ -72,8 +74,6 @@ class _OpenFile:
     """Of the opener, at the last close of a descriptor; once seen failing it stays so."""
     ending: Ending | None = None
     """Of the opener, watched from a close on until it reads again."""
-    waker: trio.CancelScope | None = None
-    """Of the task that waits for it to become readable, while there is one."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -377,6 +377,9 @@ class Adapter(pyfuse3.Operations):
             requests.blocked_reads += 1
             try:
                 data = await self._interrupts.guard(opened.opener, lambda: handle.read(Offset(off), size))
+            except errors.WouldBlock:
+                self._wake_when_readable(opened)  # who waits for an edge (EPOLLET) does not ask again
+                raise
             finally:
                 requests.blocked_reads -= 1
         else:
@@ -399,22 +402,18 @@ class Adapter(pyfuse3.Operations):
         """Answer whether a read would return; if not, wake whoever polls once it would."""
         opened = self._handles[fh]
         opened.poll.wait(poll_handle)
+        if poll_handle is None and not opened.handle.readable:
+            # Who never waits is never waited for: nothing would be claimed that shows as readable.
+            with trio.move_on_after(LOOK_S), suppress(errors.DnpError):
+                await opened.handle.look()
         if opened.handle.readable:
             return select.POLLIN | select.POLLRDNORM | _WRITABLE
-        if opened.poll.wanted and opened.waker is None:
-            assert self.nursery is not None  # noqa: S101 - see there
-            opened.waker = trio.CancelScope()
-            self.nursery.start_soon(self._wake, opened, opened.waker)
+        self._wake_when_readable(opened)
         return _WRITABLE
 
-    async def _wake(self, opened: _OpenFile, scope: trio.CancelScope) -> None:
-        with scope:
-            try:
-                await opened.handle.until_readable()
-            except errors.DnpError as error:  # the read that follows says so
-                logger.debug("poll: %s", error)
-            opened.waker = None  # who is woken and finds nothing needs another one
-            opened.poll.notify()
+    def _wake_when_readable(self, opened: _OpenFile) -> None:
+        assert self.nursery is not None  # noqa: S101 - see there
+        opened.poll.notify_after(opened.handle.until_readable, self.nursery)
 
     @answers
     async def write(self, fh: FileHandleT, off: int, buf: bytes) -> int:
@@ -455,8 +454,7 @@ class Adapter(pyfuse3.Operations):
         self._kept.give_back(OPEN_BYTES + opened.handle.size)
         if opened.counted:
             self._nodes.stopped_writing(opened.node)
-        if opened.waker is not None:
-            opened.waker.cancel()
+        opened.poll.close()
         if opened.ending is None:
             await self._close(opened.handle, opened.fate)
             return

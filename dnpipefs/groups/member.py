@@ -158,7 +158,7 @@ class Member:
         await self._rounds.until_over(self.ended)
 
     async def confirm(self) -> None:
-        """Wait until nothing of before a reset is handed out that has returned. Raises TopicGone, TimedOut."""
+        """See the resets that have returned, to hand out nothing of before. Raises TopicGone, TimedOut."""
         await self._reader.confirm()
 
     async def take(self) -> Delivery:
@@ -197,12 +197,16 @@ class Member:
 
         Raises TopicGone, TimedOut; OutOfSpace as `take`.
         """
+        await self.look()
+        self._check()
+        return self._hand_out() if self._served else None
+
+    async def look(self) -> None:
+        """Have a message in stock if the group has one that nobody has, anywhere. Raises as `take_now`."""
         if not self._served:
             self._mine.nothing_to_take(trio.current_time())
             with deadline(self._op_timeout):
                 await self._rounds.until_empty(unless=lambda: self._served)
-        self._check()
-        return self._hand_out() if self._served else None
 
     def take_more(self) -> Delivery | None:
         """Hand out another message if there is one in stock."""

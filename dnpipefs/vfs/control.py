@@ -119,6 +119,9 @@ class ControlHandle:
     async def until_readable(self) -> None:
         """Return: a read returns at once."""
 
+    async def look(self) -> None:
+        """It is readable."""
+
     async def read(self, offset: Offset, size: int) -> bytes:
         """Return up to *size* bytes."""
         return self._content[offset : offset + size]

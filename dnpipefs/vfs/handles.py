@@ -72,6 +72,9 @@ class TopicHandle:
     async def until_readable(self) -> None:
         """Wait until a read would return at once."""
 
+    async def look(self) -> None:
+        """Let `readable` say what is so now, for who does not wait."""
+
     def __init__(
         self,
         log: Log,

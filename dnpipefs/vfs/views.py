@@ -123,6 +123,10 @@ class SubscriptionHandle:
         """Wait until `readable`. Raises TopicGone."""
         await self._live.wait(lambda _: self.readable)
 
+    async def look(self) -> None:
+        """Let `readable` tell of all that had been pushed before the call. Raises TopicGone, TimedOut."""
+        await self._reader.confirm()
+
     async def read(self, offset: Offset, size: int) -> bytes:
         """Return bytes that were pushed since the open; wait for some. Raises TopicGone, WouldBlock."""
         while True:
@@ -206,6 +210,11 @@ class GroupHandle:
     async def until_readable(self) -> None:
         """Wait until `readable`. Raises TopicGone."""
         await self._member.until_readable()
+
+    async def look(self) -> None:
+        """Claim a message if there is one for this reader, which makes it `readable`. Raises as `read`."""
+        if not self.readable:
+            await self._member.look()
 
     async def read(self, offset: Offset, size: int) -> bytes:
         """Acknowledge what ends at or before *offset*, and return a message, or the rest of one.
@@ -291,6 +300,9 @@ class RewindHandle:
 
     async def until_readable(self) -> None:
         """Return: a read fails at once."""
+
+    async def look(self) -> None:
+        """There is nothing to read."""
 
     async def read(self, offset: Offset, size: int) -> bytes:
         """Refuse."""

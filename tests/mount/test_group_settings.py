@@ -157,6 +157,43 @@ def test_a_view_is_readable_when_a_read_would_return(topic: Path, here: Path, ho
             assert not ready(reader.fd, 0)
 
 
+@pytest.mark.parametrize("how", ["poll", "select"])
+def test_who_only_looks_sees_what_a_read_would_get(topic: Path, here: Path, there: Path, how: str) -> None:
+    """Nobody waits, so nothing is claimed before the look."""
+    push(topic)
+
+    def ready(fd: int) -> bool:
+        if how == "select":
+            return bool(select.select([fd], [], [], 0)[0])
+        poll = select.poll()
+        poll.register(fd, select.POLLIN)
+        return bool(poll.poll(0))
+
+    for view in ("topic@", "topic@w"):
+        with reading(here / view) as reader:
+            while reader.read() != NOTHING:
+                pass
+            assert not ready(reader.fd)
+            push(there / "topic", view)
+            eventually(lambda fd=reader.fd: ready(fd))  # type: ignore[misc]
+            assert reader.read() == f"{view}\n"
+            assert not ready(reader.fd)
+
+
+@pytest.mark.parametrize("view", ["topic@", "topic@w"])
+def test_who_reads_until_there_is_nothing_is_told_of_the_next(topic: Path, here: Path, view: str) -> None:
+    """With EPOLLET, as event loops do: they do not ask again."""
+    push(topic)
+    with reading(here / view) as reader, select.epoll() as epoll:
+        epoll.register(reader.fd, select.EPOLLIN | select.EPOLLET)
+        for message in range(3):
+            while reader.read() != NOTHING:
+                pass
+            push(topic, message)
+            assert [fd for fd, _ in epoll.poll(WITHIN_S)] == [reader.fd]
+            assert reader.read() == f"{message}\n"
+
+
 # Settings
 
 
