@@ -528,8 +528,11 @@ class Member:
         for kv in self._news.values():
             known = moved(known, kv, self.keys)
         self._known = known
+        if not known.alive:
+            self._mine.drop_all()  # what others have taken over is no more held, and not acknowledged
+            return known
         self._mine.drop_void(known.records.current())
-        if not known.alive or held.term != known.records.current().held.term:
+        if held.term != known.records.current().held.term:
             return known
         for start, end, _ in reconcile(held, self._mine.pieces()):
             self._mine.back.append(GivenBack(Piece(start, end), delivered=False))
