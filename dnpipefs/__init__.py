@@ -36,7 +36,7 @@ from dnpipefs.errors import (
     UsageError,
 )
 from dnpipefs.etcd import Credentials, EtcdError, Health, MemberHealth, MemberState, Tls
-from dnpipefs.groups import GroupFacts, GroupState
+from dnpipefs.groups import GroupFacts, GroupState, Redriven
 from dnpipefs.log.log import TopicStat
 from dnpipefs.log.reader import Message
 from dnpipefs.log.session import Host
@@ -75,6 +75,7 @@ __all__ = [
     "OutOfSpace",
     "PullStart",
     "ReadOnlySetting",
+    "Redriven",
     "SetupError",
     "Stat",
     "TimedOut",

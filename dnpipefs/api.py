@@ -55,7 +55,7 @@ from dnpipefs.errors import (
     NotFound,
     TopicGone,
 )
-from dnpipefs.groups import GroupFacts
+from dnpipefs.groups import GroupFacts, Redriven
 from dnpipefs.log.failures import DEFAULT_OP_TIMEOUT_S
 from dnpipefs.log.log import TopicStat
 from dnpipefs.log.reader import Message
@@ -300,8 +300,11 @@ class Dnp:
         """Let a group go on from a place; what its readers have in hand is void. Raises NotFound."""
         await self._with_topic(topic, lambda entry: self._groups.rewind(entry.id, parse_group(group), place))
 
-    async def redrive(self, topic: str | bytes, group: str | bytes) -> tuple[int, int]:
-        """Give a group its dead letters again; return how many, and how many are gone. Raises NotFound."""
+    async def redrive(self, topic: str | bytes, group: str | bytes) -> Redriven:
+        """Give a group its dead letters again; return how many it has, how many are gone, how many wait.
+
+        Raises NotFound.
+        """
         return await self._with_topic(topic, lambda entry: self._groups.redrive(entry.id, parse_group(group)))
 
     async def remove_group(self, topic: str | bytes, group: str | bytes) -> None:

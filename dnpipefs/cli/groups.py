@@ -74,9 +74,10 @@ def redrive(connection: Connection, topic: str, group: str) -> None:
     """
 
     async def operation(dnp: Dnp) -> None:
-        again, gone = await dnp.redrive(topic, group)
+        again, gone, waiting = await dnp.redrive(topic, group)
         missing = f"; {gone} are not in the topic any more" if gone else ""
-        await write_output(f"{again} messages go to {topic}@{group} again{missing}\n".encode())
+        more = f"; {waiting} more when these are done: redrive again then" if waiting else ""
+        await write_output(f"{again} messages go to {topic}@{group} again{missing}{more}\n".encode())
 
     run_connected(connection, operation)
 

@@ -69,6 +69,13 @@ class Returned:
     """How many messages were claimed again in this term after a reader had had them."""
 
 
+RETURNED_STRETCHES: Final = 5_000
+"""Returned to a group at a time, at most, but by a member that leaves: what would come back beyond them stays
+where it is until some are claimed. Each is some 20 bytes of what every claim of them puts, in 1.5 MiB."""
+HELD_STRETCHES: Final = 5_000
+"""A member that holds as many claims nothing more before some is acknowledged."""
+
+
 @dataclass(frozen=True, slots=True)
 class Records:
     """What a member has to know of its group."""
@@ -91,6 +98,16 @@ class Records:
         if returned.term != term:
             returned = Returned(term)
         return Records(self.generation, cursor, held, returned)
+
+    @property
+    def room(self) -> int:
+        """How many stretches may be returned now."""
+        return max(0, RETURNED_STRETCHES - len(self.returned.stretches))
+
+    @property
+    def scattered(self) -> bool:
+        """Whether the member holds too many stretches to claim more."""
+        return len(self.held.stretches) >= HELD_STRETCHES
 
     @property
     def mixed(self) -> bool:
@@ -230,18 +247,19 @@ def rewind(records: Records, message: int) -> Records:
     return replace(records, cursor=Cursor(term, message)).current()
 
 
-def take_over(returned: Returned, held: Held) -> Returned:
-    """Return what was returned with all that a host held which is gone.
+def take_over(records: Records) -> tuple[Returned, Held]:
+    """Return what was returned with what a host held which is gone, and what of that has no room there yet.
 
     How far its readers came nobody knows, so all of it counts as delivered once more.
     """
-    if held.term != returned.term:
-        return returned
-    return replace(
-        returned,
-        stretches=returned.stretches.added(
-            Stretch(start, end, deliveries + 1) for start, end, deliveries in held.stretches
+    held, returned = list(records.held.stretches), records.returned.stretches
+    back, left = held[: records.room], held[records.room :]
+    return (
+        replace(
+            records.returned,
+            stretches=returned.added(Stretch(start, end, times + 1) for start, end, times in back),
         ),
+        replace(records.held, stretches=Stretches(left)),
     )
 
 

@@ -3,5 +3,6 @@
 from dnpipefs.groups.delivery import Delivery
 from dnpipefs.groups.groups import GroupFacts, Groups, GroupState
 from dnpipefs.groups.member import Member
+from dnpipefs.groups.records import Redriven
 
-__all__ = ["Delivery", "GroupFacts", "GroupState", "Groups", "Member"]
+__all__ = ["Delivery", "GroupFacts", "GroupState", "Groups", "Member", "Redriven"]

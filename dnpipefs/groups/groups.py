@@ -29,7 +29,7 @@ from dnpipefs.core.view import TopicView
 from dnpipefs.errors import CorruptData, DnpError, NotFound, TopicGone
 from dnpipefs.groups.delivery import Delivery
 from dnpipefs.groups.member import PATIENCE_S, Member
-from dnpipefs.groups.records import GroupKeys
+from dnpipefs.groups.records import GroupKeys, Redriven
 from dnpipefs.log.failures import TRANSIENT, Backoff, deadline, timed_out
 from dnpipefs.log.log import Log
 from dnpipefs.log.reader import Reader
@@ -200,11 +200,10 @@ class Groups:
             _, message = await reader.find(start, since_ns)
             await member.rewind_to(message, generation)
 
-    async def redrive(self, topic: FileId, name: bytes) -> tuple[int, int]:
+    async def redrive(self, topic: FileId, name: bytes) -> Redriven:
         """Give a group its dead letters again, as if they had never been delivered.
 
-        Returns how many it gets, and how many it cannot get, since retention or a reset has removed them from
-        the topic; those stay among the dead letters. Raises NotFound, TopicGone, TimedOut, OutOfSpace.
+        What it does not get stays among the dead letters. Raises NotFound, TopicGone, TimedOut, OutOfSpace.
         """
         keys = GroupKeys(self._client, self._keys, topic, name)
         async with self.reading(topic, name) as member, self._log.reader(topic) as reader:

@@ -401,7 +401,7 @@ class Member:
             self._mine.drop_void(before)
         await self._load()
         self._expire()
-        done, back = self._mine.done[:], self._mine.back[:]
+        done, back = self._mine.done[:], self._mine.back[: before.room]
         settled = settle(before, done, back)
         after = trim(settled, view.first_message)
         trimmed = after is not settled
@@ -418,9 +418,9 @@ class Member:
         self._mine.settled(len(done), len(back))
         self._mine.add_ahead(ahead)
         self._stock_up([Delivery.of(after.cursor.term, *each) for each in claimed])
-        if ahead or (claimed and self._waiting > len(self._mine.stock)):
-            # Some of it may have come meanwhile; after large messages, or ones for the dead letters, there
-            # is more for the others, perhaps.
+        if ahead or self._mine.back or (claimed and self._waiting > len(self._mine.stock)):
+            # Some of it may have come meanwhile; there may be room for more to go back; after large messages,
+            # or ones for the dead letters, there is more for the others, perhaps.
             self.stir()
         self._rounds.end(empty=not self._rounds.left)
 
@@ -461,14 +461,14 @@ class Member:
             waiting=waiting,
             in_stock=len(self._mine.stock),
             per_second=self._mine.taken.measure(trio.current_time()) if ahead else 0.0,
-            bound=STOCK_MESSAGES,
+            bound=0 if records.scattered else STOCK_MESSAGES,
         )
         return await self._feed.claim(records, first, end, wanted)
 
     def _claim_ahead(self, records: Records, view: TopicView, claimed: int) -> tuple[list[Stretch], Records]:
         """Claim what readers wait for, when all that is there is claimed: return that, and the records."""
         waiting = min(self._unserved - claimed, AHEAD_MESSAGES) - len(self._mine.ahead)
-        if waiting <= 0 or view.generation == NO_GENERATION:
+        if waiting <= 0 or view.generation == NO_GENERATION or records.scattered:
             return [], records
         records, ahead = claim_to_come(records, waiting, view.first_message)
         self._ahead_wanted_at = trio.current_time()

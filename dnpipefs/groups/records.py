@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import logging
 from dataclasses import dataclass, replace
-from typing import Final
+from typing import Final, NamedTuple
 
 from dnpipefs import etcd
 from dnpipefs.core.group import (
@@ -57,6 +57,17 @@ class Known:
     def of(self, generation: Revision) -> Known:
         """Return it for a topic that has come to another generation meanwhile."""
         return replace(self, records=replace(self.records, generation=generation))
+
+
+class Redriven(NamedTuple):
+    """What became of a group's dead letters when it was to have them again, in messages."""
+
+    again: int
+    """Those that it has."""
+    gone: int
+    """Those that it cannot have, since the topic does not have them any more, or a rewind brings them."""
+    waiting: int
+    """Those for which there is no room before it has worked on some of the others."""
 
 
 class GroupKeys:
@@ -177,14 +188,14 @@ class GroupKeys:
         key = self._keys.dead_letter(self.topic, self.name, letter.term.generation, letter.message)
         await self._client.put(key, encode_dead_letter(letter))
 
-    async def redrive(self, first: int) -> tuple[int, int]:
+    async def redrive(self, first: int) -> Redriven:
         """Return to the group what is noted as dead; tell how many messages, and how many are not there.
 
         Those are below number *first*, of an older generation, or of before a rewind, which brings them
         anyway.
         """
-        dead, gone = self._keys.dead_letters(self.topic, self.name), 0
-        again = 0
+        dead = self._keys.dead_letters(self.topic, self.name)
+        again = gone = waiting = 0
         start = dead.start
         while kvs := (await self._client.range(start, dead.end, limit=DEAD_AT_ONCE)).kvs:
             start = kvs[-1].key + b"\0"
@@ -208,6 +219,8 @@ class GroupKeys:
                     and letter.message >= first
                     and not records.returned.stretches.covers(letter.message, letter.message + 1)
                 ]
+                there = len(back)
+                del back[records.room :]
                 if not back:
                     break
                 after = put_back(records.returned, [letter.message for _, letter in back])
@@ -225,11 +238,12 @@ class GroupKeys:
                 if result.succeeded:
                     break
                 if await self._client.get(back[0][0].key) is None:  # somebody else redrives
-                    back = []
+                    back, there = [], 0
                     break
             again += len(back)
-            gone += len(kvs) - len(back)
-        return again, gone
+            waiting += there - len(back)
+            gone += len(kvs) - there
+        return Redriven(again, gone, waiting)
 
     async def gone(self) -> list[SessionId]:
         """Return the members whose session has ended."""
@@ -269,7 +283,7 @@ class GroupKeys:
             logger.warning("what a host held that is gone stays where it is, run dnpipefs fsck: %s", error)
 
     async def _take_over(self, session: SessionId) -> bool:
-        """Try once; True when there is nothing left to take over."""
+        """Try once; True when there is nothing left to take over, or no room for it now."""
         key = self._keys.member(self.topic, self.name, session)
         epoch, cursor, member, returned = await self._read(
             self._keys.epoch(self.topic), self.cursor, key, self.returned
@@ -290,9 +304,13 @@ class GroupKeys:
                 decode_returned(returned.key, returned.value) if returned is not None else Returned(),
             ).current()
             try:
-                after = take_over(before.returned, before.held)
+                after, left = take_over(before)
             except ValueError as error:
                 raise CorruptData(f"{key!r}: it overlaps with what was returned: {error}") from None
+            if left.stretches:
+                if not before.room:
+                    return True  # until some of what was returned is claimed
+                changes = [etcd.put(key, encode_held(left))]
             if before.held.stretches:
                 compares.append(etcd.compare_mod_revision(self.returned) == _revision(returned))
                 changes.append(etcd.put(self.returned, encode_returned(after)))

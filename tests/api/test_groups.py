@@ -184,7 +184,7 @@ async def test_no_dead_letter_is_noted_that_is_in_the_group_again(
         with trio.fail_after(10):
             assert consumer.acknowledge(await consumer.take())
             await consumer._member.quiet()
-    assert await dnp.redrive("jobs", "w") == (0, 0)
+    assert await dnp.redrive("jobs", "w") == (0, 0, 0)
 
 
 async def test_removing_a_group_ends_its_readers(dnp: Dnp, other: Dnp) -> None:
@@ -377,3 +377,56 @@ async def test_what_was_acknowledged_and_is_lost_is_said_once(dnp: Dnp) -> None:
         await consumer.settled()
     async with dnp.consumer("jobs", "w") as consumer:
         await consumer.settled()
+
+
+async def test_what_has_no_room_in_the_group_comes_back_as_others_take_it(
+    dnp: Dnp, other: Dnp, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("dnpipefs.core.group.RETURNED_STRETCHES", 2)
+    await dnp.push("jobs", *map(str, range(10)))
+    async with dnp.consumer("jobs", "w") as consumer:
+        jobs = [await consumer.take() for _ in range(10)]
+        for job in jobs[::2]:
+            assert consumer.acknowledge(job)
+        await consumer.settled()
+        for job in jobs[1::2]:
+            assert consumer.give_back(job)
+        with trio.fail_after(10):
+            while (facts := (await dnp.groups("jobs"))[0]).returned < 2:
+                pass
+        assert (facts.returned, facts.pending) == (2, 3)
+        async with other.consumer("jobs", "w") as elsewhere:
+            with trio.fail_after(10):
+                for _ in range(5):
+                    job = await elsewhere.take()
+                    assert job.deliveries == 1
+                    elsewhere.acknowledge(job)
+            await elsewhere.settled()
+        await consumer.settled()
+    assert (await dnp.groups("jobs"))[0].lag == 0
+
+
+async def test_who_holds_too_many_pieces_gets_no_more_before_some_are_done(
+    dnp: Dnp, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("dnpipefs.core.group.HELD_STRETCHES", 4)
+    monkeypatch.setattr(Rate, "measure", lambda _, now: 0.0)  # nothing is claimed ahead of who takes it
+    await dnp.push("jobs", *map(str, range(20)))
+    async with dnp.consumer("jobs", "w") as consumer, trio.open_nursery() as nursery:
+        held = []
+        for _ in range(3):
+            held.append(await consumer.take())
+            assert consumer.acknowledge(await consumer.take())
+            await consumer.settled()
+        held.append(await consumer.take())
+        got: list[bytes] = []
+
+        async def take() -> None:
+            got.append((await consumer.take()).message.data)
+
+        nursery.start_soon(take)
+        await trio.testing.wait_all_tasks_blocked(0.2)
+        assert got == []
+        assert consumer.acknowledge(held[0])
+        nursery.cancel_scope.deadline = trio.current_time() + 10
+    assert got == [b"7\n"]

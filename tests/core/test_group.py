@@ -212,7 +212,8 @@ class Group(RuleBasedStateMachine):
             return
         known, store = self.store.read(gone[0]), self.store
         store.revision += 1
-        after = take_over(known.records.returned, known.records.held)
+        after, left = take_over(known.records)
+        assert not left.stretches
         for stretch in known.records.held.stretches:
             for cut in after.stretches.within(stretch.start, stretch.end):
                 assert cut.deliveries == stretch.deliveries + 1
@@ -328,8 +329,17 @@ def test_a_reset_voids_all_records() -> None:
 
 def test_what_is_of_another_term_is_not_taken_over() -> None:
     known = records([(0, 3)], [(5, 7)], 9)
-    other = replace(known.held, term=Term(Revision(5), 1))
-    assert take_over(known.returned, other) == known.returned
+    other = replace(known, held=replace(known.held, term=Term(Revision(5), 1))).current()
+    assert take_over(other) == (known.returned, Held(known.held.term))
+
+
+def test_what_has_no_room_is_not_taken_over_yet(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("dnpipefs.core.group.RETURNED_STRETCHES", 3)
+    known = records([(0, 1), (2, 3), (4, 5)], [(6, 7)], 9)
+    after, left = take_over(known)
+    assert list(after.stretches) == [Stretch(0, 1, 1), Stretch(2, 3, 1), Stretch(6, 7, 0)]
+    assert list(left.stretches) == [Stretch(4, 5, 0)]
+    assert take_over(replace(known, held=left, returned=after)) == (after, left)
 
 
 def test_nothing_is_planned_from_what_watches_brought_out_of_step() -> None:

@@ -94,6 +94,19 @@ async def test_a_host_that_is_gone_returns_all_that_it_held(world: World) -> Non
     assert not await world.slow_keys.take_over()
 
 
+async def test_what_a_host_held_comes_back_as_there_is_room(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("dnpipefs.core.group.RETURNED_STRETCHES", 2)
+    assert await world.slow_keys.take_over()
+    assert await world.returned() == stretches((0, 2, 1), (5, 6, 1))
+    assert not await world.slow_keys.take_over()
+    await world.claim_what_was_returned()
+    assert await world.slow_keys.take_over()
+    assert await world.returned() == stretches((0, 2, 1), (2, 3, 2))
+    assert await world.fast.get(KEYS.member(TOPIC, NAME, DEAD)) is None
+
+
 async def test_what_is_claimed_during_a_take_over_does_not_come_back_with_it(world: World) -> None:
     world.slow.meanwhile = world.claim_what_was_returned
     await world.slow_keys.take_over()
@@ -174,14 +187,25 @@ async def test_dead_letters_come_back_once(world: World) -> None:
     old = DeadLetter(world.term._replace(rewinds=5), 7, Offset(700), 3, "")
     await world.fast_keys.remember_dead(old)
     world.slow.meanwhile = lambda: world.fast_keys.redrive(4)
-    assert await world.slow_keys.redrive(4) == (0, 4)
+    assert await world.slow_keys.redrive(4) == (0, 4, 0)
     assert await world.returned() == stretches((5, 6, 1), (8, 10, 0))
+
+
+async def test_dead_letters_come_back_as_there_is_room(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("dnpipefs.core.group.RETURNED_STRETCHES", 2)
+    for message in (3, 7, 9):
+        await world.fast_keys.remember_dead(DeadLetter(world.term, message, Offset(0), 3, "gave up"))
+    assert await world.slow_keys.redrive(4) == (1, 1, 1)
+    assert await world.slow_keys.redrive(4) == (0, 1, 1)
+    await world.claim_what_was_returned()
+    assert await world.slow_keys.redrive(4) == (1, 1, 0)
+    assert await world.returned() == stretches((7, 8, 0), (9, 10, 0))
 
 
 async def test_dead_letters_come_back_beside_what_is_claimed_meanwhile(world: World) -> None:
     await world.fast_keys.remember_dead(DeadLetter(world.term, 8, Offset(800), 3, ""))
     world.slow.meanwhile = world.claim_what_was_returned
-    assert await world.slow_keys.redrive(0) == (1, 0)
+    assert await world.slow_keys.redrive(0) == (1, 0, 0)
     assert await world.returned() == stretches((8, 9, 0))
 
 
@@ -195,11 +219,11 @@ async def test_dead_letters_that_came_back_while_they_were_looked_up(
     async def overtaken(*args: Any, **options: Any) -> RangeResult:
         found = await looked_up(*args, **options)
         monkeypatch.undo()
-        assert await world.fast_keys.redrive(0) == (2, 0)
+        assert await world.fast_keys.redrive(0) == (2, 0, 0)
         return found
 
     monkeypatch.setattr(world.slow, "range", overtaken)
-    assert await world.slow_keys.redrive(0) == (0, 2)
+    assert await world.slow_keys.redrive(0) == (0, 2, 0)
     assert await world.returned() == stretches((4, 5, 0), (5, 6, 1), (6, 7, 0))
 
 

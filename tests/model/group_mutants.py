@@ -189,11 +189,11 @@ def gives_back_nothing_late(patch: pytest.MonkeyPatch) -> None:
 
 
 def takes_over_half(patch: pytest.MonkeyPatch) -> None:
-    def over(returned: Returned, held: Held) -> Returned:
-        if len(held.stretches) > 1:
-            first = next(iter(held.stretches))
-            held = replace(held, stretches=Stretches([first]))
-        return take_over(returned, held)
+    def over(known: Records) -> tuple[Returned, Held]:
+        if len(known.held.stretches) > 1:
+            first = next(iter(known.held.stretches))
+            known = replace(known, held=replace(known.held, stretches=Stretches([first])))
+        return take_over(known)
 
     patch.setattr(records, "take_over", over)
 

@@ -48,6 +48,8 @@ _LIMITS: Final = {
     "groups.feed.STOCK_BYTES": 150,
     "groups.feed.READ_BYTES": 200,
     "core.group.CHUNK_S": 1.0,
+    "core.group.RETURNED_STRETCHES": 3,
+    "core.group.HELD_STRETCHES": 5,
 }
 
 
