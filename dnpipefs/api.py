@@ -273,7 +273,7 @@ class Dnp:
         Raises NotFound, IsADirectory, InvalidName.
         """
         member = await self._with_topic(topic, lambda entry: self._groups.open(entry.id, parse_group(group)))
-        consumer = Consumer(member, op_timeout=self._op_timeout)
+        consumer = Consumer(member)
         try:
             yield consumer
         finally:

@@ -7,7 +7,6 @@ from typing import Final
 
 from dnpipefs.errors import UnknownOutcome
 from dnpipefs.groups import Delivery, Member
-from dnpipefs.log.failures import deadline
 from dnpipefs.log.reader import Message
 
 
@@ -34,9 +33,8 @@ class Consumer:
     Leaving the block gives back what was taken and neither acknowledged nor given back.
     """
 
-    def __init__(self, member: Member, *, op_timeout: float) -> None:
+    def __init__(self, member: Member) -> None:
         self._member: Final = member
-        self._op_timeout: Final = op_timeout
         self._in_hand: Final[set[Job]] = set()
         self._lost = member.lost
 
@@ -77,8 +75,7 @@ class Consumer:
         last call, here or by another consumer of this group in this process, may come again: the session
         was lost, or the group was rewound, before it was in etcd.
         """
-        with deadline(self._op_timeout):
-            await self._member.quiet()
+        await self._member.quiet()
         before, self._lost = self._lost, self._member.lost
         if before != self._lost:
             raise UnknownOutcome(

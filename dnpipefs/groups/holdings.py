@@ -17,6 +17,11 @@ from dnpipefs.groups.delivery import Delivery
 from dnpipefs.groups.rate import Rate
 from dnpipefs.metrics import Deliveries
 
+STOCK_S: Final = 1.0
+"""What nobody has taken from the stock for so long goes back to the group."""
+AHEAD_S: Final = 0.1
+"""Likewise, what was claimed before it came and no reader has waited for."""
+
 
 class Holdings:
     """All that one member knows to be its own."""
@@ -32,6 +37,10 @@ class Holdings:
         self.stock: deque[Delivery] = deque()
         self.in_hand: dict[int, Delivery] = {}
         """By number."""
+        self.stocked_at = now
+        """When something last came into the stock, or was taken from it."""
+        self.ahead_wanted_at = now
+        """When readers last waited for all that is ahead."""
         self.buried: Final[set[Delivery]] = set()
         """Dead letters on their way; they are in hand."""
         self.done: list[Piece] = []
@@ -68,6 +77,7 @@ class Holdings:
     def hand_out(self, now: float) -> Delivery:
         """Move the first message of the stock into a hand."""
         delivery = self.stock.popleft()
+        self.stocked_at = now
         self.in_hand[delivery.number] = delivery
         self.taken.count(now)
         self._counted.delivered += 1
@@ -110,6 +120,19 @@ class Holdings:
     def settled(self, done: int, back: int) -> None:
         """Forget the first so many that were done or given back: they are put."""
         del self.done[:done], self.back[:back]
+
+    def expire(self, now: float, *, waiting: int, unwanted: int) -> None:
+        """Give back what none of the *waiting* readers has taken for long, and what readers had too long.
+
+        *unwanted*: how many of what is ahead no reader waits for.
+        """
+        if self.stock and not waiting and now - self.stocked_at >= STOCK_S:
+            self.return_stock()
+        if not unwanted:
+            self.ahead_wanted_at = now
+        elif now - self.ahead_wanted_at >= AHEAD_S:
+            self.return_ahead(unwanted)
+        self.return_late(now)
 
     def return_late(self, now: float) -> None:
         """Give back what readers have had for too long."""

@@ -42,7 +42,7 @@ from dnpipefs.core.view import TopicView
 from dnpipefs.errors import CorruptData, DnpError, TimedOut, TopicGone
 from dnpipefs.groups.delivery import Delivery
 from dnpipefs.groups.feed import Feed
-from dnpipefs.groups.holdings import Holdings
+from dnpipefs.groups.holdings import AHEAD_S, STOCK_S, Holdings
 from dnpipefs.groups.records import GroupKeys, Known, moved
 from dnpipefs.groups.rounds import Rounds
 from dnpipefs.log.failures import TRANSIENT, Backoff, deadline
@@ -55,12 +55,8 @@ logger: Final = logging.getLogger(__name__)
 
 STOCK_MESSAGES: Final = 10_000
 """Messages that a host holds ahead of its readers, at most."""
-STOCK_S: Final = 1.0
-"""What nobody has taken from the stock for so long goes back to the group."""
 AHEAD_MESSAGES: Final = 16
 """How many messages a host claims before they come, at most: they wait for its session's end if it dies."""
-AHEAD_S: Final = 0.1
-"""Of those, what no reader has waited for so long goes back to the group."""
 GATHER_S: Final = 0.02
 """How long acknowledgements wait for others to go with, when nobody waits for a message."""
 PATIENCE_S: Final = 10.0
@@ -114,11 +110,8 @@ class Member:
         """No change can come late that was planned when this member had no record yet."""
         self._mine: Final = Holdings(counted, trio.current_time())
         self._lag = 0
-        self._stocked_at = 0.0
         self._loading = False
         """A task moves what has come from ahead to the stock."""
-        self._ahead_wanted_at = 0.0
-        """When readers last waited for all that is claimed ahead."""
         self._waiting = 0
         self._ready: Final = trio.lowlevel.ParkingLot()
         """Readers that wait for a message."""
@@ -232,15 +225,21 @@ class Member:
         return self._mine.lost
 
     async def settled(self) -> None:
-        """Wait until what was acknowledged and given back is so in etcd. The caller sets the deadline.
+        """Wait until what was acknowledged and given back is so in etcd.
 
-        Raises OutOfSpace when etcd has no room for it.
+        Raises TopicGone, TimedOut; OutOfSpace when etcd has no room for it.
         """
-        await self._rounds.until(lambda: not self._mine.to_settle)
+        await self._settled(lambda: False)
 
     async def quiet(self) -> None:
         """Likewise, and until no dead letter is under way."""
-        await self._rounds.until(lambda: not (self._mine.to_settle or self._mine.buried))
+        await self._settled(lambda: bool(self._mine.buried))
+
+    async def _settled(self, busy: Callable[[], bool]) -> None:
+        rounds = self._rounds
+        wanted = rounds.looks + 2  # what comes meanwhile may never end
+        with deadline(self._op_timeout):
+            await rounds.until(lambda: not busy() and (rounds.looks >= wanted or not self._mine.to_settle))
 
     async def rewind_to(self, message: int, generation: int) -> None:
         """Begin again at the *message* of that number; all that is in hand is void.
@@ -305,7 +304,6 @@ class Member:
         delivery = self._mine.hand_out(now)
         timeout_ns = self._config().visibility_timeout_ns
         delivery.deadline = now + timeout_ns / 1e9 if timeout_ns is not None else float("inf")
-        self._stocked_at = now
         if timeout_ns is not None or len(self._mine.stock) * 2 < self._mine.taken.per_second * CHUNK_S:
             self.stir()
         return delivery
@@ -400,7 +398,7 @@ class Member:
         if before.cursor.term != self._mine.term:
             self._mine.drop_void(before)
         await self._load()
-        self._expire()
+        self._mine.expire(trio.current_time(), waiting=self._waiting, unwanted=self._unwanted())
         done, back = self._mine.done[:], self._mine.back[: before.room]
         settled = settle(before, done, back)
         after = trim(settled, view.first_message)
@@ -512,7 +510,7 @@ class Member:
             else:
                 self._mine.stock.append(delivery)
         if claimed:
-            self._stocked_at = trio.current_time()
+            self._mine.stocked_at = trio.current_time()
             self._ready.unpark(count=len(self._mine.stock))
             self._rounds.tell()  # who asks whether there is something now has an answer
 
@@ -537,18 +535,6 @@ class Member:
         for start, end, _ in reconcile(held, self._mine.pieces()):
             self._mine.back.append(GivenBack(Piece(start, end), delivered=False))
         return known
-
-    def _expire(self) -> None:
-        """Give back what nobody has taken for long, and what readers have had for too long."""
-        mine, now = self._mine, trio.current_time()
-        if mine.stock and not self._waiting and now - self._stocked_at >= STOCK_S:
-            mine.return_stock()
-        unwanted = self._unwanted()
-        if not unwanted:
-            self._ahead_wanted_at = now
-        elif now - self._ahead_wanted_at >= AHEAD_S:
-            mine.return_ahead(unwanted)
-        mine.return_late(now)
 
     def _not_through(self, error: DnpError) -> None:
         self.logger.info("group %s: a change did not come through: %s", self._shown, error)

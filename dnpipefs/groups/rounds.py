@@ -25,7 +25,7 @@ class Rounds:
         self.hurried = 0
         """How many callers wait until what was acknowledged is so in etcd."""
         self.looks = 0
-        """How often everything was looked at."""
+        """How often everything was looked at, and what was found to be put was."""
         self._empty = 0
         """How often there was nothing to claim."""
         self.left = False
@@ -48,8 +48,7 @@ class Rounds:
 
     def refuse(self, error: etcd.SpaceExceeded) -> None:
         """Take in that etcd has no room for a change."""
-        if not self.left:
-            self.end(empty=True)
+        self._empty += not self.left
         self.refused = error
         self.tell()
 

@@ -227,6 +227,8 @@ class GroupHandle:
                 raise InvalidArgument("what was at that offset is acknowledged already")
             self._acknowledge(offset)
             data = await self._read(offset, size)
+            if self._config.ack is Ack.DELIVERY:
+                await self._member.settled()  # else a host that dies would let it come again
             self._read_to = offset + len(data)
             return data
 

@@ -185,7 +185,7 @@ def believes_a_failed_comparison_ends_doubt(patch: pytest.MonkeyPatch) -> None:
 
 
 def gives_back_nothing_late(patch: pytest.MonkeyPatch) -> None:
-    patch.setattr(Member, "_expire", lambda _: None)
+    patch.setattr(Holdings, "expire", lambda *_, **__: None)
 
 
 def takes_over_half(patch: pytest.MonkeyPatch) -> None:

@@ -7,10 +7,10 @@ from typing import cast
 
 import pytest
 
-from dnpipefs.core.config import DEFAULTS
+from dnpipefs.core.config import DEFAULTS, Ack
 from dnpipefs.core.group import NO_TERM
 from dnpipefs.core.names import Offset
-from dnpipefs.errors import InvalidArgument, WouldBlock
+from dnpipefs.errors import InvalidArgument, TimedOut, WouldBlock
 from dnpipefs.groups import Delivery, Groups, Member
 from dnpipefs.vfs.views import GroupHandle
 
@@ -27,6 +27,10 @@ class StockedMember:
             Delivery(NO_TERM, number, Offset(0), data, 0, 0) for number, data in enumerate(messages)
         ]
         self.done: list[int] = []
+        self.settled_to = 0
+        """How many of these are in etcd."""
+        self.fails: list[TimedOut] = []
+        """What saying so meets."""
 
     async def take_now(self) -> Delivery | None:
         return self.take_more()
@@ -35,12 +39,19 @@ class StockedMember:
         return self.stock.pop(0) if self.stock else None
 
     def acknowledge(self, delivery: Delivery) -> bool:
+        if delivery.number in self.done:
+            return False
         self.done.append(delivery.number)
         return True
 
+    async def settled(self) -> None:
+        self.settled_to = len(self.done)
+        if self.fails:
+            raise self.fails.pop()
 
-def opened(member: StockedMember, *, batch: int = 1) -> GroupHandle:
-    config = replace(DEFAULTS, batch=batch)
+
+def opened(member: StockedMember, *, batch: int = 1, ack: Ack = Ack.EXIT_STATUS) -> GroupHandle:
+    config = replace(DEFAULTS, batch=batch, ack=ack)
     return GroupHandle(cast("Groups", None), cast("Member", member), config, wait=False)
 
 
@@ -114,3 +125,22 @@ async def test_what_was_acknowledged_unread_is_not_readable() -> None:
     with pytest.raises(WouldBlock):
         await handle.read(Offset(4), 100)
     assert not handle.readable
+
+
+async def test_what_comes_at_most_once_is_acknowledged_in_etcd_before_anybody_has_it() -> None:
+    member = StockedMember(b"one\n", b"two\n", b"three\n")
+    handle = opened(member, batch=2, ack=Ack.DELIVERY)
+    assert await handle.read(Offset(0), 100) == b"one\ntwo\n"
+    assert member.settled_to == 2
+    assert await handle.read(Offset(8), 100) == b"three\n"
+    assert member.settled_to == 3
+
+
+async def test_nor_is_it_lost_when_that_takes_too_long() -> None:
+    member = StockedMember(b"one\n", b"two\n")
+    member.fails = [TimedOut("of the test")]
+    handle = opened(member, ack=Ack.DELIVERY)
+    with pytest.raises(TimedOut):
+        await handle.read(Offset(0), 100)
+    assert await handle.read(Offset(0), 100) == b"one\n"
+    assert member.done == [0]
