@@ -466,10 +466,12 @@ class Member:
     def _claim_ahead(self, records: Records, view: TopicView, claimed: int) -> tuple[list[Stretch], Records]:
         """Claim what readers wait for, when all that is there is claimed: return that, and the records."""
         waiting = min(self._unserved - claimed, AHEAD_MESSAGES) - len(self._mine.ahead)
-        if waiting <= 0 or view.generation == NO_GENERATION or records.scattered:
+        # Exact counts of deliveries: a host that dies would have had what nobody has seen.
+        exact = self._config().max_deliveries is not None
+        if waiting <= 0 or exact or view.generation == NO_GENERATION or records.scattered:
             return [], records
         records, ahead = claim_to_come(records, waiting, view.first_message)
-        self._ahead_wanted_at = trio.current_time()
+        self._mine.ahead_wanted_at = trio.current_time()
         return ahead, records
 
     async def _load(self) -> None:

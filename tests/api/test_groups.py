@@ -430,3 +430,39 @@ async def test_who_holds_too_many_pieces_gets_no_more_before_some_are_done(
         assert consumer.acknowledge(held[0])
         nursery.cancel_scope.deadline = trio.current_time() + 10
     assert got == [b"7\n"]
+
+
+async def test_what_is_acknowledged_meanwhile_is_not_waited_for(
+    dnp: Dnp, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await dnp.push("jobs", *map(str, range(50)))
+    async with dnp.consumer("jobs", "w") as consumer:
+        jobs = [await consumer.take() for _ in range(50)]
+        change = GroupKeys.change
+
+        async def change_meanwhile(*args: Any, **options: Any) -> Any:
+            if jobs:
+                consumer.acknowledge(jobs.pop())
+            return await change(*args, **options)
+
+        monkeypatch.setattr(GroupKeys, "change", change_meanwhile)
+        consumer.acknowledge(jobs.pop())
+        await consumer.settled()
+        assert len(jobs) > 40
+
+
+async def test_nothing_is_claimed_before_it_comes_where_deliveries_count(dnp: Dnp, other: Dnp) -> None:
+    """Or what this host never had would have been delivered once when it dies."""
+    await dnp.push("jobs", "1")
+    await dnp.configure("jobs", max_deliveries="1")
+    async with dnp.consumer("jobs", "w") as consumer, trio.open_nursery() as nursery:
+        assert consumer.acknowledge(await consumer.take())
+        for _ in range(3):
+            nursery.start_soon(consumer.take)
+        await trio.testing.wait_all_tasks_blocked(0.2)
+        [entry] = (await dnp._namespace.sync()).children(FileId(1)).values()
+        group = GroupKeys(dnp._groups._client, dnp._groups._keys, entry.id, b"w")
+        known = await group.read(SessionId(0))
+        assert known is not None
+        assert known.records.cursor.message == 1
+        await other.push("jobs", "2", "3", "4")
