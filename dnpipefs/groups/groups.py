@@ -411,9 +411,10 @@ class Groups:
                                 member.fail(TopicGone("the group was deleted"))
             except etcd.Compacted:
                 member.logger.info("what a group did was compacted before it was seen; looking again")
-            except CorruptData as error:
+            except DnpError as error:  # what is stored cannot be understood, or may not be seen
                 member.logger.warning("group %s ends: %s", member.keys.name.decode(errors="replace"), error)
                 member.fail(error)
+                task_status.started()
                 return
 
     async def _follow(self, member: Member, live: LiveView) -> None:
@@ -442,16 +443,20 @@ class Groups:
                 await self._gone.park()
 
     async def _watch_sessions(self) -> None:
-        sessions = self._keys.sessions
+        sessions, backoff = self._keys.sessions, Backoff()
         while True:
             try:
                 async with self._client.watch(sessions.start, sessions.end) as watch:
                     self._gone.unpark_all()
+                    backoff = Backoff()
                     async for batch in watch:
                         if any(event.kind is etcd.EventKind.DELETE for event in batch.events):
                             self._gone.unpark_all()
             except etcd.Compacted:
                 continue
+            except etcd.EtcdError as error:  # members look by themselves now and then
+                logger.warning("the ends of hosts cannot be watched, trying again: %s", error)
+                await backoff.wait()
 
     def _bury(self, member: Member, delivery: Delivery) -> None:
         assert self._nursery is not None  # noqa: S101 - members run in it

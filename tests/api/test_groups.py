@@ -10,7 +10,7 @@ import pytest
 import trio
 import trio.testing
 
-from dnpipefs import CorruptData, Dnp, InvalidName, NotFound, TopicGone, UnknownOutcome
+from dnpipefs import CorruptData, Dnp, InvalidName, NotFound, TopicGone, UnknownOutcome, etcd
 from dnpipefs.core.names import FileId, SessionId
 from dnpipefs.groups.rate import Rate
 from dnpipefs.groups.records import GroupKeys
@@ -466,3 +466,27 @@ async def test_nothing_is_claimed_before_it_comes_where_deliveries_count(dnp: Dn
         assert known is not None
         assert known.records.cursor.message == 1
         await other.push("jobs", "2", "3", "4")
+
+
+@pytest.mark.parametrize("refused", [b"/session/", b"/cursor"])
+async def test_a_watch_that_is_refused_ends_no_more_than_it_must(
+    connect: Connect, monkeypatch: pytest.MonkeyPatch, refused: bytes
+) -> None:
+    """As when the role of this host's user is changed, and the connection then made anew."""
+    watch, refusals = etcd.Client.watch, iter(["of the test"])
+
+    def refuse_once(self: etcd.Client, start: bytes, *args: Any, **options: Any) -> Any:
+        if refused in start and next(refusals, None) is not None:
+            raise etcd.PermissionDenied("refused")
+        return watch(self, start, *args, **options)
+
+    monkeypatch.setattr(etcd.Client, "watch", refuse_once)
+    async with connect() as dnp:
+        await dnp.push("jobs", "1")
+        if refused == b"/cursor":
+            async with dnp.consumer("jobs", "w") as consumer:
+                with pytest.raises(etcd.PermissionDenied), trio.fail_after(10):
+                    await consumer.take()
+        with trio.fail_after(10):
+            assert await taken(dnp, "jobs", "w") == [b"1\n"]
+    assert next(refusals, None) is None
