@@ -194,6 +194,9 @@ class GroupHandle:
         self._end = 0
         self._read_to = 0
         """Where the last read ended."""
+        self._lost: int | None = None
+        """Of what comes at most once, when its acknowledgement may not be in etcd yet: how many had been lost
+        before."""
         self._lock: Final = trio.Lock()
 
     @property
@@ -227,8 +230,8 @@ class GroupHandle:
                 raise InvalidArgument("what was at that offset is acknowledged already")
             self._acknowledge(offset)
             data = await self._read(offset, size)
-            if self._config.ack is Ack.DELIVERY:
-                await self._member.settled()  # else a host that dies would let it come again
+            while not await self._confirmed():
+                data = await self._read(offset, size)
             self._read_to = offset + len(data)
             return data
 
@@ -254,6 +257,8 @@ class GroupHandle:
         if self._parts and self._parts[0].start <= offset:
             return self._in_hand(offset, size)
         first = await self._take()
+        if self._config.ack is Ack.DELIVERY:
+            self._lost = self._member.lost
         self._end = max(self._end, offset)
         self._add(first)
         data = self._in_hand(offset, size)
@@ -280,6 +285,18 @@ class GroupHandle:
         self._end += len(delivery.data)
         if self._config.ack is Ack.DELIVERY:
             self._member.acknowledge(delivery)
+
+    async def _confirmed(self) -> bool:
+        """Wait until what comes at most once is acknowledged in etcd; False if it is somebody else's now."""
+        if self._lost is None:
+            return True
+        await self._member.settled()
+        lost, self._lost = self._lost, None
+        if lost == self._member.lost:
+            return True
+        self._end = self._parts[0].start
+        self._parts.clear()
+        return False
 
     def _acknowledge(self, offset: int) -> None:
         while self._parts and self._parts[0].end <= offset:

@@ -31,6 +31,8 @@ class StockedMember:
         """How many of these are in etcd."""
         self.fails: list[TimedOut] = []
         """What saying so meets."""
+        self.lost = self.loses = 0
+        """How often the session was lost, and is to be."""
 
     async def take_now(self) -> Delivery | None:
         return self.take_more()
@@ -48,6 +50,8 @@ class StockedMember:
         self.settled_to = len(self.done)
         if self.fails:
             raise self.fails.pop()
+        if self.loses:
+            self.lost, self.loses = self.lost + 1, self.loses - 1
 
 
 def opened(member: StockedMember, *, batch: int = 1, ack: Ack = Ack.EXIT_STATUS) -> GroupHandle:
@@ -144,3 +148,13 @@ async def test_nor_is_it_lost_when_that_takes_too_long() -> None:
         await handle.read(Offset(0), 100)
     assert await handle.read(Offset(0), 100) == b"one\n"
     assert member.done == [0]
+
+
+async def test_what_is_somebody_elses_by_then_is_not_handed_out() -> None:
+    member = StockedMember(b"one\n", b"two\n", b"three\n")
+    handle = opened(member, ack=Ack.DELIVERY)
+    assert await handle.read(Offset(0), 2) == b"on"
+    member.loses = 1
+    assert await handle.read(Offset(2), 100) == b"e\n", "this it has had"
+    assert await handle.read(Offset(4), 100) == b"three\n"
+    assert member.lost == 1
