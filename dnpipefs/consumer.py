@@ -69,7 +69,7 @@ class Consumer:
         return self._member.give_back(job._delivery)
 
     async def settled(self) -> None:
-        """Wait until what was acknowledged and given back is so in etcd.
+        """Wait until what was acknowledged is so in etcd, and given back what a group has room for.
 
         Raises TopicGone, TimedOut, OutOfSpace; and UnknownOutcome if some of what was acknowledged since the
         last call, here or by another consumer of this group in this process, may come again: the session
