@@ -51,13 +51,20 @@ class MountOptions:
 
 
 def run_mount(settings: Settings, options: MountOptions, *, ready: Callable[[], None]) -> None:
-    """Mount and serve until unmounted, SIGTERM or SIGINT. Calls *ready* once the mount answers.
+    """Mount and serve until unmounted, SIGTERM, SIGINT or SIGHUP. Calls *ready* once the mount answers.
+
+    A signal that comes before etcd has been reached ends that: nothing is mounted then.
 
     The service manager that the environment names, if any, is told, too, and of all else it wants to know.
     Raises SetupError, UnsupportedFormat or an EtcdError when the mount cannot be made.
     """
     if not os.access("/dev/fuse", os.R_OK | os.W_OK):
         raise SetupError("/dev/fuse cannot be used: install fuse3, load the kernel module (modprobe fuse)")
+    if settings.embedded and settings.data_dir.resolve().is_relative_to(options.mountpoint):
+        raise SetupError(  # no other command would find the etcd there, and its files would become topics
+            f"the data directory {settings.data_dir} lies below {options.mountpoint}, where the mount would "
+            "hide it: choose another with --data-dir"
+        )
     # Each request makes and drops some dozens of objects, nearly all without cycles: with Python's
     # default the collector looks through everything again and again, a tenth of the daemon's time.
     gc.freeze()
@@ -68,7 +75,13 @@ def run_mount(settings: Settings, options: MountOptions, *, ready: Callable[[], 
 async def _mount(
     settings: Settings, options: MountOptions, ready: Callable[[], None], manager: ServiceManager
 ) -> None:
-    stop = trio.Event()
+    stop, joining, joined = trio.Event(), trio.CancelScope(), False
+
+    async def give_up() -> None:
+        """End a start that waits for etcd, which it may do for minutes."""
+        await stop.wait()
+        if not joined:
+            joining.cancel()
 
     def up() -> None:
         logger.info("mounted on %s", options.mountpoint)
@@ -76,13 +89,17 @@ async def _mount(
 
     async with trio.open_nursery() as nursery:
         await nursery.start(_stop_on_signal, stop)
-        async with open_cluster(settings, mountpoint=str(options.mountpoint)) as cluster:
-            files = FileSystem(cluster)
-            if options.metrics is not None:
-                await nursery.start(serve_metrics, files.exposition, options.metrics)
-            await _serve(files, options, up, stop)
+        nursery.start_soon(give_up)
+        with joining:
+            async with open_cluster(settings, mountpoint=str(options.mountpoint)) as cluster:
+                joined = True
+                files = FileSystem(cluster)
+                if options.metrics is not None:
+                    await nursery.start(serve_metrics, files.exposition, options.metrics)
+                await _serve(files, options, up, stop)
         nursery.cancel_scope.cancel()
-    logger.info("unmounted from %s", options.mountpoint)
+    if joined:
+        logger.info("unmounted from %s", options.mountpoint)
 
 
 async def _serve(files: FileSystem, options: MountOptions, up: Callable[[], None], stop: trio.Event) -> None:
@@ -96,7 +113,10 @@ async def _serve(files: FileSystem, options: MountOptions, up: Callable[[], None
 async def _stop_on_signal(
     stop: trio.Event, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED
 ) -> None:
-    with trio.open_signal_receiver(signal.SIGTERM, signal.SIGINT) as signals:
+    heeded = [signal.SIGTERM, signal.SIGINT]
+    if signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:  # which nohup sees to
+        heeded.append(signal.SIGHUP)  # of a terminal that is closed: a daemon that dies leaves a dead mount
+    with trio.open_signal_receiver(*heeded) as signals:
         task_status.started()
         async for number in signals:
             logger.info("%s: unmounting", signal.Signals(number).name)

@@ -11,10 +11,11 @@ from typing import Any
 
 import pytest
 
-from tests.cli.conftest import Command
+from tests.cli.conftest import WITHIN_S, Command
 from tests.support.etcd_process import free_port
 from tests.support.mounts import why_no_mounts
 from tests.support.processes import mounts_below
+from tests.support.waiting import eventually
 
 pytestmark = pytest.mark.skipif(why_no_mounts() is not None, reason=why_no_mounts() or "")
 
@@ -94,6 +95,33 @@ def test_a_mount_that_fails_in_the_background_says_why(mountpoint: Path, tmp_pat
 
 def test_a_mount_without_an_etcd(embedded: Command, mountpoint: Path, no_programs: dict[str, str]) -> None:
     assert "apt-get install etcd-server" in embedded.fails(1, "mount", mountpoint, env=no_programs)
+
+
+def test_a_mount_that_waits_for_its_etcd_ends_when_told_to(
+    embedded: Command, mountpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    silent = tmp_path / "bin" / "etcd"
+    silent.parent.mkdir()
+    silent.write_text("#!/bin/sh\nexec tail -f /dev/null\n")
+    silent.chmod(0o755)
+    monkeypatch.setenv("PATH", str(silent.parent), prepend=os.pathsep)
+    daemon = embedded.start("mount", "--foreground", str(mountpoint))
+    record = Path(embedded.options[1], "etcd.pid")
+    server = os.pidfd_open(int(eventually(lambda: record.read_text().split() if record.exists() else [])[0]))
+    try:
+        daemon.send_signal(signal.SIGTERM)
+        assert daemon.wait(WITHIN_S) == 0
+        assert select.select([server], [], [], WITHIN_S)[0], "the server ended with it"
+    finally:
+        os.close(server)
+    assert mounts_below(mountpoint) == []
+
+
+def test_a_mount_does_not_hide_its_own_etcd(embedded: Command, mountpoint: Path) -> None:
+    inside = Command(["--data-dir", str(mountpoint / "data")])
+    said = inside.fails(1, "mount", mountpoint)
+    assert f"the data directory {mountpoint / 'data'} lies below {mountpoint}" in said
+    assert mounts_below(mountpoint) == []
 
 
 def end_daemon(mountpoint: Path) -> None:

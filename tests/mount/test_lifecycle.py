@@ -27,6 +27,10 @@ def by_sigint(host: Mount) -> None:
     host.process.send_signal(signal.SIGINT)
 
 
+def by_sighup(host: Mount) -> None:
+    host.process.send_signal(signal.SIGHUP)
+
+
 def by_umount(host: Mount) -> None:
     if os.geteuid() != 0:
         pytest.skip("umount(8) is root's")
@@ -41,7 +45,7 @@ def by_dnpipefs(host: Mount) -> None:
     unmount(host.path)
 
 
-@pytest.mark.parametrize("end", [by_sigterm, by_sigint, by_umount, by_fusermount, by_dnpipefs])
+@pytest.mark.parametrize("end", [by_sigterm, by_sigint, by_sighup, by_umount, by_fusermount, by_dnpipefs])
 def test_a_mount_ends_cleanly(
     mount: MakeMount, shared_etcd: EtcdProcess, end: Callable[[Mount], None]
 ) -> None:
