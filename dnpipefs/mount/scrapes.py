@@ -22,7 +22,7 @@ logger: Final = logging.getLogger(__name__)
 
 PATH: Final = b"/metrics"
 CONNECTIONS: Final = 16
-"""How many are served at once; others wait."""
+"""How many are served at once; others wait with the kernel, without a descriptor of this process."""
 PATIENCE_S: Final = 10.0
 """How long a connection may take in all."""
 REQUEST_BYTES: Final = 16 << 10
@@ -37,6 +37,27 @@ class _Answer(NamedTuple):
     more: tuple[tuple[str, str], ...] = ()
 
 
+class _Listener(trio.abc.Listener[trio.SocketStream]):
+    """Takes connections as far as there is room; who has got one frees it in the end."""
+
+    def __init__(self, listener: trio.SocketListener, room: trio.Semaphore) -> None:
+        self._listener: Final = listener
+        self._room: Final = room
+
+    async def accept(self) -> trio.SocketStream:
+        """Wait for room, then for a connection."""
+        await self._room.acquire()
+        try:
+            return await self._listener.accept()
+        except BaseException:  # cancelled, or no descriptor left
+            self._room.release()
+            raise
+
+    async def aclose(self) -> None:
+        """Listen no more."""
+        await self._listener.aclose()
+
+
 async def serve_metrics(
     exposition: Exposition,
     address: ListenAddress,
@@ -47,19 +68,22 @@ async def serve_metrics(
         listeners = await trio.open_tcp_listeners(address.port, host=address.host or None)
     except OSError as error:
         raise SetupError(f"cannot serve metrics on {address}: {error.strerror or error}") from error
-    limit = trio.CapacityLimiter(CONNECTIONS)
+    # A listener that waits has room for one already.
+    room = trio.Semaphore(CONNECTIONS - 1 + len(listeners))
 
     async def answer(stream: trio.SocketStream) -> None:
         try:
             with trio.move_on_after(PATIENCE_S):
-                async with limit, stream:
+                async with stream:
                     await _answer(stream, exposition)
         except Exception:  # whoever looks must not end the mount
             logger.exception("a scrape of the metrics failed unexpectedly")
+        finally:
+            room.release()
 
     logger.info("metrics are served on http://%s%s", address, PATH.decode())
     task_status.started()
-    await trio.serve_listeners(answer, listeners)
+    await trio.serve_listeners(answer, [_Listener(listener, room) for listener in listeners])
 
 
 async def _answer(stream: trio.SocketStream, exposition: Exposition) -> None:

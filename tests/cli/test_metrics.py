@@ -1,15 +1,19 @@
 """`mount --metrics`: what comes over HTTP, for right and wrong requests."""
 
 import http.client
+import json
+import os
 import socket
 from collections.abc import Iterator, Mapping
 from pathlib import Path
+from typing import Any
 
 import pytest
 from prometheus_client.openmetrics.parser import text_string_to_metric_families as parse_open_metrics
 from prometheus_client.parser import text_string_to_metric_families as parse_text
 
 from dnpipefs.cli import program
+from dnpipefs.mount.scrapes import CONNECTIONS
 from tests.cli.conftest import Capture, Command
 from tests.support.etcd_process import free_port
 from tests.support.mounts import why_no_mounts
@@ -43,6 +47,11 @@ def send(port: int, raw: bytes) -> bytes:
         connection.sendall(raw)
         connection.shutdown(socket.SHUT_WR)
         return b"".join(iter(lambda: connection.recv(4096), b""))
+
+
+def ask_status(mountpoint: Path) -> dict[str, Any]:
+    told: dict[str, Any] = json.loads(os.getxattr(mountpoint, "user.dnp.status"))
+    return told
 
 
 def refuses(port: int) -> bool:
@@ -89,6 +98,23 @@ def test_scrapes(dnp: Command, mountpoint: Path, tmp_path: Path) -> None:
     assert Command([]).out("umount", mountpoint) == b""
     eventually(lambda: refuses(port))  # the daemon ends after its mount
     assert "ERROR" not in log.read_text()
+
+
+def test_connections_without_number_take_no_descriptors(dnp: Command, mountpoint: Path) -> None:
+    """Which the mount needs for its programs: with 1024 of them, idle connections could use up all."""
+    port = free_port()
+    dnp.out("mount", mountpoint, "--metrics", f"127.0.0.1:{port}")
+    daemon = Path("/proc", str(ask_status(mountpoint)["pid"]), "fd")
+    ask(port, "GET", "/metrics")
+    before = len(os.listdir(daemon))
+    idle = [socket.create_connection(("127.0.0.1", port)) for _ in range(10 * CONNECTIONS)]
+    eventually(lambda: len(os.listdir(daemon)) >= before + CONNECTIONS - 1)
+    assert ask_status(mountpoint)["etcd"]["answers"]
+    assert len(os.listdir(daemon)) <= before + CONNECTIONS + 1
+    for connection in idle:
+        connection.close()
+    assert ask(port, "GET", "/metrics")[0] == 200
+    assert Command([]).out("umount", mountpoint) == b""
 
 
 @pytest.mark.parametrize("value", ["", "9469", "host:", "host:x", ":-1", "host:65536", "::1:9469", "host:٣"])
