@@ -17,6 +17,7 @@ from typing import Final, NoReturn
 
 import click
 
+from dnpipefs.cli import streams
 from dnpipefs.cli.exits import Ended, Exit, one_line
 from dnpipefs.cli.mounts import mount
 from dnpipefs.cli.program import run
@@ -63,6 +64,7 @@ def helper(
 
 def main() -> NoReturn:
     """Be the program."""
+    streams.prepare()
     sys.exit(run_helper(sys.argv[1:]))
 
 

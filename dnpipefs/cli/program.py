@@ -12,6 +12,7 @@ from typing import Final, NoReturn
 
 import click
 
+from dnpipefs.cli import streams
 from dnpipefs.cli.exits import HELP, Ended, Exit, exit_code, one_line
 from dnpipefs.cluster import VERSION
 
@@ -73,6 +74,7 @@ def program() -> None:
 
 def main() -> NoReturn:
     """Run the command line of this process and exit."""
+    streams.prepare()
     sys.exit(run(sys.argv[1:]))
 
 

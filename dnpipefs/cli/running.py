@@ -17,11 +17,11 @@ import trio
 from dnpipefs.api import Dnp, connect
 from dnpipefs.cli.exits import Ended
 from dnpipefs.cli.options import Connection
+from dnpipefs.cli.streams import STDIN, STDOUT, write_all
 from dnpipefs.errors import SetupError
 
 READ_BYTES: Final = 1 << 20
 """How much standard input is asked for at once."""
-_STDIN, _STDOUT = 0, 1
 
 
 class Operation(Protocol):
@@ -99,7 +99,7 @@ async def _signal() -> Ended:
 async def _reader_left() -> Ended:
     with select.epoll() as poll:
         try:
-            poll.register(_STDOUT, 0)  # errors and hang-ups are told unasked
+            poll.register(STDOUT, 0)  # errors and hang-ups are told unasked
         except PermissionError:  # a file
             await trio.sleep_forever()
         await trio.lowlevel.wait_readable(poll.fileno())
@@ -110,7 +110,7 @@ async def read_input() -> AsyncGenerator[bytes, None]:
     """Yield what comes on standard input, as it comes. Raises SetupError if it cannot be read."""
     while True:
         try:
-            data = await trio.to_thread.run_sync(os.read, _STDIN, READ_BYTES, abandon_on_cancel=True)
+            data = await trio.to_thread.run_sync(os.read, STDIN, READ_BYTES, abandon_on_cancel=True)
         except OSError as error:
             raise SetupError(f"cannot read standard input: {error.strerror}") from error
         if not data:
@@ -120,18 +120,4 @@ async def read_input() -> AsyncGenerator[bytes, None]:
 
 async def write_output(data: bytes) -> None:
     """Write to standard output, at once. Raises Ended if nobody reads it, SetupError if it fails."""
-    try:
-        await trio.to_thread.run_sync(_write_all, data, abandon_on_cancel=True)
-    except BrokenPipeError:
-        raise Ended(signal.SIGPIPE) from None
-    except OSError as error:
-        raise SetupError(f"cannot write to standard output: {error.strerror}") from error
-
-
-def _write_all(data: bytes) -> None:
-    rest = memoryview(data)
-    while rest:
-        try:
-            rest = rest[os.write(_STDOUT, rest) :]
-        except BlockingIOError:  # somebody who shares the terminal made it so
-            select.select([], [_STDOUT], [])
+    await trio.to_thread.run_sync(write_all, data, abandon_on_cancel=True)

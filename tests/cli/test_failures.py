@@ -1,6 +1,7 @@
 """What is said, in one line, and with which exit status, when something is wrong."""
 
 import os
+import signal
 import socket
 import subprocess
 import sys
@@ -13,7 +14,7 @@ from dnpipefs.cli import listing, program
 from dnpipefs.core.config import DEFAULTS
 from dnpipefs.core.keys import KeySchema
 from dnpipefs.etcd import Client, open_client
-from tests.cli.conftest import Command, cluster_options
+from tests.cli.conftest import WITHIN_S, Command, cluster_options
 from tests.etcd.test_security import ROOT
 from tests.support.etcd_process import EtcdProcess, free_port
 
@@ -72,6 +73,34 @@ def test_help_and_version(capsys: pytest.CaptureFixture[str]) -> None:
         assert name in text
         assert program.run([name, "--help"]) == 0
         assert "Usage: dnpipefs " + name in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("command", ["--help", "--version", "config", "completion bash", "status"])
+def test_output_that_cannot_be_written(command: str) -> None:
+    """Of commands that need no cluster; a failure of the others is told in the same place."""
+    line = [sys.executable, "-m", "dnpipefs", *command.split()]
+    with open("/dev/full", "wb") as full:
+        done = subprocess.run(line, stdout=full, stderr=subprocess.PIPE, timeout=WITHIN_S, check=False)
+    said = b"dnpipefs: cannot write to standard output: No space left on device\n"
+    assert (done.returncode, done.stderr) == (1, said)
+    reading, writing = os.pipe()
+    os.close(reading)
+    with os.fdopen(writing, "wb") as unread:
+        done = subprocess.run(line, stdout=unread, stderr=subprocess.PIPE, timeout=WITHIN_S, check=False)
+    assert (done.returncode, done.stderr) == (128 + signal.SIGPIPE, b"")
+
+
+def test_streams_that_are_closed(dnp: Command) -> None:
+    """Their numbers are given to no file or socket, where messages would be written then."""
+    done = dnp.shell("dnp push t one >&- 2>&- <&- && dnp pull t 2>&-")
+    assert (done.returncode, done.stdout, done.stderr) == (0, b"one\n", b"")
+    done = dnp.shell("dnp pull t >&-")
+    assert (done.returncode, done.stdout) == (1, b"")
+    assert done.stderr == b"dnpipefs: cannot write to standard output: Bad file descriptor\n"
+    done = dnp.shell("dnp push t <&-")
+    assert (done.returncode, done.stdout) == (1, b"")
+    assert done.stderr == b"dnpipefs: cannot read standard input: Bad file descriptor\n"
+    assert dnp.out("pull", "t") == b"one\n"
 
 
 def test_a_fault_of_ours(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
