@@ -111,6 +111,8 @@ class ConfigOption(click.Option):
     def process_value(self, ctx: click.Context, value: Any) -> Any:
         """Convert a value. One that cannot be is reported by the place where it stands."""
         try:
+            if isinstance(value, str) and not isinstance(self.type, click.Path):
+                _refuse_bytes(value)
             return super().process_value(ctx, value)
         except click.BadParameter as error:
             origin = origin_of(ctx, self)
@@ -119,6 +121,13 @@ class ConfigOption(click.Option):
             if origin.kind is Kind.ENVIRONMENT:
                 raise ConfigurationError(f"{origin.where}: {error.message}") from None
             raise
+
+
+def _refuse_bytes(value: str) -> None:
+    try:
+        value.encode()
+    except UnicodeEncodeError:
+        raise click.BadParameter("the value is not text") from None
 
 
 @dataclass(frozen=True, slots=True)

@@ -19,6 +19,7 @@ from dnpipefs.doctor import Finding, Level, counted, examine, judge, repair
 from dnpipefs.errors import SetupError
 from dnpipefs.etcd import EtcdError
 from dnpipefs.etcd.server import embedded_server
+from dnpipefs.top.tables import printable
 
 logger: Final = logging.getLogger(__name__)
 
@@ -84,7 +85,7 @@ async def _endpoints(settings: Settings) -> AsyncIterator[Sequence[str]]:
 def _as_text(findings: Sequence[Finding], fixed: Sequence[str]) -> str:
     lines = [f"{'fixed':8} {step}" for step in fixed]
     for finding in findings:
-        lines.append(f"{finding.level.value:8} {finding.subject}: {finding.meaning}")
+        lines.append(f"{finding.level.value:8} {printable(f'{finding.subject}: {finding.meaning}')}")
         if finding.advice:
             lines.append(f"{'':8} -> {finding.advice}")
     levels = [finding.level for finding in findings]
@@ -94,4 +95,4 @@ def _as_text(findings: Sequence[Finding], fixed: Sequence[str]) -> str:
 
 def _as_json(findings: Sequence[Finding], fixed: Sequence[str]) -> str:
     rows = [{**asdict(finding), "level": finding.level.value} for finding in findings]
-    return json.dumps({"fixed": list(fixed), "findings": rows}, ensure_ascii=False) + "\n"
+    return json.dumps({"fixed": list(fixed), "findings": rows}) + "\n"

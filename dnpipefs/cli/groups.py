@@ -77,7 +77,7 @@ def redrive(connection: Connection, topic: str, group: str) -> None:
         again, gone, waiting = await dnp.redrive(topic, group)
         missing = f"; {gone} are not in the topic any more" if gone else ""
         more = f"; {waiting} more when these are done: redrive again then" if waiting else ""
-        await write_output(f"{again} messages go to {topic}@{group} again{missing}{more}\n".encode())
+        await write_output(os.fsencode(f"{again} messages go to {topic}@{group} again{missing}{more}\n"))
 
     run_connected(connection, operation)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Sequence
 
 import click
@@ -62,7 +63,7 @@ def config_topic(
             await dnp.configure(topic, wanted)
         else:
             config = await dnp.config(topic)
-            await write_output((_as_json(config) if form == "json" else _as_text(config)).encode())
+            await write_output(os.fsencode(_as_json(config) if form == "json" else _as_text(config)))
 
     run_connected(connection, operation)
 

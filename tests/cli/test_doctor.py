@@ -1,6 +1,7 @@
 """`dnpipefs doctor` on real clusters: sound, full, guarded, of three members, half dead."""
 
 import json
+import os
 import time
 from collections.abc import AsyncIterator, Iterator
 from itertools import count
@@ -110,6 +111,18 @@ def test_a_sound_one(dnp: Command, shared_server: EtcdProcess) -> None:
     text = dnp.out("doctor").decode()
     assert f"ok       endpoint {shared_server.endpoint}: answers, etcd 3." in text
     assert text.splitlines()[-1].startswith("0 problems, ")
+
+
+async def test_a_mount_point_of_any_bytes(shared_server: EtcdProcess) -> None:
+    """Which any host has put there, is shown without harm to a terminal, and as JSON that others can read."""
+    command = Command(cluster_options(shared_server))
+    command.out("push", "t", "x")
+    where = os.fsdecode(b"/\xff\x1b[2J\n")
+    session = encode_session(host="host", pid=1, mountpoint=where, version="0.1.0")
+    async with open_client([shared_server.endpoint], timeout=ENOUGH) as client:
+        await client.put(KeySchema(command.options[3]).session(SessionId(5)), session)
+    assert f"host:{where}" in Report(command).meaning("hosts")
+    assert b"ok       hosts: 1 mount: host:/??[2J?; " in command.out("doctor")
 
 
 def test_etcds_own_compaction_is_seen(tmp_path: Path, etcd_binary: str) -> None:

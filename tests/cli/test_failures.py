@@ -48,6 +48,8 @@ def said(capsys: pytest.CaptureFixture[str], code: int, *arguments: str) -> str:
         ("ls --op-timeout soon", "'soon' is not a valid float"),
         ("ls --endpoints ,", "one or more addresses"),
         ("ls --prefix dnp", "must end with '/'"),
+        (f"ls --prefix /{os.fsdecode(bytes([255]))}/", "'--prefix': the value is not text"),
+        (f"ls --endpoints {os.fsdecode(bytes([255]))}:1", "'--endpoints': the value is not text"),
         ("ls --log-level loud", "'loud' is not one of"),
         ("ls --cacert /no/such/file", "File '/no/such/file' does not exist"),
         ("ls --cert /etc/passwd", "--cert and --key go together"),

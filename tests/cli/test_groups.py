@@ -123,6 +123,7 @@ def test_groups_of_all_topics(dnp: Command, shared_server: EtcdProcess) -> None:
         b"team/jobs  w        0        0         0      0        0       4",
         b"\xff          w        0        0         0      0        0       4",
     ]
+    assert dnp.out("redrive", strange, "w") == b"0 messages go to \xff@w again\n"
     told = [json.loads(line) for line in dnp.out("groups", "--format", "json").splitlines()]
     assert [group["topic"] for group in told] == ["team/jobs", strange]
 

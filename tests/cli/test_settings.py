@@ -15,6 +15,13 @@ def shown(dnp: Command, topic: str) -> dict[str, object]:
     return found
 
 
+def test_a_name_that_is_not_utf_8(dnp: Command) -> None:
+    dnp.out("push", "t", "one")
+    dnp.out("config-topic", "t", b"dead_letter=\xff")
+    assert b"dead_letter         \xff" in dnp.out("config-topic", "t")
+    assert shown(dnp, "t")["dead_letter"] == "\udcff"
+
+
 def test_what_is_printed(dnp: Command) -> None:
     dnp.out("push", "t", "one")
     assert dnp.out("config-topic", "t", "framing=write", "retention.age=7d") == b""
