@@ -7,6 +7,7 @@ recorded, not enforced: whoever may use the etcd prefix may do everything (a mou
 
 from __future__ import annotations
 
+import math
 import os
 import re
 from collections.abc import (
@@ -42,7 +43,7 @@ from dnpipefs.core.names import (
     parse_group,
     parse_path,
 )
-from dnpipefs.core.places import Place, nanoseconds
+from dnpipefs.core.places import Place, nanoseconds, parse_place
 from dnpipefs.core.tree import Entry
 from dnpipefs.core.view import TopicView
 from dnpipefs.errors import (
@@ -54,12 +55,14 @@ from dnpipefs.errors import (
     NotADirectory,
     NotFound,
     TopicGone,
+    UsageError,
 )
-from dnpipefs.groups import GroupFacts, Redriven
+from dnpipefs.groups import GroupFacts, Groups, Redriven
 from dnpipefs.log.failures import DEFAULT_OP_TIMEOUT_S
-from dnpipefs.log.log import TopicStat
+from dnpipefs.log.log import Log, TopicStat
 from dnpipefs.log.reader import Message
 from dnpipefs.log.session import Host
+from dnpipefs.namespace import Namespace
 from dnpipefs.overview import TopicOverview, overview
 from dnpipefs.writer import Writer, gather
 
@@ -121,6 +124,8 @@ async def connect(
 
     Raises SetupError, UnsupportedFormat, or an EtcdError that says why etcd cannot be used.
     """
+    if not 0 < op_timeout < math.inf:
+        raise InvalidArgument(f"op_timeout {op_timeout}: a number of seconds above 0 is needed")
     settings = Settings(
         endpoints=(endpoints,) if isinstance(endpoints, str) else tuple(endpoints or ()),
         discovery_srv=discovery_srv,
@@ -131,22 +136,47 @@ async def connect(
         op_timeout=op_timeout,
     )
     async with open_cluster(settings) as cluster:
-        yield Dnp(cluster)
+        dnp = Dnp(cluster)
+        try:
+            yield dnp
+        finally:
+            dnp.close()
 
 
 class Dnp:
     """A connection to a cluster; made by `connect`. Its methods may be called from many tasks.
 
     Paths are such as ``team/jobs``; a leading slash is allowed. Every method raises TimedOut when
-    etcd does not answer in time, and other ClusterErrors when it answers with a no.
+    etcd does not answer in time, and other ClusterErrors when it answers with a no. Behind the block of
+    `connect` they raise UsageError.
     """
 
     def __init__(self, cluster: Cluster) -> None:
-        self._cluster: Final = cluster
-        self._log: Final = cluster.log
-        self._namespace: Final = cluster.namespace
-        self._groups: Final = cluster.groups
+        self._joined: Cluster | None = cluster
         self._op_timeout: Final = cluster.settings.op_timeout
+
+    @property
+    def _cluster(self) -> Cluster:
+        """What is behind it. Of one that was left nobody does the work: whoever asked it would wait on."""
+        if self._joined is None:
+            raise UsageError("this connection is closed: use it inside the block of connect()")
+        return self._joined
+
+    @property
+    def _log(self) -> Log:
+        return self._cluster.log
+
+    @property
+    def _namespace(self) -> Namespace:
+        return self._cluster.namespace
+
+    @property
+    def _groups(self) -> Groups:
+        return self._cluster.groups
+
+    def close(self) -> None:
+        """Let nobody use it any more; `connect` does that."""
+        self._joined = None
 
     async def push(self, topic: str | bytes, *messages: str | bytes) -> None:
         """Append messages, in order; return once all of them are committed.
@@ -183,7 +213,7 @@ class Dnp:
             config = self._namespace.config_of(topic, unknown)
             return config if framing is None else replace(config, framing=Framing(framing))
 
-        writer = Writer(self._log, await self._topic(parts, create=True), reopen, config_of)
+        writer = Writer(lambda: self._log, await self._topic(parts, create=True), reopen, config_of)
         yield writer
         await writer.flush()
 
@@ -229,12 +259,15 @@ class Dnp:
 
         For callers that do something after each page, such as flushing an output. A page may be empty.
         """
+        if isinstance(start, str):
+            start = parse_place(start)
         since_ns = nanoseconds(start) if isinstance(start, datetime) else None
         if isinstance(start, int) and start < 0:
             raise InvalidArgument(f"offset {start}: offsets begin at 0")
         if last is not None and last < 0:
             raise InvalidArgument(f"the last {last} messages: a number from 0 on is needed")
-        reader, live = await self._with_topic(topic, lambda entry: self._log.open_reader(entry.id))
+        log = self._log
+        reader, live = await self._with_topic(topic, lambda entry: log.open_reader(entry.id))
         try:
             view = await reader.view()
             offset = view.end if start == "last" else Offset(start) if isinstance(start, int) else START
@@ -261,7 +294,7 @@ class Dnp:
                     yield page
                 await trio.lowlevel.checkpoint()  # cached pages come without one
         finally:
-            self._log.close_reader(live)
+            log.close_reader(live)
 
     @asynccontextmanager
     async def consumer(self, topic: str | bytes, group: str | bytes) -> AsyncIterator[Consumer]:
@@ -272,13 +305,14 @@ class Dnp:
 
         Raises NotFound, IsADirectory, InvalidName.
         """
-        member = await self._with_topic(topic, lambda entry: self._groups.open(entry.id, parse_group(group)))
+        groups = self._groups
+        member = await self._with_topic(topic, lambda entry: groups.open(entry.id, parse_group(group)))
         consumer = Consumer(member)
         try:
             yield consumer
         finally:
             consumer.close()
-            self._groups.close(member)
+            groups.close(member)
 
     async def group(self, topic: str | bytes, group: str | bytes) -> AsyncGenerator[Message, None]:
         """Iterate over messages for this reader of a group; wait for more for ever.

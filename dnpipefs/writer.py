@@ -20,12 +20,13 @@ class Writer:
 
     def __init__(
         self,
-        log: Log,
+        log: Callable[[], Log],
         topic: Entry,
         reopen: Callable[[], Awaitable[Entry]],
         config_of: Callable[[FileId, TopicConfig], TopicConfig],
     ) -> None:
         self._log: Final = log
+        """Raises UsageError once the connection is closed."""
         self._topic = topic
         self._reopen: Final = reopen
         self._config_of: Final = config_of
@@ -75,7 +76,7 @@ class Writer:
 
     async def _append(self, chunk: Chunk) -> None:
         topic, compress = self._topic, self._config.compress
-        await self._log.append(topic.id, chunk, born=topic.revision, compress=compress)
+        await self._log().append(topic.id, chunk, born=topic.revision, compress=compress)
 
 
 def gather(messages: Iterable[str | bytes], limit: int) -> Iterator[Chunk]:

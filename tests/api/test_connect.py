@@ -1,6 +1,7 @@
 """Connecting, and how failures reach whoever connected."""
 
 import logging
+import math
 from pathlib import Path
 
 import pytest
@@ -8,6 +9,8 @@ import trio
 
 import dnpipefs
 from dnpipefs import EtcdError, NotFound, SetupError, TimedOut, cluster
+from dnpipefs.errors import InvalidArgument, UnknownOutcome, UsageError
+from dnpipefs.writer import Writer
 from tests.api.conftest import Connect
 from tests.support.etcd_process import EtcdProcess, free_port
 
@@ -49,6 +52,42 @@ async def test_a_release_with_a_fault_is_a_warning_to_mounts_only(
         pass
     said = [record for record in caplog.records if record.getMessage().startswith("fault of 3.")]
     assert [record.levelname for record in said] == levels
+
+
+async def test_a_connection_that_was_left_is_refused(connect: Connect) -> None:
+    """Nobody does its work any more: it must not be waited for."""
+    refused = "this connection is closed: use it inside the block of connect"
+    with trio.fail_after(20):
+        async with trio.open_nursery() as nursery:
+            writing = trio.Event()
+
+            async def write_on(writer: Writer) -> None:
+                while True:
+                    await writer.write(b"line\n")
+
+            async def write() -> None:
+                async with dnp.writer("t") as writer:
+                    writing.set()
+                    with pytest.raises((UsageError, UnknownOutcome)):
+                        await write_on(writer)
+                    with pytest.raises(UsageError, match=refused):
+                        await writer.write(b"line\n")
+
+            async with connect() as dnp:
+                nursery.start_soon(write)
+                await writing.wait()
+        for use in (dnp.push("t", "x"), dnp.ls(), dnp.reset("t"), dnp.overview(), dnp.hosts(), dnp.health()):
+            with pytest.raises(UsageError, match=refused):
+                await use
+        with pytest.raises(UsageError, match=refused):
+            await anext(dnp.pull("t"))
+
+
+@pytest.mark.parametrize("op_timeout", [0, -1, math.nan, math.inf])
+async def test_a_time_that_is_none(connect: Connect, op_timeout: float) -> None:
+    with pytest.raises(InvalidArgument, match="a number of seconds above 0 is needed"):
+        async with connect(op_timeout=op_timeout):
+            pass
 
 
 async def test_cancelling_leaves_the_block(connect: Connect) -> None:

@@ -189,6 +189,7 @@ async def test_what_cannot_be_pulled(dnp: Dnp) -> None:
         ("team", "first", IsADirectory),
         ("t@workers", "first", InvalidName),
         ("t", -1, InvalidArgument),
+        ("t", "frist", InvalidArgument),
     ]:
         with pytest.raises(error):
             await pulled(dnp, path, start)  # type: ignore[arg-type]
