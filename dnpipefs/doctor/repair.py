@@ -7,7 +7,7 @@ The CORRUPT alarm is for people.
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Sequence
 from dataclasses import dataclass
 from typing import Final
 
@@ -86,10 +86,32 @@ async def repair(settings: Settings, facts: Facts) -> AsyncGenerator[str, None]:
                 "or raise --quota-backend-bytes, then do this again"
             )
         elif steps.disarm:
+            unseen = _unseen(facts, steps.defragment)
+            left = []
             for alarm in await client.alarms():
-                if alarm.kind is etcd.AlarmKind.NOSPACE:
+                if alarm.kind is not etcd.AlarmKind.NOSPACE:
+                    continue
+                if alarm.member_id in unseen:
+                    left.append(unseen[alarm.member_id])
+                else:
                     await client.disarm_alarm(alarm)
-            yield "disarmed the NOSPACE alarm: pushes work again"
+            if left:
+                yield (
+                    f"the alarm of {', '.join(left)} stays on, since it does not answer and may be full: "
+                    "bring it back, or remove it from etcd, then do this again"
+                )
+            else:
+                yield "disarmed the NOSPACE alarm: pushes work again"
+
+
+def _unseen(facts: Facts, seen: Sequence[Endpoint]) -> dict[int, str]:
+    """Return the members that were not looked at: their names, or addresses, by id."""
+    ids = {endpoint.server.member_id for endpoint in seen if endpoint.server is not None}
+    return {
+        member.id: member.name or ", ".join(member.client_urls)
+        for member in facts.members or ()
+        if member.id not in ids
+    }
 
 
 async def _compact(client: etcd.Client, revision: int) -> str:

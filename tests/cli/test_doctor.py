@@ -86,6 +86,11 @@ async def fill(client: Client, prefix: bytes = b"large/") -> None:
     raise AssertionError("there is no end of it")
 
 
+async def raise_alarm(client: Client, member: int) -> None:
+    request = pb.AlarmRequest(action=pb.AlarmRequest.ACTIVATE, memberID=member, alarm=pb.NOSPACE)
+    await client._pool.call(ALARM, request, ENOUGH, once=True)
+
+
 def options_of(tmp_path: Path, server: EtcdProcess, who: Credentials, prefix: str) -> list[str]:
     password = tmp_path / who.user
     password.touch(mode=0o600)
@@ -176,6 +181,18 @@ async def test_three_members_of_which_one_is_named(three: list[EtcdProcess]) -> 
     command.out("push", "t", "y")
 
 
+async def test_the_alarm_of_a_member_that_does_not_answer_stays_on(three: list[EtcdProcess]) -> None:
+    command = Command(cluster_options(three[0]))
+    async with open_client([three[0].endpoint, three[1].endpoint], timeout=ENOUGH) as client:
+        ids = {member.name: member.id for member in await client.members()}
+        for name in ("a", "c"):
+            await raise_alarm(client, ids[name])
+        three[2].kill()
+        fixed = Report(command, "--fix", code=1).fixed
+        assert fixed[-1].startswith("the alarm of c stays on, since it does not answer")
+        assert [alarm.member_id for alarm in await client.alarms()] == [ids["c"]]
+
+
 async def test_a_majority_that_is_gone(three: list[EtcdProcess]) -> None:
     for member in three[1:]:
         member.kill()
@@ -214,9 +231,7 @@ async def test_a_user_with_a_role_on_the_prefix(guarded: EtcdProcess, tmp_path: 
 
 async def test_who_may_fix(guarded: EtcdProcess, tmp_path: Path) -> None:
     async with open_client([guarded.endpoint], credentials=ROOT, timeout=ENOUGH) as client:
-        member = (await client.status()).member_id
-        request = pb.AlarmRequest(action=pb.AlarmRequest.ACTIVATE, memberID=member, alarm=pb.NOSPACE)
-        await client._pool.call(ALARM, request, ENOUGH, once=True)
+        await raise_alarm(client, (await client.status()).member_id)
     refused = Report(Command(options_of(tmp_path, guarded, GUEST, "open/")), "--fix", code=1)
     assert "root role" in refused.meaning("fix")
     assert "alarm NOSPACE" in refused.subjects("problem")
