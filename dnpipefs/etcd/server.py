@@ -41,6 +41,7 @@ import trio
 from dnpipefs.errors import SetupError
 from dnpipefs.etcd.file_lock import try_lock
 from dnpipefs.etcd.http import HttpFailed, http_get
+from dnpipefs.etcd.patience import Patience
 
 DEFAULT_QUOTA_BYTES = 8 * 1024**3
 """Size of etcd's database before it answers "no space": the largest that etcd's makers recommend."""
@@ -60,7 +61,8 @@ HEARTBEAT_MS = 50
 timeout: a start takes 0.15 s instead of 0.6 s, and a single member has nobody to disagree with."""
 
 START_TIMEOUT_S = 60.0
-"""How long a server may take to answer after its start, and a user may wait for another one starting it."""
+"""How long a server that does nothing may take to answer after its start (see `patience.py`), and how long a
+user waits for another one that starts it."""
 
 LEAVE_TIMEOUT_S = 15.0
 """How long a leaving user waits for the start lock before it leaves the stopping to the others."""
@@ -487,18 +489,25 @@ class _Keeper:
             return file.tell()
 
     async def _until_ready(self, log_offset: int) -> None:
-        with trio.move_on_after(START_TIMEOUT_S):
-            for pause in _pauses():
-                version = await _ask_version(self._membership.socket)
-                if version is not None:
-                    self._server.version = version
-                    return
-                if _has_exited(self._pidfd):
-                    raise self._start_failure("exited at once", log_offset)
-                await trio.sleep(pause)
-        raise self._start_failure(
-            f"(pid {self._server.pid}) does not answer after {START_TIMEOUT_S:g} s", log_offset
-        )
+        pid = self._server.pid
+        patience = Patience(pid, START_TIMEOUT_S, trio.current_time())
+        for pause in _pauses():
+            version = await _ask_version(self._membership.socket)
+            if version is not None:
+                self._server.version = version
+                return
+            if _has_exited(self._pidfd):
+                raise self._start_failure("exited at once", log_offset)
+            now = trio.current_time()
+            waited_s = patience.waited_s(now)
+            if patience.ends(now):
+                raise self._start_failure(f"(pid {pid}) does not answer after {waited_s:.0f} s", log_offset)
+            if patience.is_word_due(now):
+                self._log.warning(
+                    "etcd (pid %d) in %s has been starting for %.0f s: a large database takes minutes",
+                    *(pid, self._directory, waited_s),
+                )
+            await trio.sleep(pause)
 
     def _start_failure(self, what: str, log_offset: int) -> SetupError:
         log_path = self._directory / "etcd.log"

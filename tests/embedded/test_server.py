@@ -4,6 +4,7 @@ import errno
 import fcntl
 import logging
 import os
+import shutil
 import signal
 import stat
 from collections.abc import Iterator
@@ -14,6 +15,7 @@ import pytest
 import trio
 
 from dnpipefs.errors import SetupError
+from dnpipefs.etcd import patience
 from dnpipefs.etcd import server as module
 from dnpipefs.etcd.proto import rpc_pb2 as rpc
 from dnpipefs.etcd.server import embedded_server
@@ -346,6 +348,27 @@ class TestRefusals:
                 await enter().__aenter__()
             os.kill(pid, signal.SIGCONT)
             await user.leave()
+
+    async def test_a_server_that_works_is_waited_for(
+        self, enter: Enter, data_dir: Path, tmp_path: Path, lines: Lines, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """As it does with a large database. This one works until it was told that it takes long."""
+        monkeypatch.setattr(module, "START_TIMEOUT_S", 0.3)
+        monkeypatch.setattr(patience, "WORK_S", 0.02)
+        monkeypatch.setattr(patience, "WORD_AFTER_S", 1.0)
+        real = shutil.which("etcd")
+        slow = tmp_path / "slow"
+        slow.write_text(f'#!/bin/sh\nwhile [ ! -e told ]; do :; done\nexec {real} "$@"\n')
+        slow.chmod(0o755)
+
+        async def tell() -> None:
+            await lines.until("has been starting for")
+            (data_dir / "told").touch()
+
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(tell)
+            async with enter(binary=str(slow)) as server:
+                assert server.version.startswith("3.")
 
 
 def test_an_undecided_cluster_is_not_ready() -> None:
