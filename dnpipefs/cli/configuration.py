@@ -211,7 +211,7 @@ def read_file(path: Path, options: Sequence[ConfigOption]) -> dict[str, Any]:
         document = tomllib.loads(path.read_text())
     except OSError as error:
         raise ConfigurationError(f"cannot read the configuration file {path}: {error.strerror}") from None
-    except ValueError as error:  # not UTF-8, or not TOML
+    except (ValueError, RecursionError) as error:  # not UTF-8, not TOML, or nested without end
         raise ConfigurationError(f"{path}: this is not TOML: {error}") from None
     known = {option.key: option for option in options}
     tables = {option.table for option in options if option.table is not None}

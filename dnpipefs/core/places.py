@@ -21,12 +21,14 @@ def parse_place(text: str) -> Place:
     if re.fullmatch(r"[0-9]{1,18}", text):
         return int(text)
     try:
-        return datetime.fromisoformat(text)
-    except ValueError:
+        moment = datetime.fromisoformat(text)
+        nanoseconds(moment)
+    except (ValueError, OverflowError):  # no time, or one at an end of the calendar, beyond it elsewhere
         raise InvalidArgument(
             f"{text!r} is neither 'first', 'last', an offset in bytes nor a time such as "
             "2026-11-21 or 2026-11-21T08:00:00Z"
         ) from None
+    return moment
 
 
 def nanoseconds(moment: datetime) -> int:

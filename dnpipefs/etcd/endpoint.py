@@ -160,7 +160,8 @@ def parse_address(text: str, *, tls: bool) -> Address:
     if found and scheme not in ("http", "https"):
         raise SetupError(f"endpoint {text!r}: the scheme must be http, https or unix")
     rest = rest.rstrip("/")
-    if not re.fullmatch(r"(\[[0-9a-fA-F:.%\w]+\]|[^/:\s]+):\d{1,5}", rest):
+    parts = re.fullmatch(r"(\[[0-9a-fA-F:.%\w]+\]|[^/:\s]+):([0-9]{1,5})", rest)
+    if parts is None or not 0 < int(parts[2]) < 1 << 16:  # of which gRPC would take the last 16 bits
         raise SetupError(
             f"endpoint {text!r}: write host:port, http://host:port, https://host:port or unix:/path"
         )

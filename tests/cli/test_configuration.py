@@ -163,6 +163,7 @@ def test_endpoints_may_be_one_string(toml: Path, capsys: CapSys) -> None:
         ("mount.cache_size = 'much'", "mount.cache_size: 'much' is not a size such as 64MiB"),
         ("endpoints", "this is not TOML: Expected '=' after a key in a key/value pair (at "),
         ("\udcff", "this is not TOML: "),
+        ("endpoints = " + 100_000 * "[", "this is not TOML: "),
     ],
 )
 def test_a_file_that_cannot_be(text: str, said: str, toml: Path, capsys: CapSys) -> None:

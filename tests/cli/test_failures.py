@@ -37,6 +37,7 @@ def said(capsys: pytest.CaptureFixture[str], code: int, *arguments: str) -> str:
         ("push", "Missing argument 'TOPIC'"),
         ("pull t --from nowhere", "neither 'first', 'last', an offset in bytes nor a time"),
         ("pull t --from -1", "neither 'first'"),
+        ("pull t --from 0001-01-01T00:00+01:00", "neither 'first'"),
         ("pull t --from 2026-13-01", "neither 'first'"),
         ("pull t --count 0", "'--count'"),
         ("pull t --format xml", "'xml' is not one of 'raw', 'json'"),
@@ -132,7 +133,8 @@ def test_an_endpoint_that_does_not_answer() -> None:
 
 
 def test_an_address_that_is_none() -> None:
-    assert "write host:port" in Command(["--endpoints", "nonsense"]).fails(1, "ls")
+    for nonsense in ("nonsense", "http://127.0.0.1:99999", "127.0.0.1:0", "127.0.0.1:٣"):
+        assert "write host:port" in Command(["--endpoints", nonsense]).fails(1, "ls")
 
 
 def test_an_etcd_that_stops_answering(server: EtcdProcess) -> None:
