@@ -232,7 +232,9 @@ class GroupCheck:
         guards = (*self._guards(), *unchanged(*stored), *(absent(key) if returned is None else ()))
         if len(guards) > REPAIR_KEYS:
             return None
-        return Repair("let one record have each: what is in doubt is delivered again", guards, puts=puts)
+        return Repair(
+            "let one record have each: what is in doubt is delivered again", guards, puts=tuple(puts)
+        )
 
     def _guards(self) -> tuple[Guard, ...]:
         assert self._cursor_at is not None  # noqa: S101 - what is judged together has one

@@ -79,7 +79,7 @@ def judge_pending(keys: KeySchema, pending: Pending, *, ordered: bool) -> list[F
         return []
     parts = keys.body_parts(topic, generation, body)
     guards = (*unchanged(stored), *absent(keys.session(body.session)))
-    every = [KeyRange(parts[0], parts[-1] + b"\0")] if parts else []  # there can be thousands
+    every = (KeyRange(parts[0], parts[-1] + b"\0"),) if parts else ()  # there can be thousands
     repair = Repair("remove it with the parts", guards, deletes=(stored.key,), ranges=every)
     what = f"session {body.session:x} has ended before it committed {len(parts)} parts"
     return [Finding(Rule.DEAD_PENDING, stored.key, what, topic, repair=repair)]

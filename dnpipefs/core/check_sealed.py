@@ -214,7 +214,7 @@ class SealedCheck:
         ]
         head_key = self._keys.head(self._topic)
         puts = (*told.puts, *pages, (head_key, head.encode()))
-        return replace(told, puts=puts, ranges=ranges, touches=(self._keys.last(self._topic),))
+        return replace(told, puts=puts, ranges=tuple(ranges), touches=(self._keys.last(self._topic),))
 
     def _pages(self, entries: Sequence[SegmentInfo], head: Head) -> list[tuple[bytes, bytes]]:
         pages = []
@@ -272,7 +272,7 @@ def judge_orphan_body(
     repair = None
     if mendable and len(parts) + len(state.guards) <= REPAIR_KEYS:
         guards = (*unchanged(*parts), *state.guards)
-        repair = Repair("remove it", guards, deletes=[part.key for part in parts])
+        repair = Repair("remove it", guards, deletes=tuple(part.key for part in parts))
     what = f"neither the index nor the tail refers to these {len(parts)} parts"
     return Finding(Rule.BODY_ORPHAN, parts[0].key, what, topic, repair=repair)
 

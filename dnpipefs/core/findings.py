@@ -130,12 +130,12 @@ class Repair:
 
     what: str
     """What it does, in words."""
-    guards: Sequence[Guard] = ()
-    puts: Sequence[tuple[bytes, bytes]] = ()
-    deletes: Sequence[bytes] = ()
-    ranges: Sequence[KeyRange] = ()
+    guards: tuple[Guard, ...] = ()
+    puts: tuple[tuple[bytes, bytes], ...] = ()
+    deletes: tuple[bytes, ...] = ()
+    ranges: tuple[KeyRange, ...] = ()
     """What is deleted besides."""
-    touches: Sequence[bytes] = ()
+    touches: tuple[bytes, ...] = ()
     """Existing keys that get a new revision and keep their value."""
     sweep: FileId | None = None
 
@@ -168,4 +168,4 @@ def removal(what: str, stored: Sequence[Stored], *guards: Guard) -> Repair | Non
     """Return the repair that deletes keys; None if they are too many for one."""
     if len(stored) + len(guards) > REPAIR_KEYS:
         return None
-    return Repair(what, (*unchanged(*stored), *guards), deletes=[one.key for one in stored])
+    return Repair(what, (*unchanged(*stored), *guards), deletes=tuple(one.key for one in stored))

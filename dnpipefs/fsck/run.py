@@ -251,20 +251,22 @@ class Checker:
         mending: dict[tuple[Rule, bytes], Finding] = {}
         if self._repair:
             for _ in range(ROUNDS):
-                applied = [finding for finding in findings if await self._mend(finding, findings)]
+                firsts: dict[Repair | None, Finding] = {}  # several findings can have one repair
+                for finding in findings:
+                    firsts.setdefault(finding.repair, finding)
+                applied = [each for each in findings if await self._mend(each, firsts[each.repair])]
                 if not applied:
                     break
                 mending |= {(finding.rule, finding.key): finding for finding in applied}
                 findings = await look()
         await self._conclude(findings, mending, names())
 
-    async def _mend(self, finding: Finding, findings: list[Finding]) -> bool:
-        """Carry out the repair of a finding; return whether that was done, by this or an earlier one."""
+    async def _mend(self, finding: Finding, first: Finding) -> bool:
+        """Carry out the repair of a finding, unless *first* had the same; return whether that was done."""
         repair = finding.repair
         if repair is None:
             return False
-        first = next(other for other in findings if other.repair == repair)
-        if first is not finding:  # several findings can have one repair
+        if first is not finding:
             return True
         try:
             return await self._carry_out(repair)
