@@ -7,13 +7,12 @@ import stat
 import sys
 from dataclasses import replace
 from pathlib import Path
-from typing import Final
 
 import click
 
 from dnpipefs.cli.configuration import PASSWORD_VARIABLE
 from dnpipefs.cli.exits import one_line
-from dnpipefs.cli.options import LOG_NAME, Connection, connection_options, mount_options
+from dnpipefs.cli.options import LOG_NAME, Connection, MountPoint, connection_options, mount_options
 from dnpipefs.cli.suggestions import directories, mountpoints
 from dnpipefs.core.addresses import ListenAddress
 from dnpipefs.errors import SetupError
@@ -21,11 +20,9 @@ from dnpipefs.mount import MountOptions, prepare_mountpoint, run_mount, start_in
 from dnpipefs.mount.background import report_failure, report_ready
 from dnpipefs.mount.mountpoint import FILE_SYSTEM_NAME
 
-_DIRECTORY: Final = click.Path(path_type=Path)
-
 
 @click.command()
-@click.argument("mountpoint", type=_DIRECTORY, shell_complete=directories)
+@click.argument("mountpoint", type=MountPoint(), shell_complete=directories)
 @click.option("-f", "--foreground", is_flag=True, help="Stay until unmounted; log to standard error.")
 @click.option(
     "--source",
@@ -82,7 +79,7 @@ def mount(
 
 
 @click.command()
-@click.argument("mountpoint", type=_DIRECTORY, shell_complete=mountpoints)
+@click.argument("mountpoint", type=MountPoint(), shell_complete=mountpoints)
 def umount(mountpoint: Path) -> None:
     """Unmount the topics. What was written to them is stored."""
     unmount(mountpoint)

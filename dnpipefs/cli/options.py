@@ -53,6 +53,16 @@ _ORIGINS: Final = "dnpipefs.origins"
 _FILE: Final = click.Path(exists=True, dir_okay=False, path_type=Path)
 
 
+class MountPoint(click.ParamType[Path]):
+    """A mount point. click's own type looks at it, and hangs if its daemon is frozen."""
+
+    name = "directory"
+
+    def convert(self, value: object, param: click.Parameter | None, ctx: click.Context | None) -> Path:
+        """Take it as it is."""
+        return Path(str(value))
+
+
 class HandedOver(NamedTuple):
     """What a process has to be started with."""
 

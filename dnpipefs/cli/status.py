@@ -9,7 +9,7 @@ from pathlib import Path
 import click
 
 from dnpipefs.cli.exits import Exit
-from dnpipefs.cli.options import format_option
+from dnpipefs.cli.options import MountPoint, format_option
 from dnpipefs.cli.suggestions import mountpoints
 from dnpipefs.cluster import VERSION
 from dnpipefs.mount import MountStatus, State, mount_status, statuses
@@ -22,7 +22,7 @@ _ADVICE = {
 
 
 @click.command()
-@click.argument("mountpoint", required=False, type=click.Path(path_type=Path), shell_complete=mountpoints)
+@click.argument("mountpoint", required=False, type=MountPoint(), shell_complete=mountpoints)
 @format_option()
 def status(mountpoint: Path | None, *, form: str) -> None:
     """Say how the mounts of this host are, or the one named: session, etcd, whether answers are stale.

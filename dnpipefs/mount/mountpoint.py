@@ -6,6 +6,7 @@ import fcntl
 import os
 import struct
 import subprocess
+import sys
 from pathlib import Path
 from typing import Final
 
@@ -21,7 +22,16 @@ _FLAGS: Final = struct.Struct("@l")
 _GET_FLAGS: Final = 0x80006601 | _FLAGS.size << 16  # FS_IOC_GETFLAGS
 _SET_FLAGS: Final = 0x40006602 | _FLAGS.size << 16  # FS_IOC_SETFLAGS
 _IMMUTABLE: Final = 0x10  # FS_IMMUTABLE_FL
-DEAD: Final = (103, 107)  # ECONNABORTED, ENOTCONN on Linux; errno itself belongs to the adapter
+DEAD: Final = (b"!103", b"!107")  # ECONNABORTED, ENOTCONN on Linux; errno itself belongs to the adapter
+ANSWER_S: Final = 5.0
+"""How long a daemon has to answer."""
+_ASK: Final = """if True:
+    import os, sys
+    try:
+        sys.stdout.buffer.write(os.getxattr(sys.argv[1], sys.argv[2]))
+    except OSError as error:
+        sys.stdout.write(f"!{error.errno}")
+"""
 
 
 def prepare_mountpoint(path: Path, *, guard: bool = False) -> Path:
@@ -125,12 +135,35 @@ def real(path: Path) -> Path:
 
 
 def is_dead(path: Path) -> bool:
-    """Tell whether the daemon of a mount is gone. Waits for one that is frozen."""
+    """Tell whether the daemon of a mount is gone. Raises SetupError for one that does not answer."""
+    said = answer(ask(path, _ASKED))
+    if said is None:
+        raise SetupError(
+            f"the daemon of {path} does not answer: wait for it, or kill -9 it, then do this again"
+        )
+    return said in DEAD
+
+
+def ask(path: Path, attribute: str) -> subprocess.Popen[bytes]:
+    """Ask the daemon of a mount for an attribute; see `answer`.
+
+    Another process asks: who asks a daemon that does not answer hangs in the kernel, even when killed.
+    """
+    command = [sys.executable, "-I", "-S", "-c", _ASK, str(path), attribute]
+    return subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, cwd="/")
+
+
+def answer(child: subprocess.Popen[bytes]) -> bytes | None:
+    """Return what was answered, or `!` and the error's number; None if nothing was within ANSWER_S."""
     try:
-        os.getxattr(path, _ASKED)
-    except OSError as error:
-        return error.errno in DEAD
-    return False
+        said, _ = child.communicate(timeout=ANSWER_S)
+    except subprocess.TimeoutExpired:
+        child.kill()  # takes effect when the daemon answers or ends, so it is not waited for
+        child.returncode = 0
+        assert child.stdout is not None  # noqa: S101 - it is a pipe
+        child.stdout.close()
+        return None
+    return said
 
 
 def _unmount(path: Path, *, lazy: bool) -> None:

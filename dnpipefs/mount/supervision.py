@@ -19,7 +19,7 @@ from typing import Final
 
 import trio
 
-from dnpipefs.mount.status import ANSWER_S
+from dnpipefs.mount.mountpoint import ANSWER_S
 
 logger: Final = logging.getLogger(__name__)
 

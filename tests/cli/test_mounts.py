@@ -4,6 +4,8 @@ import json
 import os
 import select
 import signal
+import subprocess
+import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -11,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from tests.cli.conftest import WITHIN_S, Command
+from tests.cli.conftest import WITHIN_S, Capture, Command
 from tests.support.etcd_process import free_port
 from tests.support.mounts import why_no_mounts
 from tests.support.processes import mounts_below
@@ -163,6 +165,31 @@ def test_status_and_the_return_of_a_dead_mount(dnp: Command, mountpoint: Path) -
     assert (mountpoint / "t").read_bytes() == b"pushed\n"
     print(f"`dnpipefs mount` after a crash: {time.monotonic() - began:.2f} s")
     assert not mount_told(mountpoint)["read_stale"]
+    unmount(dnp, mountpoint)
+
+
+def test_a_frozen_mount_freezes_no_command(
+    dnp: Command, mountpoint: Path, capfdbinary: Capture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    dnp.out("mount", mountpoint)
+    pid = mount_told(mountpoint)["pid"]
+    state = Path(f"/proc/{pid}/stat")
+    os.kill(pid, signal.SIGSTOP)
+    try:
+        eventually(lambda: state.read_text().rpartition(")")[2].split()[0] == "T")
+        silent = subprocess.run(
+            [sys.executable, "-m", "dnpipefs", "status", mountpoint],
+            stdout=subprocess.PIPE,
+            timeout=WITHIN_S,
+            check=False,
+        )
+        assert (silent.returncode, b"it is frozen, or very busy" in silent.stdout) == (1, True)
+        monkeypatch.setattr("dnpipefs.mount.mountpoint.ANSWER_S", 0.5)
+        said = f"the daemon of {mountpoint} does not answer: wait for it, or kill -9 it"
+        assert said in Command([], capfdbinary).fails(1, "umount", mountpoint)
+        assert said in dnp.fails(1, "mount", mountpoint)
+    finally:
+        os.kill(pid, signal.SIGCONT)
     unmount(dnp, mountpoint)
 
 

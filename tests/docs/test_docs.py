@@ -63,8 +63,8 @@ from dnpipefs.log.session import REFUSED_RETRY_S, SESSION_TTL_S
 from dnpipefs.log.staleness import STALE_AFTER_S
 from dnpipefs.log.sweeper import STEP_KEYS
 from dnpipefs.log.views import LINGER_S
+from dnpipefs.mount.mountpoint import ANSWER_S
 from dnpipefs.mount.scrapes import CONNECTIONS
-from dnpipefs.mount.status import ANSWER_S
 from dnpipefs.namespace import ENTRIES_LIMIT
 from dnpipefs.namespace import PATIENCE_S as NAMESPACE_PATIENCE_S
 from dnpipefs.top.follower import KEPT
