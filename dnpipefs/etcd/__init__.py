@@ -5,6 +5,11 @@ different: every call has a deadline, failed writes say whether they may have be
 (`Ambiguous`) or not (`Definite`), and a watch loses nothing when connections, servers or leaders go.
 """
 
+import os
+
+# gRPC looks at it when it is imported, by the modules below. Its failures are exceptions, not lines.
+os.environ.setdefault("GRPC_VERBOSITY", "NONE")
+
 from dnpipefs.etcd.client import DEFAULT_TIMEOUT, Client, open_client
 from dnpipefs.etcd.discovery import Discovery
 from dnpipefs.etcd.endpoint import Tls

@@ -5,7 +5,6 @@ etcd's methods. Does not know that there are other endpoints (`pool.py` does) no
 """
 
 import logging
-import os
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -261,6 +260,5 @@ def open_endpoints(texts: Sequence[str], tls: Tls | None, bridge: Bridge) -> lis
     """
     if not texts:
         raise SetupError("no etcd endpoint given")
-    os.environ.setdefault("GRPC_VERBOSITY", "NONE")  # read with the first channel; failures are exceptions
     addresses = [parse_address(text, tls=tls is not None) for text in dict.fromkeys(texts)]
     return [Endpoint(address, tls, bridge) for address in addresses]
