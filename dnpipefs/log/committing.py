@@ -25,7 +25,7 @@ from dnpipefs.core.names import NO_GENERATION, Revision, SessionId
 from dnpipefs.core.records import Head, encode_time
 from dnpipefs.core.sizes import KnownSizes
 from dnpipefs.core.tails import Tails
-from dnpipefs.errors import DnpError, TopicGone, UnknownOutcome
+from dnpipefs.errors import CorruptData, DnpError, TopicGone, UnknownOutcome
 from dnpipefs.log.clock import Clock
 from dnpipefs.log.failures import TRANSIENT, Backoff, timed_out
 from dnpipefs.log.generation import begin_generation
@@ -243,14 +243,17 @@ class Committer:
             batch.failure = None
         if found[0] is None:
             return await self._settle_lost_session(batches)
-        seen = zip(batches, found[1::3], found[2::3], found[3::3], strict=True)
-        return [
-            batch
-            for batch, epoch, last, writer in seen
-            if self._is_open(batch, _generation(epoch, last), writer)
-        ]
+        still_open = []
+        for batch, epoch, last, writer in zip(batches, found[1::3], found[2::3], found[3::3], strict=True):
+            try:
+                if self._is_open(batch, _generation(epoch, last), writer):
+                    still_open.append(batch)
+            except CorruptData as error:  # of this topic: the others are as well as before
+                self._refuse(batch, error)
+        return still_open
 
     def _is_open(self, batch: Batch, generation: Revision | None, writer: etcd.KeyValue | None) -> bool:
+        """Settle a batch if that can be; tell whether it has to be sent (again). Raises CorruptData."""
         observed = Observed(
             generation,
             fence_rules.decode_writer(writer.key, writer.value) if writer else None,
@@ -326,13 +329,13 @@ class Committer:
         ]
         try:
             responses = (await self._client.transaction((), reads)).responses
-        except etcd.EtcdError as error:
+            own, head_kv, epoch, last = (_first(response) for response in responses)
+            head = Head.decode(head_kv.key, head_kv.value) if head_kv else Head()
+        except (etcd.EtcdError, CorruptData) as error:
             self._fail(batch, UnknownOutcome(f"the session was lost, and what became of the push: {error}"))
             return False
-        own, head_kv, epoch, last = (_first(response) for response in responses)
         # An abandoned batch may have been applied under the same number and even the same key.
         found = own is not None and own.value == batch.value()
-        head = Head.decode(head_kv.key, head_kv.value) if head_kv else Head()
         sealed = head.writers.get(f"{batch.session:x}")
         if sealed is None and own is None and head.forgotten > batch.floor:
             self._fail(batch, UnknownOutcome("the session was lost so long ago that nobody remembers it"))
@@ -395,8 +398,8 @@ class Committer:
         for push in batch.pushes:
             push.committed(revision)
 
-    def _refuse(self, batch: Batch, error: etcd.EtcdError) -> None:
-        """Fail a batch that etcd does not take; an earlier try that went unanswered may be in."""
+    def _refuse(self, batch: Batch, error: DnpError) -> None:
+        """Fail a batch that is not to be had into etcd; an earlier try that went unanswered may be in."""
         if batch.sent_unanswered:
             batch.writer.abandoned = batch.fence.sequence
             self._fail(batch, UnknownOutcome(f"{error}; an earlier try may have been applied, once"))
