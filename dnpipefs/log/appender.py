@@ -29,6 +29,7 @@ from dnpipefs.core.keys import KeySchema
 from dnpipefs.core.names import FileId, Revision, SessionId
 from dnpipefs.core.sizes import KnownSizes
 from dnpipefs.core.tails import Tails
+from dnpipefs.errors import DnpError
 from dnpipefs.log.budget import Budget
 from dnpipefs.log.clock import Clock
 from dnpipefs.log.committing import Committer
@@ -128,7 +129,7 @@ class Appender:
         knows no newer one. `compress`: if the chunk is large and that makes it smaller. `since`, on trio's
         clock: when the call began that this is a part of; None: now.
 
-        Raises TopicGone, TimedOut, OutOfSpace, UnknownOutcome or another ClusterError; only for
+        Raises TopicGone, TimedOut, OutOfSpace, UnknownOutcome or another DnpError; only for
         TimedOut and UnknownOutcome can the chunk be in the log all the same, at most once.
         """
         began = trio.current_time() if since is None else since
@@ -293,7 +294,12 @@ class Appender:
                 waited.observe(called_at - push.deadline)
                 room -= cost
             if pushes:
-                batches.append(self._committer.batch(writer, pushes, session))
+                try:
+                    batches.append(self._committer.batch(writer, pushes, session))
+                except Exception as error:  # a fault of ours in one topic must not take the others along
+                    logger.exception("a commit failed unexpectedly", extra={"topic": writer.topic})
+                    for push in pushes:  # nothing of it was sent
+                        push.failed(DnpError(f"a fault inside dnpipefs: {error!r}"))
             if writer.queue and not pushes:
                 break  # the transaction is full
             self._ready.popleft()

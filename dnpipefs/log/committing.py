@@ -86,11 +86,12 @@ class Committer:
             new = writer.session is None and session == self._forgetful
             writer.session, writer.sequence = session, NOT_REMEMBERED if new else 0
             writer.fence_key = self._keys.writer(writer.topic, session)
-        writer.busy = True
         self._attempts += 1
         fence = Fence(writer.generation, writer.sequence + 1, self._attempts)
         floor = max(self._seen, self._sessions.began)
-        return Batch.of(writer, pushes, session, fence, self._clock.now_ns(), floor)
+        batch = Batch.of(writer, pushes, session, fence, self._clock.now_ns(), floor)
+        writer.busy = True  # not if that has failed: nobody would release it
+        return batch
 
     async def run(self) -> None:
         """Remove what is left of batches that failed, until cancelled."""

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from typing import Final
+from typing import Any, Final
 
 import pytest
 from trio.testing import MockClock
 
+from dnpipefs.core.batch import Chunk
 from dnpipefs.core.names import FileId
 from dnpipefs.errors import CorruptData, DnpError, UnknownOutcome
+from dnpipefs.log.pushes import Batch, Writer
 from tests.log.conftest import Hosts
 from tests.model.hosts import Host
 from tests.model.oracle import Topic
@@ -99,4 +101,30 @@ async def test_a_head_that_does_not_parse_fails_the_pushes_to_its_topic_only(
     await pushes.end()
     assert pushes.fates == {damaged.id: UnknownOutcome, whole.id: None}
     assert (await hosts.shown(whole)).messages == 2
+    hosts.complaints.found.clear()
+
+
+async def test_a_fault_of_ours_in_one_batch_fails_its_pushes_only(
+    hosts: Hosts, mock_clock: MockClock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    host = await hosts.start()
+    first, second = await hosts.topic(), await hosts.topic()
+    make = Batch.of
+
+    def fail_once(writer: Writer, *arguments: Any) -> Batch:
+        if writer.topic == first.id:
+            monkeypatch.undo()
+            raise MemoryError("no room to encode it")
+        return make(writer, *arguments)
+
+    monkeypatch.setattr(Batch, "of", fail_once)
+    pushes = Pushes(hosts, host, first, second)
+    (await pushes.begin()).open()
+    await pushes.end()
+    assert pushes.fates == {first.id: DnpError, second.id: None}
+    born = first.generations[0].began
+    await host.log.append(first.id, Chunk.of_message(b"next\n"), born=born)
+    assert [(await hosts.shown(topic)).messages for topic in (first, second)] == [1, 1]
+    [complaint] = hosts.complaints.found
+    assert "a commit failed unexpectedly" in complaint
     hosts.complaints.found.clear()
