@@ -158,7 +158,8 @@ class Committer:
         for batch in batches:
             for push in batch.pushes:
                 if not push.settled:
-                    batch.writer.abandoned = batch.fence.sequence
+                    # Not the fence's number: it may have been sent under another session since.
+                    batch.writer.abandoned = batch.writer.sequence + 1
                     push.failed(UnknownOutcome("the commit was cut short; it may be in the topic, once"))
 
     def _still_in_time(self, batches: Sequence[Batch], now: float) -> list[Batch]:

@@ -77,3 +77,14 @@ async def test_what_is_cut_short_is_unknown_and_its_number_in_doubt() -> None:
     assert isinstance(push.error, UnknownOutcome)
     assert push.settled
     assert batch.writer.abandoned == batch.fence.sequence
+
+
+async def test_what_is_cut_short_under_another_session_has_its_number_there_in_doubt() -> None:
+    commits = committer(NoSession())
+    appended_before = writer()
+    appended_before.session, appended_before.sequence = SESSION, 4
+    batch = commits.batch(appended_before, [Push(Chunk.of_lines(b"line\n"), OP_TIMEOUT)], SESSION)
+    anew = commits._anew(batch, SessionId(10))
+    commits.abandon([batch])
+    assert (batch.fence.sequence, anew.fence.sequence) == (5, 1)
+    assert batch.writer.abandoned == 1
