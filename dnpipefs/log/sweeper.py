@@ -141,21 +141,25 @@ class Sweeper:
 
     async def _sweep_pending(self) -> None:
         """Remove parts that were put for batches of sessions that are gone, so nobody can commit them."""
-        pending, unreadable = self._keys.all_pending, None
-        for kv in (await self._client.range(pending.start, pending.end, limit=STEP_KEYS)).kvs:
-            try:
-                topic, generation, body = self._keys.parse_pending(kv.key)
-            except CorruptData as error:
-                unreadable = error
-                continue
-            if await self._client.get(self._keys.session(body.session)) is None and await remove_pending(
-                self._client, self._keys, topic, generation, body
-            ):
-                logger.info(
-                    "topic %x: removed what a dead host had not committed", topic, extra={"topic": topic}
-                )
+        unreadable = None
+        alive: dict[SessionId, bool] = {}  # asked once: of one that ends meanwhile the next round knows
+        async with aclosing(self._pages(self._keys.all_pending, STEP_KEYS)) as pages:
+            async for page in pages:
+                for kv in page:
+                    try:
+                        await self._carry_out_pending(kv.key, alive)
+                    except CorruptData as error:
+                        unreadable = error
         if unreadable is not None:
             raise unreadable
+
+    async def _carry_out_pending(self, key: bytes, alive: dict[SessionId, bool]) -> None:
+        topic, generation, body = self._keys.parse_pending(key)
+        session = body.session
+        if session not in alive:
+            alive[session] = await self._client.get(self._keys.session(session)) is not None
+        if not alive[session] and await remove_pending(self._client, self._keys, topic, generation, body):
+            logger.info("topic %x: removed what a dead host had not committed", topic, extra={"topic": topic})
 
     async def sweep(self, topic: FileId) -> None:
         """Remove what is garbage of a topic, if anything is.

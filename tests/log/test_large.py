@@ -135,11 +135,11 @@ async def test_what_a_host_had_put_when_it_died_is_removed(
     hosts.cluster.network.open = True
     await hosts.shown(topic)
     assert (len(hosts.keys(b"pending")), len(hosts.keys(b"body"))) == (1, parts)
-    await other.log.sweeper.sweep_all()
+    await hosts.carry_out(other.log.sweeper.sweep_all)
     await hosts.shown(topic)
     assert len(hosts.keys(b"pending")) == 1, "its session lives: it may still go on"
     await hosts.cluster.store.lease_revoke(session)
-    await other.log.sweeper.sweep_all()
+    await hosts.carry_out(other.log.sweeper.sweep_all)
     for request in late:  # what it had sent before it died
         with suppress(etcd.LeaseNotFound):
             await request.send()
@@ -170,7 +170,7 @@ async def test_a_first_part_that_arrives_late_orders_nothing(hosts: Hosts, mock_
     await hosts.kill(host)
     await hosts.cluster.store.lease_revoke(session)
     await late.send()  # with the session the writer's key is gone
-    await other.log.sweeper.sweep_all()
+    await hosts.carry_out(other.log.sweeper.sweep_all)
     assert (await hosts.shown(topic)).messages == 1
     assert await message_of(other, topic) == NOISE[: 2 * PART_BYTES]
 

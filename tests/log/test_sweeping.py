@@ -82,3 +82,24 @@ async def test_a_key_that_does_not_parse_keeps_nothing_else_from_being_swept(
     left = {kv.key for kv in (await store.get_prefix(keys.prefix)).kvs}
     assert left >= {strange, keys.trash(topics[0].id)}
     assert left.isdisjoint([*ours, *(keys.trash(topic.id) for topic in topics[1:])])
+
+
+async def test_orders_of_the_living_keep_none_of_the_dead_from_being_carried_out(
+    hosts: Hosts, mock_clock: MockClock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As many as are looked at in one step stand before it."""
+    monkeypatch.setattr("dnpipefs.log.sweeper.STEP_KEYS", 3)
+    keys, store = hosts.cluster.keys, hosts.cluster.store
+    host = await hosts.start()
+    living = host.sessions.current()
+    assert living is not None
+    of_the_living = [keys.pending(FileId(1), Revision(1), BodyKey(living, n, Beside(n, 5))) for n in range(7)]
+    body = BodyKey(SessionId(7), 1, Beside(1, 5))
+    of_the_dead = [keys.pending(FileId(2), Revision(1), body), *keys.body_parts(FileId(2), Revision(1), body)]
+    for key in (*of_the_living, *of_the_dead):
+        await store.put(key, b"{}")
+    mock_clock.autojump_threshold = 0
+    await Sweeper(store, keys).sweep_all()
+    pending, bodies = keys.all_pending, keys.bodies(FileId(2))
+    assert [kv.key for kv in (await store.range(pending.start, pending.end)).kvs] == of_the_living
+    assert (await store.range(bodies.start, bodies.end)).kvs == []
