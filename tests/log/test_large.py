@@ -15,6 +15,7 @@ from dnpipefs import etcd
 from dnpipefs.core.keys import PART_BYTES
 from dnpipefs.core.names import Offset
 from dnpipefs.errors import DnpError, OutOfSpace, TimedOut, TopicGone
+from dnpipefs.log.staging import CLEAR_TIMEOUT_S
 from tests.log.conftest import Hosts
 from tests.model.hosts import Host
 from tests.model.oracle import Topic
@@ -245,6 +246,32 @@ async def test_parts_that_could_not_be_removed_are_removed_later(hosts: Hosts, m
     assert shown.messages == 1
     assert hosts.keys(b"pending") == []
     assert len(hosts.keys(b"body")) == 3
+
+
+async def test_parts_are_removed_later_though_nothing_more_is_pushed(
+    hosts: Hosts, mock_clock: MockClock
+) -> None:
+    """By the host that has put them, which lives on: nobody else would while its session does."""
+    host = await hosts.start()
+    topic = await hosts.topic()
+    network, fates = hosts.cluster.network, list[object]()
+    network.open = False
+    push(hosts, host, topic, NOISE[: 3 * PART_BYTES], fates)
+    await let_through(hosts, host)
+    await let_through(hosts, host)
+    for _ in range(60):  # also the first tries of the task that removes them
+        for gate in await hosts.gates():
+            gate.open(Fate.REFUSE)
+        await hosts.pass_time(1.0)
+    assert fates == [TimedOut]
+    await hosts.shown(topic)
+    assert (len(hosts.keys(b"pending")), len(hosts.keys(b"body"))) == (1, 2)
+    network.open = True
+    for gate in await hosts.gates():
+        gate.open(Fate.REFUSE)
+    await hosts.pass_time(2 * CLEAR_TIMEOUT_S, steps=4)
+    await hosts.shown(topic)
+    assert (hosts.keys(b"pending"), hosts.keys(b"body")) == ([], [])
 
 
 class TestFull:
