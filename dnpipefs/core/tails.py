@@ -5,7 +5,8 @@ event                   the topic is due
 ======================  =======================================================================
 appended                IDLE_S after the last one; at once when much has come since the last look
 noticed                 IDLE_S after the last one
-again                   at the time it says, or earlier by the above
+again                   at the time it says, or earlier by the above; whether others were waited for
+                        until then, and whether the tail was heavy, is told with it
 settled                 not any more, unless something was appended since it was taken
 ======================  =======================================================================
 
@@ -42,6 +43,8 @@ class Due(NamedTuple):
     """Nothing has come for IDLE_S, as far as this host knows."""
     heavy: bool = False
     """LOOK_BYTES have come."""
+    waited: bool = False
+    """Others were given the time to seal it."""
 
 
 @dataclass(slots=True)
@@ -51,6 +54,10 @@ class _Tail:
     bytes: int = 0
     taken: bool = False
     """It was returned as idle, and nothing has come since."""
+    waited: bool = False
+    """Since the last look others are given time."""
+    heavy: bool = False
+    """That look was at LOOK_BYTES."""
 
 
 class Tails:
@@ -97,10 +104,14 @@ class Tails:
                 break
             if not tail.taken:
                 due[topic] = Due(topic, idle=True)
-        for found in due.values():
-            tail = self._tails[found.topic]
-            tail.taken, tail.batches, tail.bytes = tail.taken or found.idle, 0, 0
-        return list(due.values())
+        return [self._taken(found) for found in due.values()]
+
+    def _taken(self, due: Due) -> Due:
+        tail = self._tails[due.topic]
+        due = due._replace(heavy=due.heavy or tail.heavy, waited=tail.waited)
+        tail.taken, tail.batches, tail.bytes = tail.taken or due.idle, 0, 0
+        tail.waited = tail.heavy = False
+        return due
 
     def settled(self, topic: FileId) -> None:
         """The tail was found empty, or made so."""
@@ -108,9 +119,11 @@ class Tails:
         if tail is not None and tail.taken and not tail.batches:
             del self._tails[topic]
 
-    def again(self, topic: FileId, at: float) -> None:
-        """Look once more at a time."""
-        if topic in self._tails:
+    def again(self, topic: FileId, at: float, *, waiting: bool = False, heavy: bool = False) -> None:
+        """Look once more at a time; *waiting*: others may seal it until then, and it is *heavy* or not."""
+        tail = self._tails.get(topic)
+        if tail is not None:
+            tail.waited, tail.heavy = waiting, heavy
             heapq.heappush(self._later, (at, topic))
 
     def _touch(self, topic: FileId, now: float) -> _Tail:

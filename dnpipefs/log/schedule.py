@@ -91,8 +91,6 @@ class SealSchedule:
         self._retained: Final = retained
         self._right: dict[FileId, tuple[Revision, Retention]] = {}
         """Topics that the last round has trimmed, with what had changed them last and what was to be kept."""
-        self._waited_for: dict[FileId, bool] = {}
-        """Tails that others were given the time to seal, and whether they are of many bytes."""
         self._left_over: set[tuple[FileId, SessionId, int]] = set()
         """What the last round found: topics with the lowest key of their tail."""
 
@@ -114,40 +112,39 @@ class SealSchedule:
             try:
                 await self._look(due)
             except TopicGone:
-                self._forget(due.topic)
+                self._tails.forget(due.topic)
             except DnpError as error:
                 # Nobody waits for it: what is not sealed is read from the tail.
                 logger.info("topic %x is not sealed yet: %s", due.topic, error, extra={"topic": due.topic})
-                self._tails.again(due.topic, trio.current_time() + FAILED_S)
+                self._look_again(due, FAILED_S, waiting=due.waited)
             except Exception:
                 # A fault of ours in one topic must not take the others along.
                 logger.exception(
                     "topic %x: sealing it failed unexpectedly", due.topic, extra={"topic": due.topic}
                 )
-                self._tails.again(due.topic, trio.current_time() + FAILED_S)
+                self._look_again(due, FAILED_S, waiting=due.waited)
             if due.idle:
                 await trio.sleep(PAUSE_S)
 
     async def _look(self, due: Due) -> None:
         topic = due.topic
         if self._sessions.refused is not None:  # who may only read leaves it to others
-            self._forget(topic)
+            self._tails.forget(topic)
             return
         look = await self._read(topic)
-        waited = topic in self._waited_for
-        heavy = self._waited_for.pop(topic, False) or due.heavy
-        long = heavy or look.batches >= TAIL_BATCHES
+        long = due.heavy or look.batches >= TAIL_BATCHES
         if not look.batches:
             self._tails.settled(topic)
-        elif (waited and (due.idle or long)) or (due.idle and look.newest == self._newest(topic)):
-            await self._sealer.seal(topic, down_to=0 if due.idle or heavy else TAIL_BATCHES // 2)
+        elif (due.waited and (due.idle or long)) or (due.idle and look.newest == self._newest(topic)):
+            await self._sealer.seal(topic, down_to=0 if due.idle or due.heavy else TAIL_BATCHES // 2)
             await self._sealer.trim(topic)
             if due.idle:
                 self._tails.settled(topic)
         elif due.idle or long:
-            self._waited_for[topic] = heavy
-            wait_s = self._stagger_s() + (PATIENCE_S if due.idle else 0)
-            self._tails.again(topic, trio.current_time() + wait_s)
+            self._look_again(due, self._stagger_s() + (PATIENCE_S if due.idle else 0), waiting=True)
+
+    def _look_again(self, due: Due, wait_s: float, *, waiting: bool) -> None:
+        self._tails.again(due.topic, trio.current_time() + wait_s, waiting=waiting, heavy=due.heavy)
 
     async def _read(self, topic: FileId) -> _Look:
         tail = self._keys.tail(topic)
@@ -170,10 +167,6 @@ class SealSchedule:
         """Return this host's own part of STAGGER_S."""
         session = self._sessions.current() or 0
         return session % STAGGER_PARTS / STAGGER_PARTS * STAGGER_S
-
-    def _forget(self, topic: FileId) -> None:
-        self._tails.forget(topic)
-        self._waited_for.pop(topic, None)
 
     async def _every_round(self, work: Callable[[], Awaitable[None]]) -> None:
         while True:

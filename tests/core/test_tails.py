@@ -74,6 +74,29 @@ def test_again_is_at_its_time_and_says_whether_the_topic_is_idle() -> None:
     assert tails.take_due(200.0) == []
 
 
+def test_what_is_waited_for_is_told_once_and_goes_with_its_topic() -> None:
+    """Invariant 2 of tails: nothing is remembered of a topic besides."""
+    tails = Tails(2)
+    tails.appended(ONE, LOOK_BYTES, now=100.0)
+    assert tails.take_due(100.0) == [Due(ONE, idle=False, heavy=True)]
+    tails.again(ONE, 101.0, waiting=True, heavy=True)
+    assert tails.take_due(101.0) == [Due(ONE, idle=False, heavy=True, waited=True)]
+    tails.again(ONE, 102.0)
+    assert tails.take_due(102.0) == [Due(ONE, idle=True)]
+    tails.again(ONE, 110.0, waiting=True, heavy=True)
+    tails.appended(ONE, 1, now=103.0)
+    assert tails.take_due(105.0) == [Due(ONE, idle=True, heavy=True, waited=True)], "though it is earlier"
+    for way_out in ("deleted", "forgotten for others"):
+        tails.again(ONE, 120.0, waiting=True)
+        if way_out == "deleted":
+            tails.forget(ONE)
+        else:
+            tails.noticed(TWO, now=106.0)
+            tails.noticed(FileId(3), now=106.0)
+        tails.appended(ONE, 1, now=106.0)
+        assert tails.take_due(108.0)[-1] == Due(ONE, idle=True)
+
+
 def test_the_topic_touched_longest_ago_goes_first() -> None:
     """Invariant 2 of tails."""
     tails = Tails(3)
