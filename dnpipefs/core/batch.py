@@ -64,7 +64,7 @@ class Boundaries(enum.IntEnum):
 
 @dataclass(frozen=True, slots=True)
 class Batch:
-    """A decoded batch."""
+    """A decoded batch. Its table is read when it is asked for: as numbers it takes eight times as much."""
 
     generation: Revision
     time_ns: int
@@ -73,8 +73,23 @@ class Batch:
     messages: int
     data: bytes
     """The messages' bytes in order, nothing between them."""
-    lengths: tuple[int, ...] | None = None
-    """Bytes of each message, or None where newlines say it."""
+    length_table: bytes | None = None
+    """How many bytes each message has, LEB128 numbers; None where newlines say it."""
+
+    @property
+    def lengths(self) -> tuple[int, ...] | None:
+        """Bytes of each message, or None where newlines say it. Raises CorruptData."""
+        if self.length_table is None:
+            return None
+        lengths, _ = read_lengths(self.length_table, self.messages)
+        if sum(lengths) != len(self.data):
+            raise CorruptData(f"the messages of a batch have {sum(lengths)} bytes, and it {len(self.data)}")
+        return lengths
+
+    @property
+    def held(self) -> int:
+        """Bytes that its data and its table take in memory."""
+        return len(self.data) + len(self.length_table or b"")
 
     def split(self) -> Iterator[bytes]:
         """Yield the messages one by one."""
@@ -214,18 +229,22 @@ def decode(raw: bytes) -> Batch:
     if place != _HERE:
         raise CorruptData("a batch is where only a reference to one belongs")
     generation, time_ns, session, sequence, messages, size = _HEADER.unpack_from(raw, _PREFIX.size)
-    lengths, start = None, 0
+    table = None
     if compression == NONE and boundaries == Boundaries.LINES:  # most batches; copied once
         data = raw[HEADER_BYTES:]
     else:
-        table = messages * _LENGTH_BYTES if boundaries == Boundaries.LENGTHS else 0
-        body = unpack(compression, memoryview(raw)[HEADER_BYTES:], size + table)
+        most = messages * _LENGTH_BYTES if boundaries == Boundaries.LENGTHS else 0
+        body = unpack(compression, memoryview(raw)[HEADER_BYTES:], size + most)
+        start = 0
         if boundaries == Boundaries.LENGTHS:
-            lengths, start = read_lengths(body, messages)
+            start = max(0, len(body) - size)
+            table = bytes(body[:start])
+            if count_numbers(table) != messages:
+                raise CorruptData(f"the table of a batch does not have {messages} numbers")
         data = bytes(body[start:]) if start or not isinstance(body, bytes) else body
-    if len(data) != size or (lengths is not None and sum(lengths) != size):
+    if len(data) != size:
         raise CorruptData(f"a batch says {size} bytes and has {len(data)}")
-    return Batch(Revision(generation), time_ns, SessionId(session), sequence, messages, data, lengths)
+    return Batch(Revision(generation), time_ns, SessionId(session), sequence, messages, data, table)
 
 
 class Reference(NamedTuple):
@@ -253,10 +272,12 @@ def decode_reference(raw: bytes) -> Reference:
 
 
 def verify(batch: Batch) -> None:
-    """Raise CorruptData if the messages of a batch are not as many as it says."""
-    found = count_lines(batch.data) if batch.lengths is None else len(batch.lengths)
+    """Raise CorruptData if the messages of a batch are not as many as it says, or do not fit its data."""
+    table = batch.length_table
+    found = count_lines(batch.data) if table is None else count_numbers(table)
     if found != batch.messages:
         raise CorruptData(f"a batch says {batch.messages} messages and has {found}")
+    _ = batch.lengths  # reading them is the check
 
 
 def peek_time_ns(raw: bytes) -> int:

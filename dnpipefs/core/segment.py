@@ -96,6 +96,11 @@ class Segment:
             return None
         return read_lengths(self.length_table, self.messages)[0]
 
+    @property
+    def held(self) -> int:
+        """Bytes that its data and its tables take in memory."""
+        return len(self.data) + len(self.run_table) + len(self.length_table)
+
     def split(self) -> Iterator[bytes]:
         """Yield the messages one by one."""
         return split(self.data, self.lengths)
@@ -233,4 +238,4 @@ def _boundaries(blocks: Sequence[Block]) -> tuple[Boundaries, bytes]:
 
 
 def _in_lines(block: Block) -> bool:
-    return block.lengths is None if isinstance(block, Batch) else block.boundaries == Boundaries.LINES
+    return block.length_table is None if isinstance(block, Batch) else block.boundaries == Boundaries.LINES

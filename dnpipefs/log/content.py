@@ -31,7 +31,7 @@ from dnpipefs.metrics import CacheUse
 CACHE_LIMIT: Final = 64 << 20
 """Bytes of memory that blocks may take, where nobody says otherwise."""
 ENTRY_OVERHEAD: Final = 600
-"""Bytes a block takes besides its data: objects, its name, its place in the order."""
+"""Bytes a block takes besides its data and tables: objects, its name, its place in the order."""
 FETCH_LIMIT: Final = 8 << 20
 """Bytes asked for in one read of etcd, stored or unpacked, whichever is more; one large batch can be more."""
 FETCHING_LIMIT: Final = 32 << 20
@@ -208,7 +208,7 @@ def decode(entry: Entry, raw: bytes) -> Block:
 
 
 def _size(block: bytes | Block) -> int:
-    return len(block if isinstance(block, bytes) else block.data) + ENTRY_OVERHEAD
+    return (len(block) if isinstance(block, bytes) else block.held) + ENTRY_OVERHEAD
 
 
 def _cost(wanted: _Wanted) -> int:

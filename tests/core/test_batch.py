@@ -102,7 +102,7 @@ def test_round_trip(data: st.DataObject, generation: int, time_ns: int, session:
         sequence,
         len(expected),
         b"".join(part.data for part in parts),
-        batch.lengths,
+        batch.length_table,
     )
     assert peek_time_ns(raw) == time_ns
     assert peek_generation(raw) == generation
@@ -208,7 +208,9 @@ def damaged_at_the_source(size: int, count: int, rest: bytes) -> bytes:
 def test_lengths_that_do_not_fit_are_corrupt(size: int, count: int, rest: bytes) -> None:
     assert list(decode(damaged_at_the_source(3, 2, b"\x01\x02abc")).split()) == [b"a", b"bc"]
     with pytest.raises(CorruptData):
-        decode(damaged_at_the_source(size, count, rest))
+        decode(damaged_at_the_source(size, count, rest)).split()
+    with pytest.raises(CorruptData):
+        verify(decode(damaged_at_the_source(size, count, rest)))
 
 
 def test_a_reference_to_a_large_batch_round_trips() -> None:
