@@ -43,6 +43,8 @@ from dnpipefs.log.snapshot import TopicState, read_topic, view_of
 
 logger: Final = logging.getLogger(__name__)
 
+REQUEST_S: Final = 30.0
+"""How long each request of a step may take: nobody waits for it, and what is given up is begun anew."""
 TRIM_STEP: Final = 40
 """Segments removed in one transaction, so that writers get their turn."""
 SESSIONS_LOOKED_AT: Final = 120
@@ -90,7 +92,7 @@ class Sealer:
         """
         begun: TopicView | None = None
         while True:
-            state = await read_topic(self._client, self._keys, topic)
+            state = await read_topic(self._client, self._keys, topic, timeout=REQUEST_S)
             view = view_of(state)
             begun = begun or view
             if len(view.entries) <= down_to or view.generation != begun.generation:
@@ -139,7 +141,7 @@ class Sealer:
         """
         removed = 0
         while True:
-            state = await read_topic(self._client, self._keys, topic)
+            state = await read_topic(self._client, self._keys, topic, timeout=REQUEST_S)
             view = view_of(state)
             retention = self.policy(topic).retention
             old = plan_trim(view, retention, now_ns=self._clock.now_ns())[:TRIM_STEP]
@@ -158,7 +160,7 @@ class Sealer:
         for session, (first, last) in spans.items():
             part = self._keys.batches_between(topic, session, first, last)
             reads.append(etcd.get(part.start, part.end))
-        result = await self._client.transaction((), reads)
+        result = await self._client.transaction((), reads, timeout=REQUEST_S)
         values = {
             kv.key: kv.value
             for response in result.responses
@@ -278,7 +280,8 @@ class Sealer:
 
     async def _guarded(self, topic: FileId, state: TopicState, operations: Sequence[etcd.Op]) -> bool:
         try:
-            return (await self._client.transaction(self._guards(topic, state), operations)).succeeded
+            guards = self._guards(topic, state)
+            return (await self._client.transaction(guards, operations, timeout=REQUEST_S)).succeeded
         except (etcd.SpaceExceeded, etcd.TooManyRequests):  # to come again at once would make it worse
             raise
         except TRANSIENT as error:

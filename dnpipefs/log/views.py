@@ -45,6 +45,9 @@ logger: Final = logging.getLogger(__name__)
 
 LINGER_S: Final = 5.0
 """How long a view outlives its last user."""
+SNAPSHOT_S: Final = 5.0
+"""How long the first try to read a topic may take. One after a failure may take twice as long, up to the time
+of an operation: a topic with a long index, or tail, is to be had on a slow line, too."""
 
 
 class LiveView:
@@ -185,12 +188,15 @@ class Views:
 
     async def _follow(self, live: LiveView) -> None:
         backoff, log = Backoff(), logging.LoggerAdapter(logger, {"topic": live.topic})
+        patience_s = SNAPSHOT_S
         with live.scope:
             while live.failure is None:
                 try:
                     self.begun += 1
                     number = self.begun
-                    live.view = view_of(await read_topic(self._client, self._keys, live.topic))
+                    live.view = view_of(
+                        await read_topic(self._client, self._keys, live.topic, timeout=patience_s)
+                    )
                     live.snapshot = number
                     if live.view.entries:
                         self._tails.noticed(live.topic, trio.current_time())
@@ -207,6 +213,7 @@ class Views:
                     await backoff.wait()
                 except TRANSIENT as error:
                     log.warning("topic %x: %s; trying again", live.topic, error)
+                    patience_s = max(SNAPSHOT_S, min(2 * patience_s, self._op_timeout))
                     await backoff.wait()
                 except DnpError as error:
                     live.failure = error
