@@ -147,3 +147,39 @@ async def test_the_table_of_writers_stays_small(memory: Hosts, mock_clock: MockC
         head = Head.decode(b"", memory.cluster.oracle.store[memory.cluster.keys.head(topic.id)][1])
         assert len(head.writers) <= KEPT_WRITERS
         assert head.forgotten > Revision(0)
+
+
+async def test_a_table_of_many_living_writers_is_looked_through_by_and_by(
+    hosts: Hosts, mock_clock: MockClock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """More of them live than one step asks for; those that have ended stand behind them, and leave."""
+    monkeypatch.setattr("dnpipefs.log.sealer.SESSIONS_LOOKED_AT", 3)
+    monkeypatch.setattr("dnpipefs.log.sealer.KEPT_WRITERS", 4)
+    hosts.cluster.oracle.kept_writers = WRITERS  # not all at once, as it expects otherwise
+    store, keys = hosts.cluster.store, hosts.cluster.keys
+    topic, host = await hosts.topic(), await hosts.start()
+    tail = Tail(hosts, topic)
+    await tail.gone_sessions()
+    living, ended = range(1, 11), range(11, 16)
+    for session in living:
+        await store.put(keys.session(SessionId(session << 40)), b"{}")
+    for session in (*living, *ended):
+        await tail.append(session, Chunk.of_lines(b"first\n"), 1)
+
+    async def left() -> set[int]:
+        await host.log.sealer.seal(topic.id)
+        await hosts.shown(topic)
+        head = Head.decode(b"", hosts.cluster.oracle.store[keys.head(topic.id)][1])
+        assert head.forgotten or len(head.writers) == len(living) + len(ended)
+        return {int(name, 16) >> 40 for name in head.writers}
+
+    seals = 0
+    while True:
+        seals += 1
+        writers = await left()
+        assert writers >= set(living), "a writer that lives was forgotten"
+        assert seals < 30, "a writer that has ended stays"
+        if writers == set(living):
+            break
+        await tail.append(1, Chunk.of_lines(b"next\n"), 1)
+    assert seals > 1
