@@ -223,6 +223,7 @@ async def _join(settings: Settings, mountpoint: str | None) -> AsyncIterator[Clu
             logger.log(level, "%s: upgrade to %s", fault, RECOMMENDED)
         nursery = await stack.enter_async_context(trio.open_nursery())
         stack.callback(nursery.cancel_scope.cancel)
+        nursery.start_soon(client.end_if_lost)
         if embedded is not None:
             await nursery.start(Upkeep(client, embedded.endpoint, embedded.data_dir, level=level).run)
         keys, clock, op_timeout = KeySchema(settings.prefix), SystemClock(), settings.op_timeout

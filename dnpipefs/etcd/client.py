@@ -81,7 +81,7 @@ class Client(LeaseCalls, MaintenanceCalls):
             count_only=count_only,
             serializable=serializable,
         )
-        response = await self._pool.call(RANGE, request, timeout, once=False)
+        response = await self._pool.call(RANGE, request, timeout, once=False, linear=not serializable)
         return range_result(response, response.header.revision)
 
     async def get(
@@ -94,7 +94,7 @@ class Client(LeaseCalls, MaintenanceCalls):
     ) -> KeyValue | None:
         """Read one key; None when it does not exist."""
         request = pb.RangeRequest(key=key, revision=revision, serializable=serializable)
-        response = await self._pool.call(RANGE, request, timeout, once=False)
+        response = await self._pool.call(RANGE, request, timeout, once=False, linear=not serializable)
         return key_value(response.kvs[0]) if response.kvs else None
 
     async def get_prefix(
@@ -123,7 +123,7 @@ class Client(LeaseCalls, MaintenanceCalls):
     async def put(self, key: bytes, value: bytes, *, lease: int = 0, timeout: float | None = None) -> int:
         """Set `key`; return the revision it was set at."""
         request = pb.PutRequest(key=key, value=value, lease=lease)
-        response = await self._pool.call(PUT, request, timeout, once=True)
+        response = await self._pool.call(PUT, request, timeout, once=True, linear=True)
         return response.header.revision
 
     async def delete(
@@ -136,7 +136,7 @@ class Client(LeaseCalls, MaintenanceCalls):
     ) -> DeleteResult:
         """Delete `key`, or every key of `[key, range_end)`."""
         request = pb.DeleteRangeRequest(key=key, range_end=range_end or b"", prev_kv=prev_kv)
-        response = await self._pool.call(DELETE, request, timeout, once=True)
+        response = await self._pool.call(DELETE, request, timeout, once=True, linear=True)
         return delete_result(response, response.header.revision)
 
     async def transaction(
@@ -153,11 +153,13 @@ class Client(LeaseCalls, MaintenanceCalls):
         """
         request = pb.TxnRequest(compare=compare, success=success, failure=failure)
         once = not all(op.HasField("request_range") for ops in (success, failure) for op in ops)
-        return TransactionResult(await self._pool.call(TXN, request, timeout, once=once))
+        linear = bool(success or failure)  # etcd takes one without any operation for serializable
+        return TransactionResult(await self._pool.call(TXN, request, timeout, once=once, linear=linear))
 
     async def commit(self, transaction: Transaction, *, timeout: float | None = None) -> TransactionResult:
         """Send a transaction that was filled in place; a write, whatever it holds."""
-        return TransactionResult(await self._pool.call(TXN, transaction.message, timeout, once=True))
+        message = transaction.message
+        return TransactionResult(await self._pool.call(TXN, message, timeout, once=True, linear=True))
 
     def watch(self, key: bytes, range_end: bytes | None = None, start_revision: int | None = None) -> Watch:
         """Follow `key`, or `[key, range_end)`, from `start_revision` on (inclusive).
@@ -196,6 +198,12 @@ class Client(LeaseCalls, MaintenanceCalls):
             return (await self.status(endpoint.name)).version
         except PermissionDenied:  # etcd knows the user, and keeps its status for the root role
             return await self.release(endpoint.name)
+
+    async def end_if_lost(self) -> None:
+        """Raise `HistoryLost` once etcd has gone back to an earlier revision."""
+        await self._pool.went_back.wait()
+        assert self._pool.lost is not None  # noqa: S101 - it says why
+        raise self._pool.lost
 
     @property
     def authenticates(self) -> bool:

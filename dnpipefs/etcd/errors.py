@@ -50,6 +50,14 @@ class Compacted(Definite):
         self.compact_revision = compact_revision
 
 
+class HistoryLost(Definite):
+    """Etcd has gone back to an earlier revision: it was restored from a backup, say, or its disk was.
+
+    Whatever this process knows of it is void. Raised by every call from then on; nothing of it was sent, but
+    the call that found out had been answered.
+    """
+
+
 class FutureRevision(Definite):
     """The revision asked for does not exist yet."""
 

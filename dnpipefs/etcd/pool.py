@@ -4,7 +4,9 @@ Owns failover and authentication. The rule that everything above relies on:
 
 * a *read* is repeated, on whichever endpoint answers, until its deadline;
 * a *write* is sent once. It may wait for an endpoint and move between endpoints as long as nothing
-  of it has left this process; from then on a failure that is not a clear no is `Ambiguous`.
+  of it has left this process; from then on a failure that is not a clear no is `Ambiguous`;
+* of answers that are *linearizable* none is older than one that had come before its question. If one is,
+  etcd has lost what it had answered, and no further call is made: `HistoryLost`.
 
 An endpoint whose last call failed is probed (the `Status` method) before it gets the next one, so a
 write does not find out about a dead server; the probe's error says why it is dead.
@@ -13,7 +15,7 @@ write does not find out about a dead server; the probe's error says why it is de
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Final
+from typing import Any, Final, cast
 
 import trio
 
@@ -26,6 +28,7 @@ from dnpipefs.etcd.errors import (
     AuthenticationFailed,
     Definite,
     EtcdError,
+    HistoryLost,
     InvalidRequest,
     SpaceExceeded,
     TokenRejected,
@@ -107,6 +110,11 @@ class Pool:
         self.timeout = timeout
         self.tokens = Tokens(credentials) if credentials is not None else None
         self.calls: Final = Calls()
+        self.newest = 0
+        """The newest revision that an answer was of."""
+        self.lost: HistoryLost | None = None
+        """Why there are no more calls, if etcd has gone back."""
+        self.went_back: Final = trio.Event()
         self._finder = finder
         self._current = 0
         self._selecting = trio.Lock()
@@ -186,21 +194,41 @@ class Pool:
         *,
         once: bool,
         endpoint: Endpoint | None = None,
+        linear: bool = False,
     ) -> Response:
         """Make a call by the rule at the top of this module; `once` says it is a write.
 
         `timeout` is in seconds and covers everything, including the wait for an endpoint. With
-        `endpoint` the call goes there and nowhere else.
+        `endpoint` the call goes there and nowhere else. `linear`: the answer is linearizable, and its header
+        has the store's revision.
         """
-        began = trio.current_time()
+        if self.lost is not None:
+            raise HistoryLost(str(self.lost))
+        began, newest = trio.current_time(), self.newest
         try:
             deadline = began + (self.timeout if timeout is None else timeout)
-            return await self._call(method, request, deadline, once=once, endpoint=endpoint)
+            response = await self._call(method, request, deadline, once=once, endpoint=endpoint)
         except EtcdError as error:
             self.calls.failed[type(error).__name__] += 1
             raise
         finally:
             self.calls.took[method.name].observe(trio.current_time() - began)
+        if linear:
+            self._see(cast(Any, response).header.revision, newest, once=once)
+        return response
+
+    def _see(self, revision: int, newest: int, *, once: bool) -> None:
+        """Take in the revision of an answer, to a call that was made when *newest* was the newest."""
+        if revision >= newest:
+            self.newest = max(self.newest, revision)
+            return
+        self.lost = HistoryLost(
+            f"etcd was at revision {newest} and is at {revision} now, as if restored from a backup: "
+            "what this host knows of it is void; start again what uses it (mounts, programs)"
+        )
+        self.went_back.set()
+        if not once:  # a write is in what etcd is now
+            raise HistoryLost(str(self.lost))
 
     async def _call(
         self,

@@ -18,12 +18,14 @@ from types import TracebackType
 import trio
 
 from dnpipefs.etcd.bridge import Metadata
-from dnpipefs.etcd.endpoint import Endpoint
+from dnpipefs.etcd.endpoint import RANGE, Endpoint
 from dnpipefs.etcd.errors import (
     Ambiguous,
     AuthenticationFailed,
     Compacted,
+    Definite,
     EtcdError,
+    HistoryLost,
     InvalidRequest,
     PermissionDenied,
     TokenRejected,
@@ -48,7 +50,8 @@ class Watch:
 
     Raises `Compacted` when events may be missing (read the state anew; the earliest useful start
     is `compact_revision + 1`), `PermissionDenied` or `AuthenticationFailed` when etcd refuses;
-    everything that came before is delivered first. A lost connection is not an error here.
+    everything that came before is delivered first. A lost connection is not an error here. Of an etcd that
+    has gone back (`HistoryLost`) nothing more comes.
     """
 
     def __init__(self, hub: "WatchHub", key: bytes, range_end: bytes | None, start_revision: int) -> None:
@@ -214,7 +217,10 @@ class WatchHub:
     async def _run(self, scope: trio.CancelScope) -> None:
         try:
             with scope:
-                await self._keep_stream()
+                try:
+                    await self._keep_stream()
+                except HistoryLost:  # whoever keeps the client is told, once: see `Client.end_if_lost`
+                    await trio.sleep_forever()
         except Exception as error:  # a fault of ours as well: every watcher must hear of it
             if not isinstance(error, EtcdError):
                 log.exception("the etcd watch stream broke; every watch of this client ends with the error")
@@ -225,10 +231,13 @@ class WatchHub:
 
     async def _keep_stream(self) -> None:
         renewed = False  # the token, since etcd last accepted one
+        followed = False
         while True:
             endpoint = await self._pool.wait_ready()
             metadata: Metadata = ()
             try:
+                if followed and self._watches:
+                    await self._look_whether_lost(next(iter(self._watches)))
                 if self._pool.tokens is not None:
                     metadata = await self._pool.tokens.get(endpoint, self._pool.timeout)
             except (Ambiguous, Unreachable) as failure:
@@ -237,6 +246,7 @@ class WatchHub:
                 continue
             if not endpoint.healthy:  # left meanwhile
                 continue
+            followed = True
             stream, error = await self._follow(endpoint, metadata)
             log.info("etcd watch stream to %s ended: %s", endpoint.name, error)
             if isinstance(error, TokenRejected):
@@ -251,6 +261,19 @@ class WatchHub:
                 raise error
             if not stream.received:
                 await trio.sleep(RECONNECT_PAUSE)
+
+    async def _look_whether_lost(self, watch: Watch) -> None:
+        """Read a key: watchers that went on where etcd has not come to would miss what is before.
+
+        One that is watched, which the user may read.
+        """
+        request = pb.RangeRequest(key=watch.key, keys_only=True)
+        try:
+            await self._pool.call(RANGE, request, None, once=False, linear=True)
+        except (HistoryLost, Unreachable):
+            raise
+        except Definite as error:  # the watcher will be told, if it is refused as well
+            log.info("etcd is not asked whether it has gone back: %s", error)
 
     async def _follow(self, endpoint: Endpoint, metadata: Metadata) -> tuple[WatchStream, EtcdError]:
         """Keep one stream until it ends; say why it did."""
