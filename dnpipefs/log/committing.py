@@ -241,6 +241,10 @@ class Committer:
             for batch in batches:
                 batch.failure = error
             return list(batches)  # sending them again is always safe
+        except etcd.EtcdError as error:
+            for batch in batches:
+                self._refuse(batch, error)
+            return []
         for batch in batches:
             batch.failure = None
         if found[0] is None:
@@ -330,7 +334,7 @@ class Committer:
             etcd.get(keys.last(topic), keys_only=True),
         ]
         try:
-            responses = (await self._client.transaction((), reads)).responses
+            responses = await self._read_in_time(batch, reads)
             own, head_kv, epoch, last = (_first(response) for response in responses)
             head = Head.decode(head_kv.key, head_kv.value) if head_kv else Head()
         except (etcd.EtcdError, CorruptData) as error:
@@ -364,6 +368,17 @@ class Committer:
                 batch.writer.generation = generation
                 return True
         return False
+
+    async def _read_in_time(self, batch: Batch, reads: Sequence[etcd.Op]) -> Sequence[etcd.OpResult]:
+        """Read what tells of a batch, again and again while its callers wait. Raises EtcdError."""
+        backoff = Backoff()
+        while True:
+            try:
+                return (await self._client.transaction((), reads)).responses
+            except TRANSIENT:
+                if trio.current_time() >= batch.deadline:
+                    raise
+                await backoff.wait()
 
     def _applied(
         self, batches: Sequence[Batch], result: etcd.TransactionResult, sent_at: float, now: float

@@ -2,6 +2,7 @@
 
 from typing import cast
 
+import pytest
 import trio
 import trio.testing
 
@@ -11,9 +12,9 @@ from dnpipefs.core.keys import KeySchema
 from dnpipefs.core.names import FileId, Revision, SessionId
 from dnpipefs.core.sizes import KnownSizes
 from dnpipefs.core.tails import Tails
-from dnpipefs.errors import TimedOut, UnknownOutcome
+from dnpipefs.errors import DnpError, TimedOut, UnknownOutcome
 from dnpipefs.log.clock import SystemClock
-from dnpipefs.log.committing import Committer
+from dnpipefs.log.committing import NOT_REMEMBERED, Committer
 from dnpipefs.log.pushes import Push, Writer
 from dnpipefs.log.session import SessionKeeper
 
@@ -40,9 +41,9 @@ class NoSession:
         raise AssertionError("unreachable")
 
 
-def committer(sessions: NoSession) -> Committer:
+def committer(sessions: NoSession, client: object = None) -> Committer:
     return Committer(
-        cast("etcd.Client", LosesTheSession()),
+        cast("etcd.Client", client or LosesTheSession()),
         KEYS,
         cast("SessionKeeper", sessions),
         SystemClock(),
@@ -67,6 +68,34 @@ async def test_a_push_waits_for_another_session_no_longer_than_its_time(
     assert sessions.lost == SESSION
     assert isinstance(push.error, TimedOut)
     assert trio.current_time() - began < OP_TIMEOUT + 1
+
+
+class MayNotRead:
+    """An etcd whose user has lost the right to read what a commit has to know."""
+
+    async def commit(self, *_: object, **__: object) -> object:
+        raise etcd.Ambiguous("no answer in time")
+
+    async def transaction(self, *_: object, **__: object) -> object:
+        raise etcd.PermissionDenied("permission denied")
+
+
+@pytest.mark.parametrize(("sequence", "told"), [(NOT_REMEMBERED, etcd.PermissionDenied), (4, UnknownOutcome)])
+async def test_what_may_not_be_looked_up_is_told_as_that(
+    sequence: int, told: type[DnpError], autojump_clock: trio.testing.MockClock
+) -> None:
+    """Unless what went before has no answer; either way it is no fault of ours."""
+    commits = committer(NoSession(), MayNotRead())
+    push = Push(Chunk.of_lines(b"line\n"), trio.current_time() + OP_TIMEOUT)
+    remembered = writer()
+    remembered.session, remembered.sequence = SESSION, sequence
+    batch = commits.batch(remembered, [push], SESSION)
+    batch.sent_unanswered = told is UnknownOutcome
+    if batch.sent_unanswered:
+        assert await commits._look_and_settle([batch]) == []
+    else:
+        await commits.commit([batch])
+    assert type(push.error) is told
 
 
 async def test_what_is_cut_short_is_unknown_and_its_number_in_doubt() -> None:

@@ -162,3 +162,34 @@ async def test_a_push_whose_session_is_lost_is_told_that_there_is_no_room_for_an
     await hosts.pass_time(3, steps=6)
     assert failed
     assert failed[0] - began < 3
+
+
+@pytest.mark.parametrize("applied", [False, True])
+async def test_what_became_of_a_push_is_asked_again_when_its_session_is_lost(
+    hosts: Hosts, mock_clock: MockClock, applied: bool
+) -> None:
+    """Etcd has just come back, and goes away once more: there is time left to find out."""
+    host, topic = await hosts.start(), await hosts.topic()
+    await hosts.append(host, topic, b"before\n")
+    told, network = Told(hosts, host, topic), hosts.cluster.network
+    network.open = False
+    host.nursery.start_soon(told.push, "push")
+    [commit] = await hosts.gates("commit")
+    commit.open(Fate.LOSE_ANSWER if applied else Fate.LOSE_REQUEST)
+    await network.settle()
+    session = host.sessions.current()
+    assert session is not None
+    await hosts.cluster.store.lease_revoke(session)
+    await hosts.pass_time(0.1)
+    [again] = await hosts.gates("commit")
+    again.open()  # it is refused
+    [look] = await hosts.gates("read")
+    look.open()  # and the session is gone
+    for _ in range(3):
+        [look] = await hosts.gates("read")
+        look.open(Fate.REFUSE)
+        await network.settle()
+        await hosts.pass_time(1.0)
+    await recovery(hosts)
+    assert told.outcomes == {"push": "ok"}
+    assert (await hosts.shown(topic)).messages == 2
