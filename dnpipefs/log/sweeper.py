@@ -14,7 +14,7 @@ from __future__ import annotations
 import logging
 from collections.abc import AsyncGenerator
 from contextlib import aclosing
-from typing import Final
+from typing import Final, NamedTuple
 
 import trio
 
@@ -27,7 +27,7 @@ from dnpipefs.log.staging import remove_pending
 logger: Final = logging.getLogger(__name__)
 
 STEP_KEYS: Final = 500
-"""Keys removed in one step."""
+"""Keys removed, or orders read, in one step."""
 STEP_VALUES: Final = 50
 """Likewise, of keys with values of up to a megabyte: etcd reads them though it is asked for keys only."""
 STEP_PAUSE_S: Final = 0.01
@@ -36,6 +36,15 @@ ROUND_S: Final = 60.0
 """How often the orders of hosts that died are looked for."""
 LEAVE_S: Final = 30.0
 """How long leaving takes at most for the sake of leftovers without an order."""
+
+
+class _Order(NamedTuple):
+    """To sweep a topic."""
+
+    topic: FileId
+    key: bytes
+    revision: Revision
+    """When it was left; a later one is another order."""
 
 
 class Sweeper:
@@ -76,8 +85,10 @@ class Sweeper:
         """Remove what nobody else would, for want of an order; the rest is for those who stay."""
         try:
             if self._own:
-                orders, _ = await self._orders()
-                self._own -= orders.keys()
+                async with aclosing(self._orders()) as orders:
+                    async for order in orders:
+                        if not isinstance(order, CorruptData):
+                            self._own.discard(order.topic)
                 await self._sweep_own()
         except DnpError as error:
             logger.warning("old keys are swept after the next push to their topics only: %s", error)
@@ -87,31 +98,33 @@ class Sweeper:
 
         Raises CorruptData in the end, if one of them is none, or a topic has a key of which nobody can tell.
         """
-        orders, unreadable = await self._orders()
-        for topic, kv in orders.items():
-            try:
-                await self._sweep_whole(topic)
-            except CorruptData as error:
-                unreadable = error
-                continue
-            # Only if nobody reset the topic again meanwhile: that order is a new one.
-            await self._client.transaction(
-                [etcd.compare_mod_revision(kv.key) == kv.mod_revision], [etcd.delete(kv.key)]
-            )
+        unreadable: CorruptData | None = None
+        async with aclosing(self._orders()) as orders:
+            async for order in orders:
+                if isinstance(order, CorruptData):
+                    unreadable = order
+                    continue
+                try:
+                    await self._sweep_whole(order.topic)
+                except CorruptData as error:
+                    unreadable = error
+                    continue
+                # Only if nobody reset the topic again meanwhile: that order is a new one.
+                done = etcd.compare_mod_revision(order.key) == order.revision
+                await self._client.transaction([done], [etcd.delete(order.key)])
         await self._sweep_own()
         if unreadable is not None:
             raise unreadable
 
-    async def _orders(self) -> tuple[dict[FileId, etcd.KeyValue], CorruptData | None]:
-        """Return the orders by topic, and what is wrong with one that is none."""
-        part, unreadable = self._keys.all_trash, None
-        orders: dict[FileId, etcd.KeyValue] = {}
-        for kv in (await self._client.range(part.start, part.end)).kvs:
-            try:
-                orders[self._keys.parse_trash(kv.key)] = kv
-            except CorruptData as error:
-                unreadable = error
-        return orders, unreadable
+    async def _orders(self) -> AsyncGenerator[_Order | CorruptData, None]:
+        """Yield the orders, and what is wrong with those that are none. There may be many: page by page."""
+        async with aclosing(self._pages(self._keys.all_trash, STEP_KEYS)) as pages:
+            async for page in pages:
+                for kv in page:
+                    try:
+                        yield _Order(self._keys.parse_trash(kv.key), kv.key, Revision(kv.mod_revision))
+                    except CorruptData as error:
+                        yield error
 
     async def _sweep_own(self) -> None:
         failed: dict[FileId, CorruptData] = {}

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 from trio.testing import MockClock
 
@@ -103,3 +105,29 @@ async def test_orders_of_the_living_keep_none_of_the_dead_from_being_carried_out
     pending, bodies = keys.all_pending, keys.bodies(FileId(2))
     assert [kv.key for kv in (await store.range(pending.start, pending.end)).kvs] == of_the_living
     assert (await store.range(bodies.start, bodies.end)).kvs == []
+
+
+async def test_invariant_7_many_orders_are_read_a_page_at_a_time(
+    hosts: Hosts, mock_clock: MockClock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As after the removal of a directory of a million topics by a host that died."""
+    monkeypatch.setattr("dnpipefs.log.sweeper.STEP_KEYS", 3)
+    keys, store = hosts.cluster.keys, hosts.cluster.store
+    for topic in range(1, 11):
+        await store.put(keys.trash(FileId(topic)), b"{}")
+        await store.put(keys.tail(FileId(topic)).start + b"left", b"")
+    largest, read = 0, store.range
+
+    async def noted(*args: Any, **kwargs: Any) -> etcd.RangeResult:
+        nonlocal largest
+        found = await read(*args, **kwargs)
+        largest = max(largest, len(found.kvs))
+        return found
+
+    monkeypatch.setattr(store, "range", noted)
+    mock_clock.autojump_threshold = 0
+    await Sweeper(store, keys).sweep_all()
+    assert largest == 3
+    part = keys.all_trash
+    assert (await read(part.start, part.end)).kvs == []
+    assert (await read(keys.all_tails.start, keys.all_tails.end)).kvs == []
