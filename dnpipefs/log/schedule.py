@@ -172,7 +172,7 @@ class SealSchedule:
         while True:
             await trio.sleep(ROUND_S)
             try:
-                if await self._is_first_session():
+                if await self._is_oldest_session():
                     await work()
             except DnpError as error:  # the next round comes
                 logger.info("a round through all topics broke off: %s", error)
@@ -239,12 +239,16 @@ class SealSchedule:
             start = max(start, result.kvs[-1].key + b"\0")
             await trio.sleep(PAUSE_S)
 
-    async def _is_first_session(self) -> bool:
-        """Tell whether the rounds are this host's: one host's are enough, two do no harm."""
+    async def _is_oldest_session(self) -> bool:
+        """Tell whether the rounds are this host's: one host's are enough, two do no harm.
+
+        Not that of the lowest id: it can be one command after the other, none of which lives for a round.
+        """
         sessions = self._keys.sessions
-        result = await self._client.range(sessions.start, sessions.end, limit=1, keys_only=True)
+        result = await self._client.range(sessions.start, sessions.end, keys_only=True)
+        oldest = min(result.kvs, key=lambda kv: kv.create_revision, default=None)
         own = self._sessions.current()
-        return own is not None and bool(result.kvs) and result.kvs[0].key == self._keys.session(own)
+        return own is not None and oldest is not None and oldest.key == self._keys.session(own)
 
 
 @contextmanager

@@ -9,7 +9,7 @@ import pytest
 from trio.testing import MockClock
 
 from dnpipefs import etcd
-from dnpipefs.core.names import FileId
+from dnpipefs.core.names import FileId, SessionId
 from dnpipefs.core.sealing import Policy, Retention
 from dnpipefs.core.tails import IDLE_S
 from dnpipefs.errors import CorruptData
@@ -98,6 +98,23 @@ async def test_the_first_host_makes_the_rounds_by_itself(hosts: Hosts, mock_cloc
     await hosts.cluster.store.lease_revoke(min(hosts.cluster.sessions()))
     await hosts.start()
     await hosts.pass_time(2 * ROUND_S + 10, steps=40)
+    assert (await hosts.shown(topic)).tail == ()
+
+
+async def test_commands_that_come_and_go_keep_no_host_from_making_the_rounds(
+    hosts: Hosts, mock_clock: MockClock
+) -> None:
+    """Their sessions may have lower ids: which member of etcd has granted them says that, not when."""
+    dead = await hosts.start()
+    topic = await hosts.topic()
+    await hosts.append(dead, topic, b"a\n")
+    await hosts.kill(dead)
+    await hosts.cluster.store.lease_revoke(min(hosts.cluster.sessions()))
+    await hosts.start()
+    for command in range(1, 13):  # there is one at each moment
+        await hosts.cluster.store.put(hosts.cluster.keys.session(SessionId(command)), b"{}")
+        await hosts.cluster.store.delete(hosts.cluster.keys.session(SessionId(command - 1)))
+        await hosts.pass_time(ROUND_S / 5, steps=4)
     assert (await hosts.shown(topic)).tail == ()
 
 
