@@ -191,7 +191,7 @@ class Log:
                 return _stat_of(known)
         async with self._views.using(topic) as live:
             with deadline(self._op_timeout):
-                return _stat_of(await live.wait(lambda view: view.revision >= newest))
+                return _stat_of(await live.catch_up(lambda view: view.revision >= newest))
 
     async def _known_size(self, topic: FileId) -> KnownSize | None:
         """Return a topic's size without following it; None if others change it, too: then follow it."""

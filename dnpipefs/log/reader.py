@@ -86,7 +86,7 @@ class Reader:
         """Return the view once it is what *condition* wants."""
         began = trio.current_time()
         with deadline(self._op_timeout):
-            view = await self._live.wait(condition)
+            view = await self._live.catch_up(condition)
         self._barrier.questions.lag.observe(trio.current_time() - began)
         return view
 

@@ -45,6 +45,8 @@ logger: Final = logging.getLogger(__name__)
 
 LINGER_S: Final = 5.0
 """How long a view outlives its last user."""
+LATE_S: Final = 5.0
+"""How long a watch may be behind what etcd has, while somebody waits, before the topic is read anew."""
 SNAPSHOT_S: Final = 5.0
 """How long the first try to read a topic may take. One after a failure may take twice as long, up to the time
 of an operation: a topic with a long index, or tail, is to be had on a slow line, too."""
@@ -62,6 +64,8 @@ class LiveView:
         """The number of the snapshot that the view began with, see `Views.begun`."""
         self.users = 0
         self.scope = trio.CancelScope()
+        self.watching = trio.CancelScope()
+        """Of the watch; who waits for it in vain ends it."""
         self._changed = trio.lowlevel.ParkingLot()
 
     @property
@@ -84,6 +88,16 @@ class LiveView:
             if self.view is not None and condition(self.view):
                 return self.view
             await self._changed.park()
+
+    async def catch_up(self, condition: Callable[[TopicView], bool]) -> TopicView:
+        """Wait likewise for what etcd has, so that a watch should bring it at once.
+
+        Etcd can lose an event (old releases do) or stop sending some, and then only the next one would tell.
+        """
+        while True:
+            with trio.move_on_after(LATE_S):
+                return await self.wait(condition)
+            self.watching.cancel()
 
 
 class Views:
@@ -202,10 +216,13 @@ class Views:
                         self._tails.noticed(live.topic, trio.current_time())
                     live.wake()
                     backoff = Backoff()
-                    if live.view.ended:
-                        await self._wait_for_news(live.view, live.topic)
-                    else:
-                        await self._watch(live, live.view)
+                    with trio.CancelScope() as live.watching:
+                        if live.view.ended:
+                            await self._wait_for_news(live.view, live.topic)
+                        else:
+                            await self._watch(live, live.view)
+                    if live.watching.cancelled_caught:
+                        log.warning("topic %x: the watch is late; reading the topic anew", live.topic)
                 except etcd.Compacted:
                     log.info("topic %x: the watch was compacted; taking a new snapshot", live.topic)
                 except ViewBroken as broken:
