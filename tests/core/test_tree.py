@@ -18,7 +18,6 @@ from dnpipefs.core.names import ROOT, FileId, Kind, Revision
 from dnpipefs.core.records import Inode, Mark, decode_time
 from dnpipefs.core.tree import (
     ABSENT,
-    DEEPEST_MOVE,
     Entry,
     EntryDeleted,
     EntryPut,
@@ -35,7 +34,6 @@ from dnpipefs.errors import (
     InvalidArgument,
     InvalidName,
     IsADirectory,
-    NameTooLong,
     NotADirectory,
     NotEmpty,
     NotFound,
@@ -522,23 +520,6 @@ def test_two_moves_that_would_make_a_cycle_exclude_each_other(world: World) -> N
     assert not world.store.commit(into_a)
     with pytest.raises(InvalidArgument, match="cannot be moved into itself"):
         PLANNER.rename(world.tree, (ROOT, b"b"), (below_a, b"b"), 7, replace=False)
-
-
-def test_a_directory_is_moved_as_deep_as_can_be_compared(world: World) -> None:
-    """Invariant 2 of tree within what etcd compares in one transaction."""
-    world.make(ROOT, b"moved", Kind.DIRECTORY)
-    world.make(ROOT, b"topic", Kind.TOPIC)
-    parent = ROOT
-    for _ in range(DEEPEST_MOVE):
-        parent = world.make(parent, b"d", Kind.DIRECTORY)
-    world.make(parent, b"old", Kind.DIRECTORY)
-    deepest = PLANNER.rename(world.tree, (ROOT, b"moved"), (parent, b"old"), 7, replace=True)
-    assert deepest is not None
-    assert len(deepest.guards) + len(deepest.must_be_empty) <= ETCD_OPERATIONS
-    below = world.make(parent, b"d", Kind.DIRECTORY)
-    with pytest.raises(NameTooLong, match="below more than 120 others"):
-        PLANNER.rename(world.tree, (ROOT, b"moved"), (below, b"moved"), 7, replace=True)
-    assert PLANNER.rename(world.tree, (ROOT, b"topic"), (below, b"topic"), 7, replace=True) is not None
 
 
 def test_the_root_stays_where_it_is(world: World) -> None:
