@@ -11,6 +11,8 @@ request wakes WAKE_MORE of the parked, so that a burst of requests is taken in f
 scheduler. Only one thread ever reads the descriptor, and between the look and the read nothing
 else runs: what was seen is there to be read.
 
+While `Intake` is full nobody takes another one: what callers write is in memory from there on.
+
 It also shows when the kernel tells of a signal for the caller of a request (FUSE_INTERRUPT). libfuse keeps
 that for itself: a request is taken, and no handler is asked for. `install` takes what to call then. The few
 requests that libfuse refuses itself look the same, such as an ioctl, by which Python's `open` asks whether
@@ -26,6 +28,8 @@ from typing import Any, Final, cast
 
 import pyfuse3
 import trio
+
+from dnpipefs.vfs.intake import Intake
 
 IN_A_ROW: Final = 32
 """Requests taken without yielding before other tasks get their turn."""
@@ -48,8 +52,9 @@ class _NoLock:
 class _LowLevel:
     """trio.lowlevel with a `wait_readable` for the one descriptor that pyfuse3 waits for."""
 
-    def __init__(self, on_silent: Callable[[], None]) -> None:
+    def __init__(self, on_silent: Callable[[], None], intake: Intake) -> None:
         self._on_silent: Final = on_silent
+        self._intake: Final = intake
         self.unclaimed = False
         """A request was taken, and no handler asked for so far."""
         self._poll: Final = select.poll()
@@ -66,10 +71,12 @@ class _LowLevel:
         if self._in_a_row >= IN_A_ROW:
             self._in_a_row = 0
             await trio.lowlevel.checkpoint()
-        while not self._poll.poll(0):
+        while self._intake.full or not self._poll.poll(0):
             if self._closing:
                 raise trio.ClosedResourceError("the mount ends")
-            if self._waiting:
+            if self._intake.full:
+                await self._intake.room()
+            elif self._waiting:
                 await self._parked.park()
             else:
                 await self._wait(fd)
@@ -114,8 +121,8 @@ class _Trio:
 
     Lock = _NoLock
 
-    def __init__(self, on_silent: Callable[[], None]) -> None:
-        self.lowlevel: Final = _LowLevel(on_silent)
+    def __init__(self, on_silent: Callable[[], None], intake: Intake) -> None:
+        self.lowlevel: Final = _LowLevel(on_silent, intake)
 
     def __getattr__(self, name: str) -> Any:
         return getattr(trio, name)
@@ -133,11 +140,14 @@ class _Watched:
         return getattr(self._operations, name)
 
 
-def install(operations: pyfuse3.Operations, on_silent: Callable[[], None]) -> pyfuse3.Operations:
+def install(
+    operations: pyfuse3.Operations, on_silent: Callable[[], None], intake: Intake
+) -> pyfuse3.Operations:
     """Let pyfuse3 wait this way from the next `pyfuse3.init` on, which is to be given what this returns.
 
-    *on_silent* is called, soon after, for each request that asked for no handler.
+    *on_silent* is called, soon after, for each request that asked for no handler. While *intake* is full no
+    request is taken.
     """
-    stand_in = _Trio(on_silent)
+    stand_in = _Trio(on_silent, intake)
     pyfuse3.trio = stand_in  # type: ignore[attr-defined]
     return cast(pyfuse3.Operations, _Watched(operations, stand_in.lowlevel))

@@ -42,7 +42,7 @@ async def serve(
     """
     interrupts = Interrupts()
     adapter = Adapter(files, interrupts)
-    operations = readiness.install(adapter, on_silent=interrupts.hint)
+    operations = readiness.install(adapter, on_silent=interrupts.hint, intake=files.intake)
     pyfuse3.init(operations, mountpoint, {*pyfuse3.default_options, *options})
     try:
         ready()

@@ -33,6 +33,7 @@ from dnpipefs.vfs.control import (
     refuse,
 )
 from dnpipefs.vfs.handles import HELD_LIMIT, OpenTopic, TopicHandle
+from dnpipefs.vfs.intake import Intake
 from dnpipefs.vfs.listings import Listing, Listings
 from dnpipefs.vfs.reports import Here, Reports
 from dnpipefs.vfs.views import (
@@ -80,6 +81,7 @@ class FileSystem:
         self.xattrs: Final = ExtendedAttributes(cluster, self._views)
         self._handles: set[TopicHandle] = set()
         self._held: Final = Budget(HELD_LIMIT)
+        self.intake: Final = Intake()
         self.requests: Final = Requests()
         """What the adapter is asked; it counts."""
         self.exposition: Final = Exposition(cluster, self.requests)
@@ -271,6 +273,7 @@ class FileSystem:
             append=append,
             config_of=self._namespace.config_of,
             room=self._held,
+            intake=self.intake,
             op_timeout=self._cluster.settings.op_timeout,
         )
         self._handles.add(handle)

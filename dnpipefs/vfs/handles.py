@@ -24,6 +24,7 @@ from dnpipefs.log.failures import deadline
 from dnpipefs.log.log import Log
 from dnpipefs.log.reader import Reader
 from dnpipefs.log.views import LiveView
+from dnpipefs.vfs.intake import COUNTED_BYTES, Intake
 
 SPLIT_SIZE: Final = (1 << 20) - 4096
 """A write above this may be one part of a larger write(2): the kernel cuts those into pages of 1 MiB.
@@ -87,6 +88,7 @@ class TopicHandle:
         append: bool,
         config_of: Callable[[FileId, TopicConfig], TopicConfig],
         room: Budget,
+        intake: Intake,
         op_timeout: float,
     ) -> None:
         self.topic: Final = topic
@@ -100,6 +102,7 @@ class TopicHandle:
         self._room: Final = room
         """For what this host's handles hold."""
         self._room_taken = 0
+        self._intake: Final = intake
         self._config_of: Final = config_of
         self._config = config_of(topic, DEFAULTS)
         """The settings that the framer goes by: of a deleted topic its last."""
@@ -155,7 +158,11 @@ class TopicHandle:
             if self._unheard is not None:
                 error, self._unheard = self._unheard, None
                 raise error
-            accepted = await self._write(offset, data, began)
+            if len(data) < COUNTED_BYTES:  # without the detour, which costs as much as framing a line
+                accepted = await self._write(offset, data, began)
+            else:
+                with self._intake.counting(len(data)):
+                    accepted = await self._write(offset, data, began)
         except (MessageTooLarge, TimedOut, UnknownOutcome) as error:
             if may_be_cut:
                 self._unheard = error
@@ -182,7 +189,7 @@ class TopicHandle:
                 self._framer = self._framer.emptied()
             if framed.state.held:
                 with deadline(self._op_timeout, since=began):
-                    await self._take_room(len(framed.state.held))
+                    await self._take_room(len(framed.state.held), len(data))
                     # Nobody looks at the error of the close that will commit this part: take it only
                     # while etcd answers.
                     await self._log.sessions.wait_healthy()
@@ -230,10 +237,12 @@ class TopicHandle:
             if self._reading is not None:
                 self._log.close_reader(self._reading[1])
 
-    async def _take_room(self, held: int) -> None:
+    async def _take_room(self, held: int, size: int) -> None:
         more = held - self._room_taken
         if more > 0:
-            await self._room.take(more)
+            if not self._room.take_nowait(more):
+                with self._intake.not_counting(size):
+                    await self._room.take(more)
             self._room_taken = held
 
     def _give_room_back(self) -> None:

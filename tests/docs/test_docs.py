@@ -71,6 +71,7 @@ from dnpipefs.top.follower import KEPT
 from dnpipefs.top.tables import TOPICS, WIDE
 from dnpipefs.vfs.control import GROUPS_LIMIT
 from dnpipefs.vfs.handles import HELD_LIMIT, SPLIT_SIZE
+from dnpipefs.vfs.intake import WRITES_LIMIT
 from dnpipefs.vfs.listings import BY_NAME, PAGE_FRESH_S, RECENT_LISTINGS, RECENT_S
 from dnpipefs.vfs.reports import RATE_S
 from tests.cluster.faults import FAULTS
@@ -215,6 +216,7 @@ def test_the_commands_of_the_readme_exist() -> None:
             f"{CACHE_LIMIT // MIB} MiB of cached\nbatches and segments, {FETCH_LIMIT // MIB} MiB a fetch",
         ),
         (ARCHITECTURE, f"{FETCHING_LIMIT // MIB} MiB of all fetches"),
+        (ARCHITECTURE, f"{WRITES_LIMIT // MIB} MiB of writes under way"),
         (ARCHITECTURE, f"{HELD_LIMIT // MIB} MiB of unfinished lines"),
         (ARCHITECTURE, f"{MAX_TASKS:,} FUSE requests"),
         (ARCHITECTURE, f"those under way get {STOP_GRACE_S:g} s"),

@@ -11,6 +11,7 @@ import trio
 import trio.testing
 
 from dnpipefs.fuse.readiness import IN_A_ROW, _Trio, install
+from dnpipefs.vfs.intake import COUNTED_BYTES, WRITES_LIMIT, Intake
 
 
 @pytest.fixture
@@ -34,7 +35,8 @@ class Workers:
     def __init__(self, kernel: socket.socket) -> None:
         self.device = _PEERS[kernel.fileno()]
         self.silent = 0
-        self.trio = _Trio(self.count_silent)
+        self.intake = Intake()
+        self.trio = _Trio(self.count_silent, self.intake)
         self.taken: list[int] = []
         self.ended = 0
         self.answer = trio.Event()
@@ -69,6 +71,26 @@ async def test_a_burst_is_taken_by_as_many_tasks_as_there_are(kernel: socket.soc
         kernel.send(b"x")
         await trio.testing.wait_all_tasks_blocked()
         assert workers.taken[-1:] == list(b"x")
+        nursery.cancel_scope.cancel()
+
+
+async def test_no_request_is_taken_beyond_the_limit_of_what_is_written(kernel: socket.socket) -> None:
+    """Invariant 7: callers wait, and go on in time."""
+    workers = Workers(kernel)
+    workers.answer.set()
+    async with trio.open_nursery() as nursery:
+        for _ in range(5):
+            nursery.start_soon(workers.work)
+        with workers.intake.counting(WRITES_LIMIT - COUNTED_BYTES):
+            kernel.send(b"a")
+            await trio.testing.wait_all_tasks_blocked()
+            assert workers.taken == list(b"a")
+            with workers.intake.counting(COUNTED_BYTES):
+                kernel.send(b"bcdefghij")
+                await trio.testing.wait_all_tasks_blocked()
+                assert workers.taken == list(b"a")
+            await trio.testing.wait_all_tasks_blocked()
+            assert workers.taken == list(b"abcdefghij")
         nursery.cancel_scope.cancel()
 
 
@@ -143,7 +165,7 @@ async def test_a_request_that_asks_for_a_handler_is_not(
 ) -> None:
     monkeypatch.setattr(pyfuse3, "trio", trio)  # to be put back
     workers = Workers(kernel)
-    operations = install(pyfuse3.Operations(), workers.count_silent)
+    operations = install(pyfuse3.Operations(), workers.count_silent, workers.intake)
     workers.trio = cast(_Trio, pyfuse3.trio)  # type: ignore[attr-defined]
     async with trio.open_nursery() as nursery:
         nursery.start_soon(workers.work)

@@ -29,6 +29,7 @@ from dnpipefs.fuse import processes, readiness
 from dnpipefs.fuse.interrupts import Interrupts
 from dnpipefs.fuse.polls import Poll
 from dnpipefs.fuse.processes import Opener
+from dnpipefs.vfs.intake import Intake
 from tests.support.mounts import REPOSITORY
 from tests.support.processes import mounts_below
 from tests.support.waiting import eventually
@@ -171,7 +172,7 @@ def main() -> None:
         if settings["hints"]:
             interrupts.hint()
 
-    operations = readiness.install(BlockingOperations(interrupts), hint)
+    operations = readiness.install(BlockingOperations(interrupts), hint, Intake())
     options = {*pyfuse3.default_options} | ({"allow_other"} if os.geteuid() == 0 else set())
     pyfuse3.init(operations, settings["path"], options)
     if settings["uid"]:

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from tests.support.waiting import WITHIN_S, eventually
 
-_FUSE_WAITS = {"request_wait_answer", "__fuse_request_send", "__fuse_simple_request", "fuse_simple_request"}
+FUSE_WAITS = {"request_wait_answer", "__fuse_request_send", "__fuse_simple_request", "fuse_simple_request"}
 _READ = {"x86_64": "0", "aarch64": "63"}
 
 
@@ -85,7 +85,7 @@ def blocked(pid: int) -> list[int]:
     found = []
     for member in family(pid):
         with suppress(OSError):
-            if Path(f"/proc/{member}/wchan").read_text() in _FUSE_WAITS:
+            if Path(f"/proc/{member}/wchan").read_text() in FUSE_WAITS:
                 found.append(member)
     return found
 

@@ -14,6 +14,7 @@ from dnpipefs.errors import MessageTooLarge, OutOfSpace, TimedOut, TopicGone, Un
 from dnpipefs.log.budget import Budget
 from dnpipefs.log.log import Log
 from dnpipefs.vfs.handles import SPLIT_SIZE, OpenTopic, TopicHandle
+from dnpipefs.vfs.intake import Intake
 
 TOPIC = FileId(7)
 PART = 1 << 20  # of a large write(2), as the kernel cuts it
@@ -26,11 +27,15 @@ class FakeLog:
         self.pushed: list[bytes] = []
         self.failures: list[Exception | None] = []
         self.sessions = SimpleNamespace(wait_healthy=self._healthy)
+        self.answers: trio.Event | None = None
+        """Nothing is pushed before; None: at once."""
 
     async def _healthy(self) -> None:
         pass
 
     async def append(self, topic: FileId, chunk: Chunk, **_: Any) -> Revision:
+        if self.answers is not None:
+            await self.answers.wait()
         failure = self.failures.pop(0) if self.failures else None
         if failure is not None:
             raise failure
@@ -69,7 +74,7 @@ def handle(log: FakeLog, settings: Settings, room: Budget) -> TopicHandle:
     return handle_of(log, settings, room)
 
 
-def handle_of(log: FakeLog, settings: Settings, room: Budget) -> TopicHandle:
+def handle_of(log: FakeLog, settings: Settings, room: Budget, intake: Intake | None = None) -> TopicHandle:
     return TopicHandle(
         cast(Log, log),
         TOPIC,
@@ -80,6 +85,7 @@ def handle_of(log: FakeLog, settings: Settings, room: Budget) -> TopicHandle:
         append=True,
         config_of=settings.of,
         room=room,
+        intake=intake or Intake(),
         op_timeout=1.0,
     )
 
@@ -291,25 +297,35 @@ async def test_a_deleted_topic_keeps_its_framing(
         await handle.write(5, b"lost")
 
 
+async def test_writes_count_as_under_way_unless_they_wait_for_others(
+    log: FakeLog, settings: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Invariant 7. What frees the room for unfinished lines is the next write of who holds one."""
+    monkeypatch.setattr("dnpipefs.vfs.intake.WRITES_LIMIT", 10_000)
+    room, intake = Budget(12_000), Intake()
+    one, other, third = (handle_of(log, settings, room, intake) for _ in range(3))
+    log.answers = trio.Event()
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(third.write, 0, b"x" * 9_999 + b"\n")
+        await trio.testing.wait_all_tasks_blocked()
+        assert intake.full
+        log.answers.set()
+        await intake.room()
+    await one.write(0, b"x" * 11_000)
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(other.write, 0, b"y" * 11_000)
+        await trio.testing.wait_all_tasks_blocked()
+        assert not intake.full
+        await one.write(11_000, b"\n")
+    assert not intake.full
+    assert intake._bytes == 0
+
+
 async def test_what_handles_hold_is_limited(log: FakeLog, settings: Settings, autojump_clock: object) -> None:
     """Invariant 7: writers wait until others have finished their lines, or time is up."""
     room = Budget(1000)
 
-    def make() -> TopicHandle:
-        return TopicHandle(
-            cast(Log, log),
-            TOPIC,
-            Revision(1),
-            OpenTopic(),
-            reading=None,
-            write=True,
-            append=True,
-            config_of=settings.of,
-            room=room,
-            op_timeout=1.0,
-        )
-
-    one, other = make(), make()
+    one, other = (handle_of(log, settings, room) for _ in range(2))
     await one.write(0, b"x" * 900)
     with pytest.raises(TimedOut):
         await other.write(0, b"y" * 200)
