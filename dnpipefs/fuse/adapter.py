@@ -303,7 +303,7 @@ class Adapter(pyfuse3.Operations):
     async def setxattr(self, inode: InodeT, name: XAttrNameT, value: bytes, ctx: RequestContext) -> None:
         """Change a setting."""
         with self._files.in_time():
-            await self._files.xattrs.set(self._file(inode), name, value)
+            await self._files.xattrs.set(self._file(inode), name, value, ctx.uid)
 
     @answers
     async def listxattr(self, inode: InodeT, ctx: RequestContext) -> Sequence[XAttrNameT]:
@@ -314,7 +314,7 @@ class Adapter(pyfuse3.Operations):
     async def removexattr(self, inode: InodeT, name: XAttrNameT, ctx: RequestContext) -> None:
         """Take a setting back to its default."""
         with self._files.in_time():
-            await self._files.xattrs.remove(self._file(inode), name)
+            await self._files.xattrs.remove(self._file(inode), name, ctx.uid)
 
     @answers
     async def statfs(self, ctx: RequestContext) -> pyfuse3.StatvfsData:

@@ -42,6 +42,8 @@ SEEK: Final = "seek"
 """Setting it rewinds a group."""
 STATUS: Final = "status"
 """What `dnpipefs status` reads; not among the names of `list`, since it is no property of the directory."""
+OWNERS_ONLY: Final = "dead_letter"
+"""Where the daemon pushes to, if the topic's owner may."""
 _USER: Final = b"user."
 
 
@@ -76,8 +78,11 @@ class ExtendedAttributes:
             return format_id(file).encode()
         return (await self._log.facts(file)).text(own).encode()
 
-    async def set(self, file: FileId, name: bytes, value: bytes) -> None:
-        """Change a setting. Raises NotSupported, and as `Namespace.configure` does."""
+    async def set(self, file: FileId, name: bytes, value: bytes, uid: int) -> None:
+        """Change a setting on behalf of a user.
+
+        Raises NotSupported, NotPermitted, and as `Namespace.configure` does.
+        """
         if not name.startswith(PREFIX):
             raise NotSupported("topics have extended attributes user.dnp.* only")
         if is_control(file):
@@ -85,9 +90,10 @@ class ExtendedAttributes:
         if (view := self._views.get(file)) is not None:
             await self._set_of(view, _own_name(name), value)
             return
+        await self._check_owner(file, _own_name(name), uid)
         await self._namespace.configure(file, {_own_name(name): value.decode(errors="backslashreplace")})
 
-    async def remove(self, file: FileId, name: bytes) -> None:
+    async def remove(self, file: FileId, name: bytes, uid: int) -> None:
         """Take a setting back to its default. Raises NoSuchAttribute, and as `set` does."""
         own = _own_name(name)
         if is_control(file):
@@ -96,7 +102,13 @@ class ExtendedAttributes:
             raise NotPermitted("settings belong to the topic, not to its views")
         if own not in SETTINGS and own not in READ_ONLY:
             raise NoSuchAttribute(f"there is no attribute user.dnp.{own}")
+        await self._check_owner(file, own, uid)
         await self._namespace.configure(file, {own: None})
+
+    async def _check_owner(self, file: FileId, own: str, uid: int) -> None:
+        """Refuse others than its owner what is done with the owner's permissions."""
+        if own == OWNERS_ONLY and uid not in (0, (await self._namespace.entry(file)).inode.uid):
+            raise NotPermitted("dead_letter is for the owner to set: messages go where the owner may push")
 
     async def list(self, file: FileId) -> list[bytes]:
         """Return the names of all there are: settings, whether set or not, and facts."""

@@ -4,6 +4,8 @@ import errno
 import os
 import select
 import stat
+import subprocess
+import sys
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -18,6 +20,7 @@ from tests.support.programs import Programs
 from tests.support.waiting import WITHIN_S, eventually
 
 NOTHING = "EAGAIN"
+NOBODY = 65534
 
 
 def push(topic: Path, *messages: object) -> None:
@@ -264,6 +267,54 @@ def test_dead_letters(topic: Path, here: Path, programs: Programs, onlooker: Onl
         eventually(lambda: (here / "topic.dead").exists() and (here / "topic.dead").read_text()) == "poison\n"
     )
     assert onlooker.leftovers(here / "topic@w") == []
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="needs root, to be somebody else")
+def test_dead_letters_go_only_where_the_topics_owner_may_push(
+    here: Path, programs: Programs, onlooker: Onlooker
+) -> None:
+    """Else whoever owns a topic could push wherever the daemon can."""
+    (here / "closed").mkdir(mode=0o700)
+    for private in (here / "closed" / "topic", here / "private"):
+        private.touch(mode=0o600)
+    for topic, target in (("a", "closed/topic"), ("b", "private"), ("c", "new"), ("d", "open/new")):
+        configure(here / topic, max_deliveries="1", dead_letter=f"{here.name}/{target}")
+        os.chown(here / topic, NOBODY, NOBODY)
+    (here / "open").mkdir()
+    (here / "open").chmod(0o777)
+    here.chmod(0o755)
+    for topic in "abcd":
+        push(here / topic, "poison")
+        programs.run(f"read -r x < {topic}@w; exit 1", 1)
+    with reading(here / "d@w") as reader:
+        eventually(lambda: reader.read() == NOTHING and (here / "open" / "new").exists())
+        assert (here / "open" / "new").read_text() == "poison\n"
+    for topic in "abc":
+        with reading(here / f"{topic}@w") as reader:
+            assert reader.read() == NOTHING, "it is tried again and again"
+            assert onlooker.lag(here / f"{topic}@w") == 1
+    assert (here / "closed" / "topic").read_text() == (here / "private").read_text() == ""
+    assert not (here / "new").exists()
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="needs root, to be somebody else")
+def test_where_dead_letters_go_is_for_the_owner_to_say(here: Path) -> None:
+    configure(here / "topic")
+    (here / "topic").chmod(0o666)
+
+    def says(user: int, what: str) -> bytes:
+        command = [sys.executable, "-c", f"import os; os.{what}"]
+        return subprocess.run(
+            command, cwd=here, user=user, group=user, extra_groups=[], capture_output=True
+        ).stderr
+
+    setting = "'topic', 'user.dnp.dead_letter'"
+    for change in (f"setxattr({setting}, b'x')", f"removexattr({setting})"):
+        assert b"Operation not permitted" in says(NOBODY, change)
+        os.chown(here / "topic", NOBODY, 0)
+        assert says(NOBODY, change) == b""
+        os.chown(here / "topic", 0, 0)
+    assert says(NOBODY, "setxattr('topic', 'user.dnp.batch', b'5')") == b"", "as any who may push"
 
 
 def test_dead_letters_go_where_the_topic_says(
