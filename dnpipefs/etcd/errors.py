@@ -112,6 +112,7 @@ NOT_SENT = "failed to connect to all addresses"
 
 _TLS_SIGNS = ("andshake failed", "Handshake read failed", "SSL_ERROR", "CERTIFICATE_VERIFY", "Hostname Verif")
 _CONNECT = "check that etcd runs and listens there"
+_RESOLVE = "check the host name of the endpoint"
 _TLS = (
     "TLS failed: check that the CA file belongs to this cluster, that neither certificate has expired, "
     "that the host name is in the server's certificate, that the server speaks TLS, and the clock"
@@ -122,7 +123,8 @@ _LATER = "etcd is busy or without a leader; " + _AMBIGUOUS
 TABLE = (
     # Connection errors that gRPC core reports itself, before a request has left.
     Row(StatusCode.UNAVAILABLE, NOT_SENT, Unreachable, _CONNECT),
-    Row(StatusCode.UNAVAILABLE, "DNS resolution failed", Unreachable, "check the host name of the endpoint"),
+    Row(StatusCode.UNAVAILABLE, "DNS resolution failed", Unreachable, _RESOLVE),
+    Row(StatusCode.UNAVAILABLE, "errors resolving", Unreachable, _RESOLVE),  # of a newer gRPC
     # What etcd answers when it can no longer say.
     Row(StatusCode.UNAVAILABLE, "", Ambiguous, _LATER),
     Row(StatusCode.DEADLINE_EXCEEDED, "", Ambiguous, "no answer in time; " + _AMBIGUOUS),

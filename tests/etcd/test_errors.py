@@ -35,6 +35,11 @@ SAID: list[tuple[StatusCode, str, type[EtcdError]]] = [
     (StatusCode.UNAVAILABLE, "DNS resolution failed for nowhere.invalid:2379: NXDOMAIN", Unreachable),
     (
         StatusCode.UNAVAILABLE,
+        "errors resolving nowhere.invalid:2379: [address lookup failed: Domain name not found]",
+        Unreachable,
+    ),
+    (
+        StatusCode.UNAVAILABLE,
         "failed to connect to all addresses; last error: UNKNOWN: ipv4:127.0.0.1:1: Ssl handshake failed "
         "(TSI_PROTOCOL_FAILURE): SSL_ERROR_SSL: error:1000007d:SSL routines:CERTIFICATE_VERIFY_FAILED",
         TlsFailed,
@@ -113,6 +118,7 @@ def test_space_is_known_to_who_does_not_know_etcd() -> None:
 
 
 def test_tls_says_what_to_check() -> None:
-    text = str(classify(StatusCode.UNAVAILABLE, SAID[2][1], "x"))
+    details = next(details for _, details, kind in SAID if kind is TlsFailed)
+    text = str(classify(StatusCode.UNAVAILABLE, details, "x"))
     assert "TLS failed" in text
     assert "expired" in text
