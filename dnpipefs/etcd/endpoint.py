@@ -112,7 +112,7 @@ class Tls:
     key: Path | None = None
 
     def channel_credentials(self) -> grpc.ChannelCredentials:
-        """Read the files; `SetupError` when one is missing or only half of the pair is given."""
+        """Read the files; `SetupError` when one is missing or no PEM, or only half of the pair is given."""
         if (self.cert is None) != (self.key is None):
             raise SetupError("a client certificate and its key go together: give both or neither")
         return grpc.ssl_channel_credentials(_read(self.cacert), _read(self.key), _read(self.cert))
@@ -134,9 +134,12 @@ def _read(path: Path | None) -> bytes | None:
     if path is None:
         return None
     try:
-        return path.read_bytes()
+        content = path.read_bytes()
     except OSError as error:
         raise SetupError(f"cannot read {path}: {error.strerror}") from error
+    if b"-----BEGIN " not in content:  # of which gRPC says that it failed to create a handshaker
+        raise SetupError(f"{path} is no PEM file: a certificate or key begins with -----BEGIN")
+    return content
 
 
 @dataclass(frozen=True, slots=True)

@@ -238,6 +238,10 @@ async def test_files_that_cannot_be_used(tmp_path: Path, authority: Authority) -
     with pytest.raises(SetupError, match="go together"):
         async with open_client(["https://127.0.0.1:1"], tls=Tls(authority.ca, cert=authority.ca)):
             pass
+    (tmp_path / "a.der").write_bytes(b"0\x82\x05")
+    with pytest.raises(SetupError, match=r"a\.der is no PEM file"):
+        async with open_client(["https://127.0.0.1:1"], tls=Tls(tmp_path / "a.der")):
+            pass
 
 
 def test_nothing_of_grpc_goes_to_standard_error(
