@@ -22,6 +22,8 @@ from dnpipefs.core.names import FileId
 
 REMEMBERED_S: Final = 0.5
 """How long at least a name is remembered: many times as long as the kernel may use it."""
+NAMES_LIMIT: Final = 50_000
+"""Names remembered at once, some 10 MB: more than a listing tells of in that time."""
 
 
 class Dentries:
@@ -37,7 +39,7 @@ class Dentries:
         """Note that the kernel is told, *now* (seconds, monotonic), what stands under a name."""
         self._told.pop((parent, name), None)
         self._told[parent, name] = file, now
-        while now - next(iter(self._told.values()))[1] > REMEMBERED_S:
+        while len(self._told) > NAMES_LIMIT or now - next(iter(self._told.values()))[1] > REMEMBERED_S:
             self._told.popitem(last=False)
 
     def forget(self, parent: FileId, name: bytes) -> None:

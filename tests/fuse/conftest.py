@@ -1,11 +1,26 @@
-from collections.abc import Callable, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
+from itertools import count
 
 import pytest
 
+from dnpipefs.cluster import Cluster, Settings, open_cluster
+from tests.etcd.conftest import server, shared_server
 from tests.support.blocking_mount import BlockingMount
+from tests.support.etcd_process import EtcdProcess
 from tests.support.mounts import why_no_mounts
 
+__all__ = ["server", "shared_server"]
+
 MountMaker = Callable[..., BlockingMount]
+_numbers = count()
+
+
+@pytest.fixture
+async def cluster(shared_server: EtcdProcess) -> AsyncIterator[Cluster]:
+    """Join a cluster of the test's own."""
+    settings = Settings(endpoints=(shared_server.endpoint,), prefix=f"/fuse/{next(_numbers)}/")
+    async with open_cluster(settings) as cluster:
+        yield cluster
 
 
 @pytest.fixture(scope="module")

@@ -1,38 +1,24 @@
 """What the kernel removes or replaces is what it was told of, though another host changes names meanwhile."""
 
 import errno
-from collections.abc import AsyncIterator, Awaitable, Callable
-from itertools import count
+from collections.abc import Awaitable, Callable
 from types import SimpleNamespace
 from typing import Any
 
 import pyfuse3
 import pytest
 
-from dnpipefs.cluster import Cluster, Settings, open_cluster
+from dnpipefs.cluster import Cluster
 from dnpipefs.core.names import ROOT, FileId, Kind
 from dnpipefs.fuse.adapter import Adapter
-from dnpipefs.fuse.dentries import REMEMBERED_S, Dentries
+from dnpipefs.fuse.dentries import NAMES_LIMIT, REMEMBERED_S, Dentries
 from dnpipefs.fuse.interrupts import Interrupts
 from dnpipefs.vfs import FileSystem
-from tests.etcd.conftest import server, shared_server
-from tests.support.etcd_process import EtcdProcess
-
-__all__ = ["server", "shared_server"]
 
 CONTEXT: Any = SimpleNamespace(umask=0o022, uid=0, gid=0, pid=1)
 TOP: Any = pyfuse3.ROOT_INODE
 NOT_READ: Any = None
 A, B = FileId(2), FileId(3)
-
-_numbers = count()
-
-
-@pytest.fixture
-async def cluster(shared_server: EtcdProcess) -> AsyncIterator[Cluster]:
-    settings = Settings(endpoints=(shared_server.endpoint,), prefix=f"/dentries/{next(_numbers)}/")
-    async with open_cluster(settings) as cluster:
-        yield cluster
 
 
 @pytest.fixture
@@ -145,3 +131,13 @@ def test_a_move_of_something_else_leaves_no_directory() -> None:
     dentries.tell(A, b"replaced", B, now=0)
     dentries.move((A, b"topic"), (A, b"replaced"))
     assert dentries.find(A, b"replaced") is None
+
+
+def test_only_so_many_names_are_remembered() -> None:
+    """Invariant 7: those told of longest ago are forgotten, and then nobody knows."""
+    told = Dentries()
+    for number in range(NAMES_LIMIT + 10):
+        told.tell(A, b"%d" % number, B, 1.0)
+    assert len(told) == NAMES_LIMIT
+    assert told.find(A, b"9") is None
+    assert told.find(A, b"10") == B

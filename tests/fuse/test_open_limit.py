@@ -1,36 +1,22 @@
 """What any user may open takes no more of the daemon's memory than is set aside for it."""
 
 import errno
-from collections.abc import AsyncIterator, Awaitable, Callable
-from itertools import count
+from collections.abc import Awaitable, Callable
 from types import SimpleNamespace
 from typing import Any
 
 import pyfuse3
 import pytest
 
-from dnpipefs.cluster import Cluster, Settings, open_cluster
+from dnpipefs.cluster import Cluster
 from dnpipefs.fuse import adapter as module
 from dnpipefs.fuse.adapter import OPEN_BYTES, Adapter
 from dnpipefs.fuse.interrupts import Interrupts
 from dnpipefs.vfs import FileSystem
-from tests.etcd.conftest import server, shared_server
-from tests.support.etcd_process import EtcdProcess
-
-__all__ = ["server", "shared_server"]
 
 CONTEXT: Any = SimpleNamespace(umask=0o022, uid=0, gid=0, pid=1)
 TOP: Any = pyfuse3.ROOT_INODE
 OPENS = 4
-
-_numbers = count()
-
-
-@pytest.fixture
-async def cluster(shared_server: EtcdProcess) -> AsyncIterator[Cluster]:
-    settings = Settings(endpoints=(shared_server.endpoint,), prefix=f"/open/{next(_numbers)}/")
-    async with open_cluster(settings) as cluster:
-        yield cluster
 
 
 @pytest.fixture
